@@ -1,0 +1,1 @@
+"""Equivariant imaging for limited-angle tomography."""
