@@ -1,0 +1,113 @@
+r"""The one Fourier convention of the package.
+
+Transforms are real, orthonormal and unshifted, over the last three axes ``(z, y, x)``; a spectrum is
+the half ``kx >= 0``. Frequencies are in cycles per voxel, Nyquist is 0.5. Under autocast, and for
+half-precision input, the transforms run in float32: sixteen bits do not hold a spectrum's range.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_AXES = (-3, -2, -1)
+
+
+def rfftn(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor:
+    """Half spectrum of real volumes, zero-padded at the end of each axis to ``shape`` if given.
+
+    Parameters
+    ----------
+    x
+        Real volumes ``(..., z, y, x)``.
+    shape
+        Lengths to transform at; ``None`` takes those of ``x``.
+
+    Returns
+    -------
+    Tensor
+        Complex ``(..., z, y, x // 2 + 1)``, complex64 or complex128.
+
+    Examples
+    --------
+    >>> x = torch.randn(4, 5, 6, dtype=torch.float64)
+    >>> rfftn(x).shape
+    torch.Size([4, 5, 4])
+    >>> torch.allclose(irfftn(rfftn(x), (4, 5, 6)), x)
+    True
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.fft.rfftn(_at_least_float32(x), s=shape, dim=_AXES, norm="ortho")
+
+
+def irfftn(spectrum: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Real volumes of ``shape`` voxels from their half spectrum; the inverse of :func:`rfftn`."""
+    with torch.autocast(spectrum.device.type, enabled=False):
+        volume: Tensor = torch.fft.irfftn(spectrum, s=shape, dim=_AXES, norm="ortho")
+    return volume
+
+
+def frequencies(
+    shape: tuple[int, int, int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frequencies of the half spectrum, in cycles per voxel.
+
+    Returns
+    -------
+    tuple of Tensor
+        ``kz`` of shape (z, 1, 1), ``ky`` of shape (1, y, 1) and ``kx >= 0`` of shape (1, 1, x // 2 + 1).
+        On an even axis the Nyquist index of z and y carries the value -0.5.
+
+    Examples
+    --------
+    >>> kz, ky, kx = frequencies((4, 5, 6))
+    >>> kz.flatten().tolist(), kx.flatten().tolist()
+    ([0.0, 0.25, -0.5, -0.25], [0.0, 0.16666666666666666, 0.3333333333333333, 0.5])
+    """
+    z, y, x = shape
+    return (
+        torch.fft.fftfreq(z, device=device, dtype=dtype)[:, None, None],
+        torch.fft.fftfreq(y, device=device, dtype=dtype)[None, :, None],
+        torch.fft.rfftfreq(x, device=device, dtype=dtype)[None, None, :],
+    )
+
+
+def mirrored(mask: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """``mask(-k)`` of a full, unshifted spectrum, reversed along ``axes``."""
+    # Index 0 holds k = 0 and stays; index i becomes N - i. A broadcast axis of length 1 is its own mirror.
+    return mask.flip(axes).roll((1,) * len(axes), axes)
+
+
+def full_spectrum(half: Tensor, length_x: int) -> Tensor:
+    """The full spectrum ``(..., z, y, x)`` of an even mask that is given on the half ``kx >= 0``.
+
+    A mask that is constant along x (length 1 there) stays as it is.
+
+    Examples
+    --------
+    >>> full_spectrum(torch.tensor([[[1.0, 2.0, 3.0]]]), 4)
+    tensor([[[1., 2., 3., 2.]]])
+    """
+    if half.shape[-1] == 1:
+        return half
+    rest = mirrored(half[..., 1 : (length_x + 1) // 2], (-3, -2)).flip(-1)
+    return torch.cat((half, rest), dim=-1)
+
+
+def is_even(half: Tensor, length_x: int) -> bool:
+    """Whether a mask on the half spectrum is that of a real operator, ``m(k) = m(-k)``.
+
+    Only the planes that hold their own mirror images can break it: ``kx = 0`` and, on an even axis, Nyquist.
+    """
+    own = [0] if length_x % 2 or half.shape[-1] == 1 else [0, -1]
+    planes = half[..., own]
+    return torch.equal(planes, mirrored(planes, (-3, -2)))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    if not torch.is_floating_point(x):
+        raise TypeError(f"a real floating-point volume is needed, got {x.dtype}: call .float() first")
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,287 @@
+"""Read tilt angles from the files that tomography programs write."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .mrc import FileFormatError, FileFormatWarning, open_regular
+
+# One angle and the number of its line, counted from 1.
+Found = tuple[int, float]
+
+MAX_BYTES = 1 << 26
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
+UNDERSTOOD = (
+    "understood are lists of angles (.tlt .rawtlt .txt), SerialEM (.mdoc), AreTomo (.aln) and RELION "
+    "(.star); or write the angles in degrees, one per line, into a .tlt file"
+)
+
+
+def read_tilts(
+    path: str | Path, *, n_expected: int | None = None, name: str | None = None, sort: bool = True
+) -> tuple[float, ...]:
+    r"""Read the tilt angles of one tilt series.
+
+    The extension says how the file is read, and its content has to agree; nothing is guessed.
+
+    ====================== =================================================================
+    ``.tlt .rawtlt .txt``  one number per line; blank lines and what follows ``#`` are skipped
+    ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section
+    ``.aln``               AreTomo: column ``TILT`` of the kept views, not of ``DarkFrame``
+    ``.star``              RELION: ``rlnTomoYTilt`` (refined), else ``rlnTomoNominalStageTiltAngle``
+    ====================== =================================================================
+
+    Parameters
+    ----------
+    path
+        The file.
+    n_expected
+        Number of images in the stack; a different number of angles is warned of. None does not
+        compare.
+    name
+        Which tilt series of a STAR file: its ``data_`` block or its ``rlnTomoName``. None is for
+        files with one series only.
+    sort
+        True: ascending. False: in the order of the file, which is that of the images.
+
+    Returns
+    -------
+    tuple of float
+        Angles in degrees, duplicates included, fit for :class:`equitomo.TiltGeometry`.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is not one of these, has a line that is no angle, fewer than two different
+        angles, or angles that cannot be degrees of a tilt series. The message names the line.
+    OSError
+        If the file cannot be opened.
+
+    Warns
+    -----
+    FileFormatWarning
+        If a list is not in ascending order (in the other formats that is the normal order of
+        acquisition), angles repeat, all are below 2 degrees, or their number is unexpected.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "series.tlt"
+    >>> _ = path.write_text("-60.0 # first\n-57.5\n60\n")
+    >>> read_tilts(path)
+    (-60.0, -57.5, 60.0)
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise FileFormatError(f"{path}: {_refusal(path)}; {UNDERSTOOD}")
+    found = reader(path, list(enumerate(_text(path).splitlines(), 1)), name)
+    _check_angles(path, found)
+    angles = [angle for _, angle in found]
+    for note in _surprises(angles, n_expected, is_list=reader is _read_list):
+        warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=2)
+    return tuple(sorted(angles) if sort else angles)
+
+
+Lines = list[tuple[int, str]]
+
+
+def _refusal(path: Path) -> str:
+    """Why a file of another kind is refused."""
+    if path.suffix.lower() in (".xf", ".prexf", ".prexg", ".xg"):
+        return "IMOD's transforms hold no tilt angles; give the .tlt file beside it"
+    return f"the extension {path.suffix!r} does not tell a file of tilt angles"
+
+
+def _text(path: Path) -> str:
+    """Text of the file, refused if it is none."""
+    with open_regular(path, "a tilt file") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES or b"\0" in content:
+        raise FileFormatError(f"{path}: not a text file; {UNDERSTOOD}")
+    if not content.strip():
+        raise FileFormatError(f"{path}: the tilt file is empty; {UNDERSTOOD}")
+    return content.decode("utf-8-sig", "replace")
+
+
+def _angle(path: Path, line: int, text: str) -> Found:
+    """One angle, or an error that names the line."""
+    if not NUMBER.fullmatch(text):
+        raise FileFormatError(
+            f"{path}: line {line}: {text!r} is not a tilt angle; expected a number of degrees"
+        )
+    return line, float(text)
+
+
+def _read_list(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """One number per line."""
+    found = []
+    for line, text in lines:
+        columns = text.split("#")[0].split()
+        # Which of several columns is the angle cannot be known: shifts pass for angles too.
+        if len(columns) > 1 and all(NUMBER.fullmatch(column) for column in columns):
+            raise FileFormatError(
+                f"{path}: line {line} has {len(columns)} columns, expected one angle per line; an AreTomo "
+                "table must be named .aln, IMOD's transforms hold no angles: give the .tlt file beside them"
+            )
+        if columns:
+            found.append(_angle(path, line, " ".join(columns)))
+    return found
+
+
+def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """``TiltAngle`` of every ``[ZValue = n]`` section."""
+    found: list[Found] = []
+    section = 0  # line of the section that still lacks its angle
+    inside = False
+    for line, text in [*lines, (len(lines) + 1, "[end]")]:
+        if text.lstrip().startswith("["):
+            if section:
+                raise FileFormatError(
+                    f"{path}: line {section}: this section has no TiltAngle; export the file again"
+                )
+            inside = re.match(r"\s*\[\s*ZValue\s*=", text) is not None
+            section = line if inside else 0
+        elif inside and (value := re.match(r"\s*TiltAngle\s*=\s*(.*?)\s*$", text)):
+            found.append(_angle(path, line, value[1]))
+            section = 0
+    if not found:
+        raise FileFormatError(
+            f"{path}: no [ZValue = n] sections, so not the .mdoc of a tilt series (the .mdoc of one image's "
+            "frames has [FrameSet = 0]); give the .mdoc of the whole series"
+        )
+    return found
+
+
+def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """Column ``TILT`` of the table below ``# SEC ... TILT``, up to the next comment."""
+    found: list[Found] = []
+    columns: list[str] = []
+    for line, text in lines:
+        words = text.lstrip("# ").split()
+        if text.lstrip().startswith("#"):
+            if found:
+                break  # the local alignment follows, which has other columns
+            columns = words if {"SEC", "TILT"} <= set(words) else columns
+        elif words and not columns:
+            break
+        elif words and len(words) != len(columns):
+            raise FileFormatError(
+                f"{path}: line {line} has {len(words)} columns, expected {len(columns)} as in the head"
+            )
+        elif words:
+            found.append(_angle(path, line, words[columns.index("TILT")]))
+    if not found:
+        raise FileFormatError(
+            f"{path}: no table '# SEC ... TILT', so not an alignment of AreTomo; {UNDERSTOOD}"
+        )
+    return found
+
+
+def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """The tilt column of the only series of a STAR file, or of the named one."""
+    series: dict[str, list[Found]] = {}
+    linked = False
+    for block, columns, rows in _star_tables(path, lines):
+        linked |= "_rlnTomoTiltSeriesStarFile" in columns
+        tilt = next((column for column in TILT_COLUMNS if column in columns), None)
+        if tilt is None:
+            continue
+        for line, row in rows:
+            key = row[columns.index("_rlnTomoName")] if "_rlnTomoName" in columns else block
+            series.setdefault(key, []).append(_angle(path, line, row[columns.index(tilt)]))
+    if not series:
+        hint = (
+            "give the file of one series, named in its column rlnTomoTiltSeriesStarFile"
+            if linked
+            else UNDERSTOOD
+        )
+        raise FileFormatError(f"{path}: no table with one of the columns {', '.join(TILT_COLUMNS)}; {hint}")
+    if name is None and len(series) > 1:
+        raise FileFormatError(
+            f"{path}: holds {len(series)} tilt series; choose with name= one of {_some(series)}"
+        )
+    if name is not None and name not in series:
+        raise FileFormatError(f"{path}: no tilt series {name!r}; name= must be one of {_some(series)}")
+    return series[name or next(iter(series))]
+
+
+def _some(series: dict[str, list[Found]]) -> str:
+    """A few names, for messages."""
+    names = list(series)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list[tuple[int, list[str]]]]]:
+    """Name, columns and rows of every ``loop_`` of a STAR file."""
+    block, columns, rows = "", list[str](), list[tuple[int, list[str]]]()
+    state = "pairs"  # then "head" below loop_, then "rows"
+    for line, text in [*lines, (len(lines) + 1, "data_")]:
+        # A comment is a word that begins with #; column heads end in one, "#3".
+        words = re.findall(r"\"[^\"]*\"|'[^']*'|#.*|\S+", text)
+        words = [word.strip("\"'") for word in words if not word.startswith("#")]
+        first = words[0] if words else ""
+        if first.startswith("data_") or first == "loop_":
+            if rows:
+                yield block, columns, rows
+            block = first[5:] if first.startswith("data_") else block
+            state, columns, rows = ("head" if first == "loop_" else "pairs"), [], []
+        elif state == "head" and first.startswith("_"):
+            columns.append(first)
+        elif words and state != "pairs":
+            if len(words) != len(columns):
+                raise FileFormatError(
+                    f"{path}: line {line} has {len(words)} values, the table has {len(columns)} columns"
+                )
+            state = "rows"
+            rows.append((line, words))
+        elif words and not first.startswith("_"):
+            raise FileFormatError(
+                f"{path}: line {line}: expected data_, loop_ or a label, so not a STAR file"
+            )
+
+
+def _check_angles(path: Path, found: list[Found]) -> None:
+    """Refuse what cannot be the tilts of a series."""
+    for line, angle in found:
+        if abs(angle) > 90:
+            raise FileFormatError(
+                f"{path}: line {line}: {angle:g} is not a tilt between -90 and 90 degrees; radians or "
+                "degrees? Or another column?"
+            )
+    angles = [angle for _, angle in found]
+    if len(set(angles)) < 2:
+        raise FileFormatError(
+            f"{path}: {len(set(angles))} different tilt angle(s), expected those of a tilt series, "
+            "one per image"
+        )
+    if max(angles) - min(angles) >= 180:
+        raise FileFormatError(
+            f"{path}: the tilts span {max(angles) - min(angles):g} degrees, expected less than 180; "
+            "radians or degrees? Leave out the views that are not needed"
+        )
+
+
+def _surprises(angles: list[float], n_expected: int | None, *, is_list: bool) -> Iterator[str]:
+    """What is worth a warning."""
+    if is_list and angles != sorted(angles):
+        yield "the angles are not in ascending order; make sure that the order is that of the images"
+    repeated = [angle for angle, count in Counter(angles).items() if count > 1]
+    if repeated:
+        yield f"angles repeat ({', '.join(f'{angle:g}' for angle in repeated[:5])}); are two series mixed?"
+    if max(map(abs, angles)) < 2:
+        yield "all angles are below 2 degrees; are they radians? Degrees are expected"
+    if n_expected is not None and len(angles) != n_expected:
+        yield f"has {len(angles)} angles, but the stack has {n_expected} images; excluded views?"
+
+
+_READERS: dict[str, Callable[[Path, Lines, str | None], list[Found]]] = {
+    ".tlt": _read_list,
+    ".rawtlt": _read_list,
+    ".txt": _read_list,
+    ".mdoc": _read_mdoc,
+    ".aln": _read_aln,
+    ".star": _read_star,
+}

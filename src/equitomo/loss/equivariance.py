@@ -1,0 +1,144 @@
+"""Equivariant imaging, compared only where the turned measurement looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepinv.loss import Loss
+from deepinv.physics import Physics
+from deepinv.transform import Transform
+from torch import Tensor, nn
+
+from equitomo._checks import require_volumes
+from equitomo.loss._window import check_margin, mean_square
+from equitomo.transform import CubeRotationGroup
+
+_Move = Callable[[Tensor], Tensor]
+
+
+class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
+    r"""Ask a reconstruction to survive being turned and measured again.
+
+    .. math:: \mathcal{L}_{\text{equi}} = \tfrac12 \sum_v \mathbb{E}_g
+        \lVert A_g \{ f(A R_g f(y_v)) - R_g f(y_{\bar v}) \} \rVert^2, \qquad A_g = R_g A R_g^{-1}
+
+    Equation (5) of :cite:t:`kishore2026icecream`: :math:`A_g` keeps the part of the turned reconstruction
+    that was measured. As :math:`R_g` permutes voxels, :math:`\lVert A_g u\rVert = \lVert A R_g^{-1} u\rVert`
+    and no turned mask is needed,
+
+    .. math:: \lVert A \{ R_g^{-1} f(A R_g f(y_v)) - f(y_{\bar v}) \} \rVert^2 ,
+
+    one call of the network for all views and one transform of a difference. The norm is the mean over
+    voxels, so with two views the value is the mean over all.
+
+    Parameters
+    ----------
+    transform
+        The transformations to draw from: any deepinv transform with an inverse. A
+        :class:`~equitomo.transform.CubeRotationGroup` gives every sample its own element, as the reference
+        program does; others give the whole batch the same. ``n_trans`` draws are averaged.
+    weight
+        Factor of the loss; 2 is the paper's.
+    masked
+        ``False`` compares all of Fourier space, :math:`\lVert f(A R_g f(y_v)) - R_g f(y_{\bar v})\rVert^2`: with
+        one view the original loss of :cite:t:`chen2021equivariant`.
+    margin
+        Voxels left out at every face; see :class:`~equitomo.loss.Noise2NoiseLoss`.
+    stop_gradient
+        Treat the target :math:`f(y_{\bar v})` as data, without a gradient through it. The paper's loss has one.
+
+    Raises
+    ------
+    ValueError
+        If the margin leaves nothing, or an element does not fit the shape.
+
+    Examples
+    --------
+    >>> from equitomo.models import TwoViewReconstructor
+    >>> from equitomo.physics import MissingWedgeOperator
+    >>> physics = MissingWedgeOperator((16, 16, 16), (-60.0, 60.0))
+    >>> model = TwoViewReconstructor(torch.nn.Identity())
+    >>> y = physics.A(torch.randn(3, 2, 16, 16, 16))
+    >>> loss = MaskedEquivarianceLoss(CubeRotationGroup.moving(physics))
+    >>> loss(x_net=model(y, physics), y=y, physics=physics, model=model).shape
+    torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        weight: float = 2.0,
+        masked: bool = True,
+        *,
+        margin: int = 0,
+        stop_gradient: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.weight = weight
+        self.masked = masked
+        self.margin = check_margin(margin)
+        self.stop_gradient = stop_gradient
+
+    def forward(
+        self,
+        x_net: Tensor,
+        y: Tensor,
+        physics: Physics,
+        model: nn.Module,
+        elements: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One value per sample.
+
+        Parameters
+        ----------
+        x_net
+            Reconstruction of each view, ``(batch, views, z, y, x)``; it is not computed again.
+        y
+            Not used: the reconstructions stand for the measurements.
+        physics
+            The measurement operator :math:`A`.
+        model
+            The reconstructor, called as ``model(y, physics)``.
+        elements
+            The element for each sample, integers of shape (batch,); ``None`` draws them.
+        """
+        require_volumes(x_net, "x_net")
+        target = x_net.flip(1)
+        if self.stop_gradient:
+            target = target.detach()
+        values = [
+            self._compare(forth, back, x_net, target, physics, model)
+            for forth, back in self._moves(x_net, elements)
+        ]
+        return self.weight * torch.stack(values).mean(0)
+
+    def _compare(
+        self, forth: _Move, back: _Move, x_net: Tensor, target: Tensor, physics: Physics, model: nn.Module
+    ) -> Tensor:
+        again = model(physics.A(forth(x_net)), physics)
+        residual = back(again) - target
+        return mean_square(physics.A(residual) if self.masked else residual, self.margin)
+
+    def _moves(self, x: Tensor, elements: Tensor | None) -> list[tuple[_Move, _Move]]:
+        """Pairs of a drawn transformation and its inverse, one for each of ``n_trans``."""
+        transform = self.transform
+        if not isinstance(transform, CubeRotationGroup):
+            params = transform.get_params(x)
+            # One at a time, so that an operator with a mask per sample still fits the batch.
+            drawn = [params] if transform.n_trans == 1 else transform.iterate_params(params)
+            return [_deepinv_pair(transform, each) for each in drawn]
+        if elements is not None:
+            return [_element_pair(transform, elements)]
+        return [_element_pair(transform, transform.draw(len(x))) for _ in range(transform.n_trans)]
+
+
+def _deepinv_pair(transform: Transform, params: dict[str, Any]) -> tuple[_Move, _Move]:
+    return lambda u: transform.transform(u, **params), lambda u: transform.inverse(u, **params)
+
+
+def _element_pair(group: CubeRotationGroup, elements: Tensor) -> tuple[_Move, _Move]:
+    return lambda u: group.apply(u, elements), lambda u: group.apply(u, elements, inverse=True)
