@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -238,9 +239,10 @@ REFUSED = [
     (1, content()[:-1], r"truncated: the header asks for 1504 bytes, found 1503"),
     (1, content()[:1025], r"truncated: the header asks for 1504 bytes, found 1025"),
     (1, gzip.compress(content()[:-1]), r"truncated: the header asks for 1504 bytes, found 1503"),
+    (1, gzip.compress(content()[:300]), r"gzip file holds no MRC header"),
     (1, compressed()[:-9], r"gzip file is damaged"),
     (2, old_style()[:-4], r"no MAP mark at byte 208, and its 1500 bytes are not"),
-    (2, gzip.compress(old_style()), r"no MAP mark .* unpack the file first"),
+    (2, gzip.compress(old_style()), r"no MRC header with a machine stamp.* unpack it first"),
     (3, content(machst=(0, 0, 0, 0)) + b"more", r"unknown machine stamp 00 00 00 00"),
     (5, content(mode=7), r"mode 7: unknown\. Modes 0, 1, 2, 6 and 12"),
     (9, content(mode=3), r"mode 3: complex numbers"),
@@ -424,6 +426,22 @@ def test_another_shape_keeps_the_voxel_size(tmp_path):
     before = read_volume(put(tmp_path, content()))
     after = read_volume(write_volume(tmp_path / "out.mrc", np.zeros((8, 9, 10)), like=before))
     assert after.voxel_size == before.voxel_size
+    assert int(after.header.record["mx"]) == 10
+
+
+def test_the_extended_header_may_be_left_out(tmp_path):
+    raw = header(nsymbt=8, exttyp=b"SERI") + b"whatever" + values("f4").tobytes()
+    before = read_volume(put(tmp_path, raw))
+    bare = replace(before, header=replace(before.header, extended=b""))
+    path = write_volume(tmp_path / "out.mrc", before.data, like=bare)
+    assert_valid(path)
+    np.testing.assert_array_equal(read_volume(path).data, before.data)
+
+
+def test_unset_cell_angles_become_right_angles(tmp_path):
+    before = read_volume(put(tmp_path, content(cellb=(0, 0, 0))))
+    after = read_volume(write_volume(tmp_path / "out.mrc", before.data, like=before))
+    assert after.header.record["cellb"].item() == (90, 90, 90)
 
 
 def test_a_given_voxel_size_goes_before_the_one_of_like(tmp_path):
@@ -508,6 +526,13 @@ def test_infinities_that_were_there_before_may_be_written_as_float16(tmp_path):
     data[0, 0, 0] = np.inf
     path = write_volume(tmp_path / "out.mrc", data, voxel_size=1, dtype="float16")
     assert np.isinf(read_volume(path).data[0, 0, 0])
+
+
+def test_an_existing_target_is_noticed_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "out.mrc").symlink_to("nowhere")
+    monkeypatch.setattr(os, "open", pytest.fail)
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_volume(tmp_path / "out.mrc", values("f4"))
 
 
 def test_a_folder_without_permission_says_so(tmp_path, monkeypatch):

@@ -1,1 +1,60 @@
-"""Equivariant imaging for limited-angle tomography."""
+"""Equivariant imaging for limited-angle tomography: building blocks for deepinv, and ICECREAM made of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from equitomo.datasets import IntensityScale, SubtomogramDataset, TomogramPair, specimen_mask
+    from equitomo.geometry import TiltGeometry, wedge_mask
+    from equitomo.inference import TiledPredictor
+    from equitomo.io import Volume, read_tilts, read_volume, write_volume
+    from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
+    from equitomo.metrics import fourier_shell_correlation
+    from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
+    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+    from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
+    from equitomo.transform import CubeRotationGroup
+
+# Where each public name lives. They are imported when first used: the command line answers --help and
+# checks its arguments without waiting for torch.
+_HOMES = {
+    "CubeRotationGroup": "transform",
+    "IcecreamTrainer": "training",
+    "IntensityScale": "datasets",
+    "MaskedEquivarianceLoss": "loss",
+    "MissingWedgeOperator": "physics",
+    "Noise2NoiseLoss": "loss",
+    "PaddedMissingWedgeOperator": "physics",
+    "ScaleEquivariantUNet3D": "models",
+    "SubtomogramDataset": "datasets",
+    "TiledPredictor": "inference",
+    "TiltGeometry": "geometry",
+    "TomogramPair": "datasets",
+    "TrainingConfig": "training",
+    "TwoViewReconstructor": "models",
+    "Volume": "io",
+    "fourier_shell_correlation": "metrics",
+    "load_icecream_checkpoint": "models",
+    "load_network": "training",
+    "read_tilts": "io",
+    "read_volume": "io",
+    "specimen_mask": "datasets",
+    "wedge_mask": "geometry",
+    "write_volume": "io",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__version__ = version("equitomo")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -52,9 +52,9 @@ class FourierShellCorrelation:
 
         Examples
         --------
-        >>> frequency, correlation = torch.tensor([0.1, 0.3, 0.5]), torch.tensor([1.0, 0.8, 0.2])
-        >>> round(FourierShellCorrelation(frequency, correlation, torch.ones(3), 10.0).resolution(0.5), 2)
-        25.0
+        >>> frequency, correlation = torch.tensor([0.1, 0.3, 0.5]), torch.tensor([1.0, 0.8, 0.0])
+        >>> round(FourierShellCorrelation(frequency, correlation, torch.ones(3), 10.0).resolution(0.6), 2)
+        28.57
         """
         valid = self.correlation.isfinite()
         frequency, correlation = self.frequency[valid].tolist(), self.correlation[valid].tolist()
@@ -118,9 +118,7 @@ def fourier_shell_correlation(
     shape, spectra = _spectra(first, second)
     n = min(shape) // 2 if n_shells is None else n_shells
     if n < 1:
-        raise ValueError(
-            f"no shell: every side needs 2 voxels and n_shells must be positive, got {shape}, {n_shells}"
-        )
+        raise ValueError(f"n_shells must be positive and sides at least 2, got {n_shells} and {shape}")
     ball = _ball(shape, spectra[0].device)
     weight = _multiplicity(shape, ball if mask is None else ball & (mask.to(ball.device) != 0))
     shell = (2 * n * _radius(shape, ball.device)).round().long().where(ball, 0).flatten()
@@ -147,7 +145,7 @@ def conical_fsc(
 ) -> dict[str, FourierShellCorrelation]:
     """Fourier shell correlation in double cones about the three axes (:cite:t:`diebolder2012conical`).
 
-    Resolution depends on direction: the cone about z lies in the missing wedge.
+    The cone about z lies in the missing wedge.
 
     Parameters
     ----------
@@ -184,12 +182,8 @@ def fourier_correlation(first: Volume, second: Volume, mask: Tensor | None = Non
         Volumes ``(z, y, x)`` of the same shape.
     mask
         The region, as in :func:`fourier_shell_correlation` but taken whole, with any corners and zero
-        frequency in it; ``None`` for the Nyquist ball without zero frequency.
-
-    Returns
-    -------
-    float
-        From -1 to 1; NaN if the region is empty or a volume has nothing in it.
+        frequency in it; ``None`` for the Nyquist ball without zero frequency. NaN comes of an empty region
+        and of a volume with nothing in it.
 
     Examples
     --------
@@ -216,6 +210,8 @@ def region_masks(
     shape: Sequence[int], geometry: TiltGeometry | tuple[float, float], *, device: Device = None
 ) -> FourierRegions:
     """The regions that scores are given for; what lies between the outermost tilts counts as measured.
+
+    The masks are on ``device``, torch's default for ``None``.
 
     Examples
     --------
@@ -248,7 +244,7 @@ def wedge_energy_fraction(volume: Volume, geometry: TiltGeometry | tuple[float, 
     >>> bool(abs(energy.relative - 1) < 0.1)  # white noise is everywhere alike
     True
     """
-    shape, (spectrum, _) = _spectra(volume, volume)
+    spectrum, shape = _spectrum(volume), spatial_shape(volume.shape)
     regions = region_masks(shape, geometry, device=spectrum.device)
     ball, wedge = _multiplicity(shape, regions.overall), _multiplicity(shape, regions.wedge)
     power = spectrum.abs() ** 2
@@ -278,13 +274,17 @@ def cosine_taper(shape: Sequence[int], width: int = 8) -> Tensor:
 
 def _spectra(first: Volume, second: Volume) -> tuple[Shape, tuple[Tensor, Tensor]]:
     """The common shape of two volumes and their half spectra."""
-    if first.ndim != 3 or first.shape != second.shape:
-        raise ValueError(f"needs two volumes (z, y, x) of one shape, got {first.shape} and {second.shape}")
-    # A read-only memory map is copied: torch would warn that it could be written to.
-    one, other = (
-        volume if isinstance(volume, Tensor) else torch.tensor(volume) for volume in (first, second)
-    )
-    return spatial_shape(first.shape), (rfftn(one), rfftn(other))
+    if first.shape != second.shape:
+        raise ValueError(f"two volumes of the same shape are needed, got {first.shape} and {second.shape}")
+    spectra = _spectrum(first), _spectrum(second)
+    return spatial_shape(first.shape), spectra
+
+
+def _spectrum(volume: Volume) -> Tensor:
+    if volume.ndim != 3:
+        raise ValueError(f"a volume must be (z, y, x), got shape {tuple(volume.shape)}")
+    # An array is copied: of a read-only memory map torch would warn that it could be written to.
+    return rfftn(volume if isinstance(volume, Tensor) else torch.tensor(volume))
 
 
 def _products(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -107,8 +107,8 @@ def project(volume: Tensor, geometry: TiltGeometry, *, width: int | None = None)
         \qquad t = x\cos\theta + z\sin\theta,
 
     with ``z, x, t`` measured from the centre, ``(n - 1) / 2``, and growing with the index
-    (:cite:t:`kak1988principles`, eq. 3.5, with the beam along z). With the tilt axis along x, y takes the
-    place of x. The line is sampled once a voxel, with cubic interpolation; outside the volume is zero.
+    (:cite:t:`kak1988principles`, chapter 3, eq. 2). With the tilt axis along x, y takes the place of x. The
+    line is sampled once a voxel, with cubic interpolation; outside the volume is zero.
 
     Parameters
     ----------
@@ -160,9 +160,9 @@ def filtered_backprojection(series: Tensor, geometry: TiltGeometry, shape: Seque
         x(z, y, x) = \sum_i \Delta\theta_i\, (h * p_{\theta_i})(y, x\cos\theta_i + z\sin\theta_i), \qquad
         \hat h(k) = \lvert k \rvert
 
-    with the band-limited ramp of Ramachandran and Lakshminarayanan (:cite:t:`kak1988principles`, eq. 3.61)
-    and cubic interpolation. :math:`\Delta\theta_i` in radians is half the gap between the neighbours of
-    tilt :math:`i`, the whole step at the two ends: the inverse Radon transform restricted to the measured
+    with the band-limited ramp of Ramachandran and Lakshminarayanan (:cite:t:`kak1988principles`, chapter 3,
+    eq. 61) and cubic interpolation. :math:`\Delta\theta_i` in radians is half the gap between the neighbours
+    of tilt :math:`i`, the whole step at the two ends: the inverse Radon transform restricted to the measured
     directions, so that these have gain 1 for every tilt range and the missing wedge stays empty. Above half
     of Nyquist interpolation lowers the gain, to about 0.7 at Nyquist.
 
@@ -470,8 +470,8 @@ class _Scene:
         self.beads.append(torch.cat((positions, weights[:, None]), dim=1)[kept])
 
     def _inside(self, positions: Tensor, margin: float) -> Tensor:
-        # One voxel beyond the volume's faces still reaches in; beyond the slab's faces there is no specimen.
-        reach = self.half_size + torch.tensor([0.0, 1.0, 1.0], device=self.device) + margin
+        # What lies just outside the volume's side faces still blurs into it; outside the slab is no specimen.
+        reach = self.half_size + torch.tensor([0.0, 3.0, 3.0], device=self.device) + margin
         return (positions.abs() <= reach).all(dim=-1)
 
     def _uniform(self, *size: int, low: float = 0.0) -> Tensor:

@@ -35,7 +35,7 @@ STAMPS = {b"\x44\x44": "<", b"\x44\x41": "<", b"\x11\x11": ">"}
 IMOD_STAMP = 1146047817
 PACKERS = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2"}
 MAX_TRAILING = 1 << 16
-SLAB_BYTES = 1 << 24
+SLAB_BYTES = 1 << 22
 
 
 class FileFormatError(ValueError):
@@ -289,8 +289,6 @@ def open_regular(path: str | Path, kind: str) -> BinaryIO:
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise FileFormatError(f"{path}: not a regular file; give the name of {kind}")
         return path.open("rb")
-    except FileFormatError:
-        raise
     except OSError as error:
         remedy = {
             errno.ENOENT: "no such file; check the name and the folder",
@@ -306,15 +304,15 @@ def _unpacked(path: Path, file: BinaryIO, packer: str) -> bytearray:
     try:
         content = bytearray(stream.read(HEADER_BYTES))
         order = STAMPS.get(bytes(content[212:214]))
-        if content[208:211] != b"MAP" or order is None:
+        if order is None or len(content) < HEADER_BYTES:
             raise FileFormatError(
-                f"{path}: the {packer} file does not hold an MRC2014 volume (no MAP mark or no machine "
-                "stamp); if it has an old header, unpack the file first"
+                f"{path}: the {packer} file holds no MRC header with a machine stamp, so how much it may "
+                "unpack to is unknown; if it is an MRC file with an old header, unpack it first"
             )
         expected = _expected_size(_record(bytes(content), order)) or 0
         # Grow with what is really there: the header of a small file may ask for terabytes.
         while len(content) <= expected + MAX_TRAILING and (part := stream.read(1 << 22)):
-            content += part[: expected + MAX_TRAILING + 1 - len(content)]
+            content += part
     except (EOFError, OSError, zlib.error) as error:
         raise FileFormatError(
             f"{path}: the {packer} file is damaged ({error}); pack or copy it again"

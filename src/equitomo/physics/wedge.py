@@ -11,7 +11,7 @@ from deepinv.physics import DecomposablePhysics, LinearPhysics
 from torch import Tensor
 
 from equitomo._checks import require_spatial, require_volumes, spatial_shape
-from equitomo.fourier import irfftn, is_even, rfftn
+from equitomo.fourier import filtered, irfftn, is_even, rfftn
 from equitomo.geometry import Sampling, Support, TiltGeometry, as_geometry, wedge_mask
 
 
@@ -91,6 +91,16 @@ class MissingWedgeOperator(DecomposablePhysics):  # type: ignore[misc]
         """The same tilts and settings for volumes of another shape, without noise model or updated mask."""
         return MissingWedgeOperator(img_size, self.geometry, device=self.mask.device, **self._settings)
 
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Apply the operator to volumes ``(batch, C, z, y, x)``."""
+        self.update_parameters(**kwargs)
+        require_spatial(x, self.volume_shape)
+        return filtered(x, self.mask, self.grid_shape)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """As :meth:`A`, which is its own adjoint."""
+        return self.A(y, **kwargs)
+
     def V_adjoint(self, x: Tensor) -> Tensor:
         """Half spectrum of ``x``."""
         require_spatial(x, self.volume_shape)
@@ -112,7 +122,7 @@ class MissingWedgeOperator(DecomposablePhysics):  # type: ignore[misc]
 
     def noise(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Add noise, and keep of it what a reconstruction from these tilts can hold."""
-        return self.V(self.mask * self.V_adjoint(super().noise(x, **kwargs)))
+        return filtered(super().noise(x, **kwargs), self.mask, self.grid_shape)
 
     def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: Tensor | float, **kwargs: Any) -> Tensor:
         r"""Proximal operator of :math:`\frac{\gamma}{2}\|Ax-y\|^2` at ``z``, in closed form.
@@ -222,9 +232,8 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
         """Apply the operator to volumes ``(batch, C, z, y, x)``."""
         self.update_parameters(**kwargs)
         require_spatial(x, self.volume_shape)
-        z, y, n = self.volume_shape
         # Zeros at the end or around: the convolution is the same.
-        return irfftn(self.mask * rfftn(x, self.grid_shape), self.grid_shape)[..., :z, :y, :n]
+        return filtered(x, self.mask, self.grid_shape)
 
     def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
         """As :meth:`A`, which is its own adjoint."""

@@ -1,0 +1,190 @@
+"""The options of every command, as typed dataclasses; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two half tomograms.
+
+    Parameters
+    ----------
+    first
+        One half tomogram, an MRC file.
+    second
+        The other half: the same specimen from the other tilts, frames or doses.
+    """
+
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class OneOrTwo:
+    """What to reconstruct.
+
+    Parameters
+    ----------
+    first
+        A tomogram, an MRC file.
+    second
+        The other half, if there are two; the reconstructions are averaged.
+    """
+
+    first: str
+    second: str | None = None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the specimen was tilted.
+
+    Parameters
+    ----------
+    tilts
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .mdoc, .aln, .star), or LOW,HIGH such as -60,60.
+    tilt_axis
+        The axis of the volume that the specimen was tilted about; the beam is along z.
+    """
+
+    tilts: str
+    tilt_axis: Literal["y", "x"] = "y"
+
+
+@dataclass(frozen=True)
+class RunGeometry:
+    """How the specimen was tilted, where it differs from the run.
+
+    Parameters
+    ----------
+    tilts
+        The tilts in degrees, a file or LOW,HIGH; those of the run if not given.
+    tilt_axis
+        The axis of the volume that the specimen was tilted about; that of the run if not given.
+    """
+
+    tilts: str | None = None
+    tilt_axis: Literal["y", "x"] | None = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The run.
+
+    Parameters
+    ----------
+    out
+        The folder of the run.
+    resume
+        Go on with a run that was stopped.
+    overwrite
+        Replace what an earlier run left in the folder.
+    """
+
+    out: str
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """What else training may be given.
+
+    Parameters
+    ----------
+    mask
+        A file that is non-zero where the specimen is, or "auto" to find it; cubes elsewhere are not used.
+    init
+        A run, a checkpoint, or a checkpoint of the reference program to start from.
+    """
+
+    mask: str | None = None
+    init: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How the trained network is applied.
+
+    Parameters
+    ----------
+    passes
+        Passes of the network; 2 as in the paper, with the wedge emptied in between.
+    wedge
+        Empty the wedge of the whole volume ("global") or inside the tiles ("tile").
+    tile
+        Voxels per side of a tile.
+    tile_margin
+        Voxels of a tile that are computed and thrown away at every face.
+    dtype
+        The numbers in the output file.
+    """
+
+    passes: int = 2
+    wedge: Literal["global", "tile"] = "tile"
+    tile: int = 96
+    tile_margin: int = 16
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class PredictFiles:
+    """Where from and where to.
+
+    Parameters
+    ----------
+    run
+        The folder of a run, or one of its checkpoints.
+    out
+        The file to write.
+    overwrite
+        Replace the file if it is there.
+    device
+        "auto", or a torch device as "cpu" or "cuda:1".
+    precision
+        Number format of the network.
+    """
+
+    run: str
+    out: str
+    overwrite: bool = False
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How volumes are compared.
+
+    Parameters
+    ----------
+    tilts
+        The tilts in degrees, a file or LOW,HIGH: also compare the measured part and the wedge.
+    tilt_axis
+        The axis of the volume that the specimen was tilted about.
+    picture
+        A PNG file to draw the curves into.
+    """
+
+    tilts: str | None = None
+    tilt_axis: Literal["y", "x"] = "y"
+    picture: str | None = None
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The simulated specimen.
+
+    Parameters
+    ----------
+    size
+        Voxels per side of the volume.
+    snr
+        Signal-to-noise ratio of a projection at full dose.
+    """
+
+    size: int = 64
+    snr: float = 0.5

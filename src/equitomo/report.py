@@ -1,0 +1,184 @@
+"""Pictures of volumes, spectra and training runs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equitomo.fourier import rfftn
+from equitomo.geometry import TiltGeometry
+from equitomo.metrics import FourierShellCorrelation, cosine_taper
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PLANES = (("z", "y", "x"), ("y", "z", "x"), ("x", "z", "y"))
+
+
+def draw_slices(
+    path: str | Path,
+    volumes: Mapping[str, Tensor],
+    *,
+    geometry: TiltGeometry | None = None,
+    voxel_size: Sequence[float] | None = None,
+) -> Path:
+    """Central slices along the three axes, and the power over the plane across the tilt axis.
+
+    One row for each volume, each with its own grey scale. The spectra are logarithmic, averaged over the
+    frequencies along the tilt axis, with one colour scale; lines mark the outermost tilts.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    volumes
+        Titles and volumes ``(z, y, x)`` of one shape.
+    geometry
+        Draws the outermost tilts, and says which axis is the tilt axis.
+    voxel_size
+        Ångström along ``(z, y, x)``, for a scale bar.
+    """
+    figure, grid = _figure(len(volumes), 4)
+    spectra = [log_power(volume, geometry) for volume in volumes.values()]
+    # The quietest and the loudest of all, so that an empty wedge looks empty in one row and full in the other.
+    low, high = np.percentile(torch.stack(spectra), [2, 99.8])
+    for row, (title, volume), spectrum in zip(grid, volumes.items(), spectra, strict=True):
+        limits = np.percentile(volume.numpy(), [0.5, 99.5])
+        for number, axes in enumerate(row[:3]):
+            _show_slice(axes, volume, number, limits, voxel_size)
+        row[0].set_ylabel(title, fontsize=11)
+        _show_spectrum(row[3], spectrum, geometry, (low, high))
+    return _save(figure, path)
+
+
+def draw_preview(path: str | Path, cube: Tensor, seen: Tensor, title: str) -> Path:
+    """A cube and what the network makes of it, central slices of both."""
+    figure, grid = _figure(2, 3)
+    for row, name, volume in zip(grid, ("input", "network"), (cube, seen), strict=True):
+        limits = np.percentile(volume.numpy(), [0.5, 99.5])
+        for number, axes in enumerate(row):
+            _show_slice(axes, volume, number, limits, None)
+        row[0].set_ylabel(name)
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def draw_losses(path: str | Path, losses: str | Path) -> Path:
+    """The two losses of a run's ``losses.csv`` over the steps, and their running mean."""
+    with Path(losses).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, ((axes,),) = _figure(1, 1, size=(8, 4))
+    steps = np.array([int(row["step"]) for row in rows])
+    names = {"data": "data, (4)", "equivariance": "equivariance, (5), weighted"}
+    for colour, (column, label) in zip(("tab:blue", "tab:orange"), names.items(), strict=True):
+        values = np.array([float(row[column]) for row in rows])
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
+        axes.plot(steps, _running_mean(values, max(len(values) // 50, 1)), color=colour, label=label)
+    if any(float(row[column]) > 0 for row in rows for column in names):
+        axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel="mean squared residual")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def draw_correlations(
+    path: str | Path, curves: Mapping[str, FourierShellCorrelation], *, voxel_size: float | None = None
+) -> Path:
+    """Fourier shell correlation curves, with the thresholds 0.5 and 0.143."""
+    figure, ((axes,),) = _figure(1, 1, size=(7, 4))
+    for name, curve in curves.items():
+        axes.plot(curve.frequency, curve.correlation, label=name)
+    for threshold in (0.5, 0.143):
+        axes.axhline(threshold, color="grey", linewidth=0.7, linestyle="--")
+    axes.set(ylim=(-0.1, 1.02), xlim=(0, 0.5), xlabel="cycles per voxel", ylabel="Fourier shell correlation")
+    if voxel_size is not None:
+        ticks = axes.get_xticks()
+        axes.set_xticks(ticks[ticks > 0], [f"{voxel_size / tick:.0f}" for tick in ticks if tick > 0])
+        axes.set_xlabel("resolution in Å")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def log_power(volume: Tensor, geometry: TiltGeometry | None = None) -> Tensor:
+    """Logarithm (base 10) of the power over the plane across the tilt axis, zero frequency in the middle.
+
+    Returns
+    -------
+    Tensor
+        ``(z, x)``, or ``(z, y)`` for a tilt axis along x: the mean over the frequencies along the tilt axis.
+    """
+    along = -2 if geometry is None or geometry.tilt_axis == "y" else -1
+    volume = (volume - volume.mean()) * cosine_taper(volume.shape)
+    # A full transform along the axis that is looked at: put the tilt axis last, where the half is taken.
+    power = rfftn(volume.movedim(along, -1)).abs().square().mean(-1)
+    return torch.fft.fftshift(torch.log10(power + power.max() * 1e-12))
+
+
+def _show_slice(
+    axes: Axes, volume: Tensor, number: int, limits: Any, voxel_size: Sequence[float] | None
+) -> None:
+    through, down, across = _PLANES[number]
+    middle = volume.shape[number] // 2
+    axes.imshow(volume.select(number, middle), cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    axes.set_title(f"{down}{across} at {through} = {middle}", fontsize=9)
+    if voxel_size is not None:
+        _scale_bar(axes, volume.shape["zyx".index(across)], voxel_size["zyx".index(across)])
+        axes.set_aspect(voxel_size["zyx".index(down)] / voxel_size["zyx".index(across)])
+
+
+def _show_spectrum(
+    axes: Axes, spectrum: Tensor, geometry: TiltGeometry | None, limits: tuple[float, float]
+) -> None:
+    across = "x" if geometry is None or geometry.tilt_axis == "y" else "y"
+    axes.imshow(spectrum, cmap="magma", vmin=limits[0], vmax=limits[1], extent=(-0.5, 0.5, 0.5, -0.5))
+    axes.set_title(f"log power, k{across} across, kz down", fontsize=9)
+    for tilt in geometry.tilt_range if geometry is not None else ():
+        slope = np.array([np.cos(np.radians(tilt)), np.sin(np.radians(tilt))])
+        ends = np.outer([-1, 1], slope * 0.5 / np.abs(slope).max())
+        axes.plot(ends[:, 0], ends[:, 1], color="white", linewidth=0.7, linestyle="--")
+
+
+def _scale_bar(axes: Axes, n_voxels: int, voxel_size: float) -> None:
+    """A bar of a round length, about a fifth of the picture."""
+    wanted = n_voxels * voxel_size / 10 / 5
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    bar = length * 10 / voxel_size
+    axes.plot([3, 3 + bar], [3, 3], color="white", linewidth=3, solid_capstyle="butt")
+    axes.text(3, 5, f"{length:g} nm", color="white", fontsize=8, va="top")
+
+
+def _running_mean(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    starts = np.maximum(np.arange(1, len(values) + 1) - window, 0)
+    stops = np.arange(1, len(values) + 1)
+    return (sums[stops] - sums[starts]) / (stops - starts)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:
+    # The object interface draws without a display and without pyplot's global figures.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size or (3.1 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    if size is None:
+        for axes in grid.flat:
+            axes.set(xticks=[], yticks=[])
+    return figure, grid
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=110, format=path.suffix.lstrip("."))
+    return partial.replace(path)

@@ -1,0 +1,179 @@
+"""Checkpoints: safetensors and JSON, complete or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from equitomo.models import ScaleEquivariantUNet3D
+
+_log = logging.getLogger(__name__)
+_STATE = "state.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or fits neither the network nor the run."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one folder of ``checkpoints/`` holds.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    tensors
+        Groups of named tensors, one safetensors file each: ``weights``, ``averaged``, ``optimizer``.
+    state
+        Everything else, as JSON: step, configuration, counters.
+    """
+
+    path: Path
+    tensors: Mapping[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int = 2
+) -> Path:
+    """Write ``folder/step_XXXXXXXX``, then drop all but the last ``keep``.
+
+    The checkpoint is written under another name, flushed to disk and renamed: whatever interrupts it, the
+    ones before stay whole and no half of one is ever found.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step_{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        hashes = {name: _write_tensors(partial / f"{name}.safetensors", group) for name, group in tensors.items()}
+        _write_bytes(partial / _STATE, json.dumps({**state, "step": step, "sha256": hashes}, indent=1).encode())
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _flush_folder(folder)
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint folder, or the latest sound one of ``checkpoints/`` or of a run.
+
+    A damaged checkpoint is passed over with a warning in the log if an older one is sound.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or all are damaged.
+    """
+    candidates = _candidates(Path(path))
+    problems = []
+    for candidate in candidates:
+        try:
+            return _read(candidate)
+        except (OSError, ValueError, SafetensorError) as error:
+            problems.append(f"{candidate.name}: {error}")
+            _log.warning("checkpoint %s cannot be used (%s); trying the one before", candidate, error)
+    raise CheckpointError(
+        f"no sound checkpoint in {path}" + (f" ({'; '.join(problems)})" if problems else ": give a run's folder")
+    )
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a run or folder holds any checkpoint."""
+    return bool(_candidates(path))
+
+
+def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
+    """The trained network of a run, or of one of its checkpoints.
+
+    Parameters
+    ----------
+    path
+        A run's folder, its ``checkpoints`` folder, or one checkpoint.
+    averaged
+        Take the moving average of the weights, where the run kept one.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no sound checkpoint, or it does not fit the network it names.
+    """
+    checkpoint = load_checkpoint(Path(path))
+    network = ScaleEquivariantUNet3D(**checkpoint.state["network"])
+    group = "averaged" if averaged and "averaged" in checkpoint.tensors else "weights"
+    load_weights(network, checkpoint.tensors[group], checkpoint.path)
+    return network
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Load weights strictly, naming every parameter that does not fit."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        shown = ", ".join(f"{name} {found.get(name)} in place of {expected.get(name)}" for name in differing[:3])
+        raise CheckpointError(
+            f"the weights of {source} do not fit this network, {len(differing)} parameters differ: {shown}; "
+            "use the width and levels they were trained with"
+        )
+    network.load_state_dict(dict(weights))
+
+
+def _candidates(path: Path) -> list[Path]:
+    """Checkpoint folders, the latest first."""
+    if (path / _STATE).is_file():
+        return [path]
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    return sorted((p for p in folder.glob("step_*") if p.is_dir()), reverse=True)
+
+
+def _read(path: Path) -> Checkpoint:
+    state = json.loads((path / _STATE).read_bytes())
+    tensors = {}
+    for name, expected in state["sha256"].items():
+        content = (path / f"{name}.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ValueError(f"{name}.safetensors was changed or cut short after it was written")
+        tensors[name] = safetensors.torch.load(content)
+    return Checkpoint(path, tensors, state)
+
+
+def _write_tensors(path: Path, group: dict[str, Tensor]) -> str:
+    # The memory layout of the training is not the file's business.
+    content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in group.items()})
+    _write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

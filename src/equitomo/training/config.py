@@ -1,0 +1,166 @@
+"""What a training run is told, checked before anything heavy begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Preset = Literal["paper", "tiny"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
+
+    Parameters
+    ----------
+    side
+        Voxels per side of a training cube, a multiple of ``2 ** (levels - 1)``.
+    batch
+        Cubes in one step, each with both halves.
+    width
+        Feature maps of the network at full resolution.
+    levels
+        Resolutions of the network.
+    steps
+        Number of steps.
+    learning_rate
+        Adam's step size, at its highest.
+    warmup
+        Steps over which the step size rises linearly to ``learning_rate``.
+    schedule
+        What follows: ``"constant"``, or ``"cosine"`` down to zero at the last step.
+    averaging
+        Decay of the moving average of the weights that predictions use; 0 for none.
+    equivariance_weight
+        Weight of the equivariance loss, lambda in equation (6).
+    margin
+        Voxels at each face of a cube that the losses do not look at. The paper judges the central half.
+    mask_target
+        Compare half tomograms within the measured region on both sides, as the reference program does.
+    stop_gradient
+        No gradient through the target of the equivariance loss.
+    padding
+        Factor by which cubes are zero-padded before the wedge is emptied; 1 for none.
+    support
+        ``"ball"`` also drops what lies beyond Nyquist in any direction, ``"box"`` keeps it.
+    flips
+        Draw mirror images besides rotations.
+    min_specimen
+        Share of a cube that must lie inside the specimen mask, where there is one.
+    normalization
+        ``"robust"`` or ``"scale"``; see :class:`equitomo.TomogramPair`.
+    precision
+        Of the network: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Physics, losses and
+        optimiser stay in float32.
+    device
+        ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``.
+    seed
+        Source of the initial weights, the cubes and the rotations.
+    checkpoint_every
+        Steps between checkpoints.
+    preview_every
+        Steps between pictures of a fixed cube; 0 for none.
+
+    Raises
+    ------
+    ValueError
+        For a setting out of range, naming it and what would do.
+
+    Examples
+    --------
+    >>> TrainingConfig.preset("tiny", steps=10).width
+    16
+    """
+
+    side: int = 72
+    batch: int = 8
+    width: int = 64
+    levels: int = 4
+    steps: int = 50_000
+    learning_rate: float = 1e-4
+    warmup: int = 0
+    schedule: Schedule = "constant"
+    averaging: float = 0.0
+    equivariance_weight: float = 2.0
+    margin: int = 18
+    mask_target: bool = True
+    stop_gradient: bool = False
+    padding: float = 2.0
+    support: Literal["ball", "box"] = "ball"
+    flips: bool = True
+    min_specimen: float = 0.3
+    normalization: Literal["robust", "scale"] = "robust"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    seed: int = 0
+    checkpoint_every: int = 1000
+    preview_every: int = 1000
+
+    def __post_init__(self) -> None:
+        self._check_cube()
+        for name in ("batch", "steps", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("warmup", "margin", "preview_every", "seed"):
+            _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+        rate = self.learning_rate
+        _require(math.isfinite(rate) and rate > 0, "learning_rate", "a positive number", rate)
+        weight = self.equivariance_weight
+        _require(math.isfinite(weight) and weight >= 0, "equivariance_weight", "zero or more", weight)
+        _require(0 <= self.averaging < 1, "averaging", "in [0, 1)", self.averaging)
+        _require(0 <= self.min_specimen <= 1, "min_specimen", "a share in [0, 1]", self.min_specimen)
+        _require(self.padding >= 1, "padding", "at least 1", self.padding)
+        _require(2 * self.margin < self.side, "margin", f"less than half of side {self.side}", self.margin)
+
+    def _check_cube(self) -> None:
+        _require(self.levels >= 2, "levels", "at least 2", self.levels)
+        _require(self.width >= 2 and self.width % 2 == 0, "width", "a positive even number", self.width)
+        stride = 2 ** (self.levels - 1)
+        if self.side < stride or self.side % stride:
+            below = max(self.side // stride * stride, stride)
+            raise ValueError(
+                f"side must be a multiple of {stride} for {self.levels} levels, got {self.side}: use {below} or "
+                f"{below + stride}"
+            )
+
+    @classmethod
+    def preset(cls, name: Preset, **changes: Any) -> TrainingConfig:
+        """A named configuration, with changes.
+
+        ``"paper"`` is the published configuration, for a GPU. ``"tiny"`` reconstructs a small tomogram on
+        two CPU cores in minutes; its values are ours, see the benchmarks.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"preset is one of {', '.join(_PRESETS)}, got {name!r}")
+        return cls(**{**_PRESETS[name], **changes})
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings by name."""
+        return dataclasses.asdict(self)
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "tiny": {
+        "side": 32,
+        "batch": 2,
+        "width": 16,
+        "steps": 1000,
+        "learning_rate": 1e-3,
+        "warmup": 50,
+        "schedule": "cosine",
+        "averaging": 0.995,
+        "margin": 4,
+        "stop_gradient": True,
+        "checkpoint_every": 250,
+        "preview_every": 250,
+    },
+}
+
+
+def _require(met: bool, name: str, rule: str, value: object) -> None:
+    if not met:
+        raise ValueError(f"{name} must be {rule}, got {value}")

@@ -1,0 +1,432 @@
+"""The training loop of ICECREAM."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.datasets import SubtomogramDataset, TomogramPair
+from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
+from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
+from equitomo.physics import PaddedMissingWedgeOperator
+from equitomo.precision import autocast, resolved
+from equitomo.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from equitomo.training.config import TrainingConfig
+from equitomo.transform import CubeRotationGroup
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, dict[str, float]], None]
+Preview = Callable[[int, Tensor, Tensor], None]
+
+# Settings that a resumed run may change without becoming another run.
+_FREE = {"device", "precision", "checkpoint_every", "preview_every"}
+# Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
+_PATIENCE, _PATIENCE_FLOAT16 = 3, 20
+# Steps between two readings of what the device has counted.
+_READ_EVERY = 20
+
+
+class TrainingInterruptedError(Exception):
+    """A signal ended the training after a checkpoint was written."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """Losses or gradients stopped being finite; the last good weights are saved."""
+
+
+class IcecreamTrainer:
+    r"""Train a network on pairs of half tomograms with the losses of ICECREAM.
+
+    .. math:: \mathcal{L} = \mathcal{L}_{\text{data}} + \lambda \mathcal{L}_{\text{equi}}
+
+    Equation (6) of :cite:t:`kishore2026icecream`. The cubes and rotations of step ``k`` depend on the seed
+    and ``k`` alone, so a run that is stopped and resumed repeats an unbroken one, to the bit on a CPU. A
+    step whose gradient is not finite changes nothing and is counted.
+
+    Parameters
+    ----------
+    pairs
+        One pair of half tomograms or several.
+    config
+        The settings; ``None`` for the paper's.
+    out
+        The run's folder, for checkpoints and ``losses.csv``; ``None`` writes nothing.
+    resume
+        Continue from the latest checkpoint in ``out``, if there is one.
+    init
+        A network whose weights training starts from, of the configured width and levels.
+    progress
+        Called with the steps done and the latest losses.
+    preview
+        Called every ``preview_every`` steps with the step, a fixed cube and its reconstruction, both
+        ``(z, y, x)`` on the CPU.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    skipped : int
+        Steps without a finite gradient so far, as last read.
+
+    Raises
+    ------
+    FileExistsError
+        If ``out`` holds a run already and ``resume`` is not set.
+    ValueError
+        If cubes do not fit, or a resumed run differs in its settings.
+
+    Examples
+    --------
+    >>> specimen = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> pair = TomogramPair(specimen, specimen + torch.ones(()) * torch.randn(16, 16, 16), (-60.0, 60.0))
+    >>> config = TrainingConfig(side=16, batch=1, width=2, levels=2, steps=2, margin=4, device="cpu")
+    >>> trainer = IcecreamTrainer(pair, config)
+    >>> trainer.train().step
+    2
+    """
+
+    def __init__(
+        self,
+        pairs: TomogramPair | Sequence[TomogramPair],
+        config: TrainingConfig | None = None,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        init: nn.Module | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> None:
+        self.config = config = TrainingConfig() if config is None else config
+        self.out = None if out is None else Path(out)
+        if self.out is not None and has_checkpoint(self.out) and not resume:
+            raise FileExistsError(f"{self.out} holds a training run already: resume it, or choose another folder")
+        self.progress, self.preview = progress, preview
+        self.device = _device(config.device)
+        self.dataset = SubtomogramDataset(
+            pairs,
+            config.side,
+            length=config.steps * config.batch,
+            seed=config.seed,
+            min_fraction=config.min_specimen,
+        )
+        self.physics, self._masks = _operators(self.dataset.pairs, config, self.device)
+        self.group = CubeRotationGroup.moving(self.physics, config.flips)
+        self._build(init)
+        self.step = 0
+        self.skipped = 0
+        self._rows: list[Tensor] = []
+        if resume and self.out is not None and has_checkpoint(self.out):
+            self._restore(load_checkpoint(self.out))
+
+    def train(self, until: int | None = None) -> IcecreamTrainer:
+        """Train to the last step, or to step ``until``, and write a checkpoint there.
+
+        Raises
+        ------
+        TrainingInterruptedError
+            On SIGINT, SIGTERM or SIGUSR1, after the step in hand is done and saved. A second SIGINT stops
+            at once.
+        TrainingDivergedError
+            If several steps in a row have no finite gradient.
+        """
+        last = self.config.steps if until is None else min(until, self.config.steps)
+        with _stop_signals() as stop, torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            while self.step < last:
+                self._rows.append(self._one_step())
+                self.step += 1
+                if self.step % _READ_EVERY == 0:
+                    self._read_losses()
+                if self.step % self.config.checkpoint_every == 0 or self.step == last or stop:
+                    self.save()
+                if self.preview and self.config.preview_every and self.step % self.config.preview_every == 0:
+                    self._show()
+                if stop:
+                    raise TrainingInterruptedError(
+                        f"stopped by {signal.Signals(stop[0]).name} after step {self.step} of {self.config.steps}; "
+                        "resume to go on"
+                    )
+        self._read_losses()
+        return self
+
+    @property
+    def network(self) -> ScaleEquivariantUNet3D:
+        """A copy of the network for prediction, with the averaged weights if there are any."""
+        network = ScaleEquivariantUNet3D(**self._network_settings()).to(self.device)
+        load_weights(network, self._averaged or self._module.model.network.state_dict(), "this run")
+        return network.to(memory_format=torch.channels_last_3d).eval()
+
+    def save(self) -> Path | None:
+        """Write a checkpoint now; ``None`` if the run has no folder."""
+        self._read_losses()
+        if self.out is None:
+            return None
+        tensors = {"weights": self._module.model.network.state_dict(), "optimizer": self._optimizer_tensors()}
+        if self._averaged:
+            tensors["averaged"] = self._averaged
+        state = {
+            "network": self._network_settings(),
+            "config": self.config.as_dict(),
+            "geometries": [dataclasses.asdict(g) for g in dict.fromkeys(p.geometry for p in self.dataset.pairs)],
+            "skipped": self.skipped,
+            "consecutive": int(self._consecutive),
+            "scaler": self._scaler.state_dict(),
+        }
+        return save_checkpoint(self.out / "checkpoints", self.step, tensors, state)
+
+    def _build(self, init: nn.Module | None) -> None:
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            # torch draws initial weights from its global generator: seed it here, and give it back.
+            torch.manual_seed(config.seed)
+            network = ScaleEquivariantUNet3D(**self._network_settings())
+        if init is not None:
+            load_weights(network, init.state_dict(), "the given network")
+        network.to(self.device).to(memory_format=torch.channels_last_3d)
+        self._module = _StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
+        self._dtype = resolved(config.precision, self.device)
+        self._optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
+        self._averaged = (
+            {name: value.detach().clone() for name, value in network.state_dict().items()} if config.averaging else {}
+        )
+        self._consecutive = torch.zeros((), device=self.device)
+
+    def _network_settings(self) -> dict[str, Any]:
+        return {"width": self.config.width, "levels": self.config.levels}
+
+    def _one_step(self) -> Tensor:
+        """One update; the two losses and whether it was skipped, left on the device."""
+        config = self.config
+        indices = range(self.step * config.batch, (self.step + 1) * config.batch)
+        y, sources = self.dataset.batch(indices)
+        if self._masks is not None:
+            self.physics.update(mask=self._masks[sources])
+        drawn = draw_integers(config.seed, indices, len(self.group.elements), ELEMENTS)
+        elements = torch.tensor([self.group.elements[i] for i in drawn])
+        self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
+        self._optimizer.zero_grad(set_to_none=True)
+        with autocast(self._dtype, self.device):
+            losses = self._module(y.to(self.device, non_blocking=True), elements)
+        total = losses.sum()
+        self._scaler.scale(total).backward()
+        bad = self._update(total)
+        self._average(bad)
+        return torch.cat([losses.detach(), bad[None]])
+
+    def _update(self, total: Tensor) -> Tensor:
+        """Let the optimiser step unless a gradient is not finite; 1 if it was skipped, without asking the device."""
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self._optimizer)
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) + total.detach()
+        bad = (~torch.isfinite(norm)).float()
+        self._consecutive = (self._consecutive + bad) * bad
+        if not self._scaler.is_enabled():
+            # The fused optimiser skips by itself where this is one, as it does for a gradient scaler.
+            self._optimizer.grad_scale, self._optimizer.found_inf = None, bad
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return bad
+
+    def _average(self, bad: Tensor) -> None:
+        if not self._averaged:
+            return
+        # Early on the average must forget the initial weights faster than its decay says.
+        decay = min(self.config.averaging, (1 + self.step) / (10 + self.step))
+        share = (1 - decay) * (1 - bad)
+        for name, value in self._module.model.network.state_dict().items():
+            self._averaged[name].lerp_(value, share)
+
+    def _read_losses(self) -> None:
+        """Fetch the losses since the last time, write and report them, and stop a run that has diverged."""
+        if not self._rows:
+            return
+        rows = torch.stack(self._rows).cpu().tolist()
+        first = self.step - len(rows)
+        self._rows = []
+        self.skipped += int(sum(row[2] for row in rows))
+        if self.out is not None:
+            self._write_losses(first, rows)
+        if self.progress is not None:
+            data, equivariance, _ = rows[-1]
+            self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
+        patience = _PATIENCE_FLOAT16 if self._scaler.is_enabled() else _PATIENCE
+        if int(self._consecutive) >= patience:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        consecutive = int(self._consecutive)
+        # Saved as a state to go on from: the weights are those before the first bad step.
+        self._consecutive.zero_()
+        saved = self.save()
+        raise TrainingDivergedError(
+            f"no finite gradient in the last {consecutive} steps, up to step {self.step}: lower learning_rate or use "
+            f"precision float32. The weights before that are good" + (f": {saved}" if saved else "")
+        )
+
+    def _write_losses(self, first: int, rows: list[list[float]]) -> None:
+        assert self.out is not None
+        path = self.out / "losses.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "data", "equivariance", "learning_rate", "skipped"])
+            for step, (data, equivariance, bad) in enumerate(rows, start=first):
+                writer.writerow([step + 1, data, equivariance, learning_rate(self.config, step), int(bad)])
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        named = self._module.model.network.named_parameters()
+        return {
+            f"{name}.{key}": value
+            for name, parameter in named
+            for key, value in self._optimizer.state[parameter].items()
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        saved, mine = checkpoint.state["config"], self.config.as_dict()
+        differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
+        if differing:
+            shown = ", ".join(f"{key} was {saved.get(key)}, now {mine.get(key)}" for key in differing)
+            raise CheckpointError(f"{checkpoint.path} is of a run with other settings: {shown}")
+        network = self._module.model.network
+        load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
+        for name, value in self._averaged.items():
+            value.copy_(checkpoint.tensors["averaged"][name])
+        for name, parameter in network.named_parameters():
+            state = self._optimizer.state[parameter]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = checkpoint.tensors["optimizer"].get(f"{name}.{key}")
+                if value is not None:
+                    like = torch.zeros((), device=self.device) if key == "step" else parameter.detach()
+                    state[key] = torch.zeros_like(like).copy_(value)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(checkpoint.state["scaler"])
+        self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
+        self._consecutive.fill_(checkpoint.state["consecutive"])
+        self._forget_losses_after(self.step)
+
+    def _forget_losses_after(self, step: int) -> None:
+        """Drop the rows of ``losses.csv`` that the resumed run will write again."""
+        assert self.out is not None
+        path = self.out / "losses.csv"
+        if not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+        path.write_text("".join([*lines[:1], *kept]))
+
+    def _show(self) -> None:
+        assert self.preview is not None
+        pair = self.dataset.pairs[0]
+        z, y, x = (slice((n - self.config.side) // 2, (n + self.config.side) // 2) for n in pair.shape)
+        cube = pair.volumes[:, z, y, x].mean(0)
+        with torch.inference_mode(), autocast(self._dtype, self.device):
+            seen = self.network(cube[None, None].to(self.device))[0, 0].float()
+        self.preview(self.step, cube.cpu(), seen.cpu())
+
+
+class _StepLosses(nn.Module):
+    """Both losses of one step in one forward pass, so that two network calls share one backward pass."""
+
+    def __init__(
+        self,
+        model: TwoViewReconstructor,
+        physics: PaddedMissingWedgeOperator,
+        group: CubeRotationGroup,
+        config: TrainingConfig,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.physics = physics
+        self.data = Noise2NoiseLoss(margin=config.margin, mask_target=config.mask_target)
+        self.equivariance = MaskedEquivarianceLoss(
+            group, config.equivariance_weight, margin=config.margin, stop_gradient=config.stop_gradient
+        )
+
+    def forward(self, y: Tensor, elements: Tensor) -> Tensor:
+        x_net = self.model(y, self.physics)
+        data = self.data(x_net=x_net, y=y, physics=self.physics)
+        equivariance = self.equivariance(
+            x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements
+        )
+        return torch.stack([data.mean(), equivariance.mean()])
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Adam's step size at a step counted from 0: a linear rise, then constant or half a cosine to zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _operators(
+    pairs: Sequence[TomogramPair], config: TrainingConfig, device: torch.device
+) -> tuple[PaddedMissingWedgeOperator, Tensor | None]:
+    """The operator of a cube; and one mask for each pair where their geometries differ."""
+    operators = [
+        PaddedMissingWedgeOperator(
+            (config.side,) * 3, pair.geometry, padding=config.padding, support=config.support, device=device
+        )
+        for pair in pairs
+    ]
+    first = operators[0]
+    if all(pair.geometry == pairs[0].geometry for pair in pairs):
+        return first, None
+    z, y, x = first.grid_shape
+    masks = torch.cat([operator.mask.expand(1, 1, z, y, x // 2 + 1) for operator in operators])
+    first.update(mask=masks)
+    return first, masks
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that the first stop signal is put into; the handlers are given back afterwards."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        # A second Ctrl-C must not wait for a step.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

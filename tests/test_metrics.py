@@ -1,0 +1,273 @@
+"""Scores against brute force over the full complex spectrum, closed forms and other programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torch_fourier_shell_correlation
+from torch import Tensor
+
+from equitomo.fourier import full_spectrum, irfftn, rfftn
+from equitomo.geometry import TiltGeometry, wedge_mask
+from equitomo.metrics import (
+    FourierShellCorrelation,
+    conical_fsc,
+    cosine_taper,
+    fourier_correlation,
+    fourier_shell_correlation,
+    region_masks,
+    wedge_energy_fraction,
+)
+
+SHAPES = [(16, 16, 16), (15, 15, 15), (12, 17, 20), (20, 9, 15)]
+GEOMETRIES = [TiltGeometry.from_range(-60, 60), TiltGeometry.from_range(-60, 20, tilt_axis="x")]
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def noise(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def full_radius(shape: tuple[int, int, int]) -> Tensor:
+    kz, ky, kx = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64) for n in shape), indexing="ij")
+    return (kz**2 + ky**2 + kx**2).sqrt()
+
+
+def full_correlation(first: Tensor, second: Tensor, region: Tensor) -> float:
+    one, other = torch.fft.fftn(first)[region], torch.fft.fftn(second)[region]
+    return (
+        (one * other.conj()).sum().real / (one.abs().square().sum() * other.abs().square().sum()).sqrt()
+    ).item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_volume_correlates_perfectly_with_a_positive_multiple_of_itself(shape, generator):
+    x = noise(*shape, generator=generator)
+    curve = fourier_shell_correlation(x, 3 * x + 5)
+    torch.testing.assert_close(curve.correlation, torch.ones(min(shape) // 2, dtype=torch.float64))
+
+
+def test_independent_noise_does_not_correlate(generator):
+    first, second = noise(2, 32, 32, 32, generator=generator)
+    curve = fourier_shell_correlation(first, second)
+    # Of the coefficients of a shell one half are independent: the standard deviation is sqrt(2 / count).
+    assert ((curve.correlation * (curve.count / 2).sqrt()).abs() < 4).all()
+
+
+@pytest.mark.parametrize("snr", [0.25, 1.0, 4.0])
+def test_two_noisy_copies_have_the_correlation_snr_over_snr_plus_one(snr, generator):
+    x, first, second = noise(3, 32, 32, 32, generator=generator)
+    curve = fourier_shell_correlation(math.sqrt(snr) * x + first, math.sqrt(snr) * x + second)
+    deviation = (curve.correlation - snr / (snr + 1)) * (curve.count / 2).sqrt()
+    assert (deviation.abs() < 4).all()
+
+
+@pytest.mark.parametrize("geometry", [None, *GEOMETRIES])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shells_of_the_half_spectrum_count_like_those_of_the_full_one(shape, geometry, generator):
+    x, other = noise(2, *shape, generator=generator)
+    mask = None if geometry is None else wedge_mask(shape, geometry)
+    curve = fourier_shell_correlation(x + other, x - 0.3 * other, mask=mask)
+    measured = torch.ones(shape) if mask is None else full_spectrum(mask, shape[2]).expand(shape)
+    radius, n = full_radius(shape), min(shape) // 2
+    for i in range(1, n + 1):
+        region = ((2 * n * radius).round() == i) & (radius <= 0.5) & (measured > 0)
+        assert curve.count[i - 1] == region.sum()
+        if region.any():
+            expected = full_correlation(x + other, x - 0.3 * other, region)
+            assert curve.correlation[i - 1].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_correlation_over_a_region_is_that_of_the_full_spectrum(shape, generator):
+    x, other = noise(2, *shape, generator=generator)
+    radius = full_radius(shape)
+    expected = full_correlation(x, x + other, (radius > 0) & (radius <= 0.5 + 1e-9))
+    assert fourier_correlation(x, x + other) == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlation_over_all_coefficients_is_the_normalised_inner_product(generator):
+    x, other = noise(2, 12, 17, 20, generator=generator)
+    expected = (x * other).sum() / (x.norm() * other.norm())  # Parseval
+    assert fourier_correlation(x, other, torch.ones(1)) == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_shells_are_centred_on_equal_steps_up_to_nyquist(generator):
+    curve = fourier_shell_correlation(*noise(2, 16, 20, 24, generator=generator), n_shells=4)
+    assert curve.frequency.tolist() == [0.125, 0.25, 0.375, 0.5]
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_curve_agrees_with_torch_fourier_shell_correlation(side, generator):
+    x, first, second = noise(3, side, side, side, generator=generator)
+    blur = torch.exp(-4 * full_radius((side,) * 3)[..., : side // 2 + 1])
+    x = 3 * irfftn(rfftn(x) * blur, (side,) * 3)
+    ours = fourier_shell_correlation(x + first, x + second)
+    theirs = torch_fourier_shell_correlation.fourier_shell_correlation(x + first, x + second)
+    # Theirs blends neighbouring shells and counts all coefficients of the half spectrum once, so only
+    # shells of a few hundred coefficients or more agree, and those but closely.
+    assert (ours.correlation[4:-1] - theirs[5:-1]).abs().max() < 0.05
+    assert (ours.correlation[4:-1] - theirs[5:-1]).abs().mean() < 0.015
+
+
+@pytest.mark.parametrize("voxel_size, expected", [(None, 1 / 0.325), (8.0, 8 / 0.325)])
+def test_resolution_is_interpolated_between_the_shells_around_the_crossing(voxel_size, expected):
+    curve = make_curve([1.0, 0.9, 0.6, 0.2, 0.8], voxel_size)
+    assert curve.resolution(0.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "correlation, expected",
+    [
+        ([1.0, 0.9, 0.8, 0.7, 0.6], 2.0),
+        ([0.1, 0.9, 0.8, 0.7, 0.6], 10.0),
+        ([math.nan, 1.0, math.nan, 0.0, 0.6], 1 / 0.3),
+        ([math.nan] * 5, math.nan),
+    ],
+    ids=["never below: Nyquist", "below at once: first shell", "empty shells: passed over", "no shell: nan"],
+)
+def test_resolution_has_a_value_for_every_curve(correlation, expected):
+    assert make_curve(correlation).resolution(0.5) == pytest.approx(expected, nan_ok=True)
+
+
+def make_curve(correlation: list[float], voxel_size: float | None = None) -> FourierShellCorrelation:
+    frequency = torch.arange(1, 6, dtype=torch.float64) / 10
+    return FourierShellCorrelation(
+        frequency, torch.tensor(correlation, dtype=torch.float64), torch.ones(5), voxel_size
+    )
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_measured_part_and_wedge_partition_the_nyquist_ball(shape, geometry):
+    regions = region_masks(shape, geometry)
+    radius = full_radius(shape)[..., : shape[2] // 2 + 1]
+    assert torch.equal(regions.overall, (radius > 0) & (radius <= 0.5 + 1e-9))
+    assert torch.equal(regions.measured | regions.wedge, regions.overall)
+    assert not (regions.measured & regions.wedge).any()
+    assert torch.equal(regions.measured, regions.overall & (wedge_mask(shape, geometry) > 0))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_an_emptied_wedge_has_no_energy(geometry, generator):
+    x = noise(12, 17, 20, generator=generator)
+    emptied = irfftn(rfftn(x) * wedge_mask(x.shape, geometry), tuple(x.shape))
+    assert wedge_energy_fraction(emptied, geometry).fraction < 1e-12
+    assert wedge_energy_fraction(x, geometry).relative == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_wedge_energy_counts_coefficients_of_the_full_spectrum(geometry, generator):
+    shape = (12, 17, 20)
+    x, radius = noise(*shape, generator=generator), full_radius(shape)
+    ball = (radius > 0) & (radius <= 0.5)
+    wedge = ball & (full_spectrum(wedge_mask(shape, geometry), shape[2]).expand(shape) == 0)
+    power = torch.fft.fftn(x).abs() ** 2
+    energy = wedge_energy_fraction(x, geometry)
+    assert energy.fraction == pytest.approx((power[wedge].sum() / power[ball].sum()).item())
+    assert energy.coefficient_fraction == pytest.approx((wedge.sum() / ball.sum()).item())
+    assert energy.relative == pytest.approx(energy.fraction / energy.coefficient_fraction)
+
+
+def test_cones_tell_in_which_directions_two_volumes_agree(generator):
+    shape = (32, 32, 32)
+    x, first, second = noise(3, *shape, generator=generator)
+    wedge = region_masks(shape, (-60.0, 60.0)).wedge
+    first, second = (irfftn(rfftn(part).where(wedge, rfftn(x)), shape) for part in (first, second))
+    curves = conical_fsc(first, second, half_angle=20.0)
+    assert curves["x"].correlation.nanmean() == pytest.approx(1, abs=1e-9)
+    assert curves["z"].correlation[8:].mean() == pytest.approx(0, abs=0.1)
+    # The cone about the tilt axis reaches through wedge and measured part in the shares of 60 to 120 degrees.
+    assert curves["y"].correlation[8:].mean() == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_cones_open_to_the_whole_of_fourier_space(generator):
+    x, other = noise(2, 12, 17, 20, generator=generator)
+    expected = fourier_shell_correlation(x, other).correlation
+    for curve in conical_fsc(x, other, half_angle=90.0).values():
+        torch.testing.assert_close(curve.correlation, expected)
+
+
+@pytest.mark.parametrize("shape", [(16, 20, 33), (40, 40, 40)])
+def test_taper_is_the_same_from_both_ends_and_one_inside(shape):
+    window = cosine_taper(shape, width=4)
+    for axis in range(3):
+        torch.testing.assert_close(window, window.flip(axis), rtol=0, atol=0)
+    assert (window[4:-4, 4:-4, 4:-4] == 1).all()
+    assert window.min() > 0
+    assert window[0].max() == pytest.approx(0.5 - 0.5 * math.cos(math.pi / 8))
+
+
+def test_taper_of_width_zero_is_no_taper():
+    assert torch.equal(cosine_taper((4, 5, 6), 0), torch.ones(4, 5, 6))
+
+
+def test_arrays_also_read_only_ones_score_like_tensors(generator):
+    x, other = noise(2, 12, 17, 20, generator=generator).float()
+    first, second = x.numpy().copy(), other.numpy()
+    first.flags.writeable = False
+    curve, expected = fourier_shell_correlation(first, second), fourier_shell_correlation(x, other)
+    assert torch.equal(curve.correlation, expected.correlation)
+    assert fourier_correlation(first, second) == fourier_correlation(x, other)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: fourier_shell_correlation(x, x[1:]), "the same shape"),
+        (lambda x: fourier_correlation(x[None], x[None]), r"\(z, y, x\)"),
+        (lambda x: fourier_shell_correlation(x, x, n_shells=0), "n_shells"),
+        (lambda x: conical_fsc(x, x, half_angle=0), "half_angle"),
+        (lambda x: cosine_taper(x.shape, -1), "width"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(8, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def data_set() -> Path:
+    """A simulated cryo-ET set with a scoring script of its own, kept outside the repository."""
+    here = Path(__file__).resolve()
+    folders = [Path(os.environ["EQUITOMO_DATA"])] if "EQUITOMO_DATA" in os.environ else []
+    folders += [parent / "shared" / "data" for parent in here.parents[1:3]]
+    for folder in folders:
+        if (folder / "evaluate.py").exists() and (folder / "cryo_tiny_mid").exists():
+            return folder
+    pytest.skip("no cryo_tiny_mid and evaluate.py: set EQUITOMO_DATA to their folder")
+
+
+def load_evaluate(folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate", folder / "evaluate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_correlations_are_those_of_the_data_sets_own_script(data_set):
+    evaluate = load_evaluate(data_set)
+    even, odd, truth = (evaluate.read(data_set / "cryo_tiny_mid" / f"{n}.mrc") for n in ("even", "odd", "gt"))
+    window = cosine_taper(truth.shape).numpy()
+    np.testing.assert_allclose(window, evaluate.window(truth.shape), atol=1e-6)
+    first, second = ((volume - volume.mean()) * window for volume in ((even + odd) / 2, truth))
+    measured, radius = (torch.from_numpy(array) for array in evaluate.measured(truth.shape, -60.0, 60.0))
+    ball = (radius > 0) & (radius <= 0.5)
+    for region in (ball, ball & measured, ball & ~measured):
+        # The script gives its formula half spectra, where the plane kx = 0 has twice its due weight; here
+        # the same formula gets the full ones.
+        full = full_spectrum(region, truth.shape[2]).numpy()
+        expected = evaluate.cc(np.fft.fftn(first), np.fft.fftn(second), full)
+        assert fourier_correlation(first, second, region) == pytest.approx(expected, abs=1e-5)
