@@ -383,7 +383,7 @@ def test_a_written_volume_is_valid_and_reads_back_the_same(tmp_path, shape, dtyp
 
 
 def test_statistics_are_those_of_the_voxels_over_many_slabs(tmp_path, monkeypatch):
-    monkeypatch.setattr("equitomo.io.mrc.SLAB_BYTES", 150)
+    monkeypatch.setattr("equitomo.io.mrc_write.SLAB_BYTES", 150)
     data = np.random.default_rng(0).normal(1e4, 1.0, (9, 5, 6)).astype("f4")
     record = read_volume(write_volume(tmp_path / "out.mrc", data, voxel_size=1)).header.record
     exact = data.astype("f8")

@@ -18,6 +18,33 @@ if TYPE_CHECKING:
     from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
 
+__all__ = [
+    "CubeRotationGroup",
+    "IcecreamTrainer",
+    "IntensityScale",
+    "MaskedEquivarianceLoss",
+    "MissingWedgeOperator",
+    "Noise2NoiseLoss",
+    "PaddedMissingWedgeOperator",
+    "ScaleEquivariantUNet3D",
+    "SubtomogramDataset",
+    "TiledPredictor",
+    "TiltGeometry",
+    "TomogramPair",
+    "TrainingConfig",
+    "TwoViewReconstructor",
+    "Volume",
+    "__version__",
+    "fourier_shell_correlation",
+    "load_icecream_checkpoint",
+    "load_network",
+    "read_tilts",
+    "read_volume",
+    "specimen_mask",
+    "wedge_mask",
+    "write_volume",
+]
+
 # Where each public name lives. They are imported when first used: the command line answers --help and
 # checks its arguments without waiting for torch.
 _HOMES = {
@@ -46,7 +73,7 @@ _HOMES = {
     "write_volume": "io",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 __version__ = version("equitomo")
 
 

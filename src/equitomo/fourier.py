@@ -39,7 +39,8 @@ def rfftn(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor:
     True
     """
     with torch.autocast(x.device.type, enabled=False):
-        return torch.fft.rfftn(_at_least_float32(x), s=shape, dim=_AXES, norm="ortho")
+        spectrum: Tensor = torch.fft.rfftn(_at_least_float32(x), s=shape, dim=_AXES, norm="ortho")
+    return spectrum
 
 
 def irfftn(spectrum: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -76,7 +77,7 @@ def filtered(x: Tensor, mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
         x = _at_least_float32(x)
         if mask.requires_grad:
             return _filter(x, mask, grid)
-        result: Tensor = _SelfAdjointFilter.apply(x, mask, grid)  # type: ignore[no-untyped-call]
+        result: Tensor = _SelfAdjointFilter.apply(x, mask, grid)
         return result
 
 
@@ -151,7 +152,8 @@ def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
     spectrum = torch.fft.ifft(spectrum, dim=-3)[..., :z, :, :]
     if along_y:
         spectrum = torch.fft.ifft(spectrum, dim=-2)[..., :y, :]
-    return torch.fft.irfft(spectrum, n=grid[2], dim=-1)[..., :n]
+    volume: Tensor = torch.fft.irfft(spectrum, n=grid[2], dim=-1)
+    return volume[..., :n]
 
 
 class _SelfAdjointFilter(torch.autograd.Function):
@@ -169,7 +171,7 @@ class _SelfAdjointFilter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return _SelfAdjointFilter.apply(gradient, mask, ctx.grid), None, None  # type: ignore[no-untyped-call]
+        return _SelfAdjointFilter.apply(gradient, mask, ctx.grid), None, None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

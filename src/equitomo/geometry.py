@@ -205,7 +205,7 @@ def _in_fan(k_beam: Tensor, k_across: Tensor, geometry: TiltGeometry, extent: fl
         raise ValueError("a fan needs the list of tilts, not a continuous range: TiltGeometry(angles)")
     if not extent > 0:
         raise ValueError(f"extent must be a positive number of voxels, got {extent}")
-    kept = torch.zeros(torch.broadcast_shapes(k_beam.shape, k_across.shape), dtype=torch.bool)
+    kept = torch.zeros_like(k_beam + k_across, dtype=torch.bool)
     for angle in geometry.angles:
         tilt = math.radians(angle)
         distance = (k_beam * math.cos(tilt) - k_across * math.sin(tilt)).abs()

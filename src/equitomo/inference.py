@@ -105,10 +105,11 @@ class TiledPredictor:
         self.passes, self.wedge = passes, wedge
         self.stride = int(getattr(self.network, "stride", 1)) if stride is None else stride
         parameter = next(self.network.parameters(), torch.zeros(()))
-        self.device = parameter.device
+        self.device, self._input_dtype = parameter.device, parameter.dtype
         self._dtype = resolved(precision, self.device)
         self.progress = progress
-        self._tiling((tile,) * 3)
+        # A volume too large for one tile, so that what cannot work is told here and not at the first call.
+        self._tiling((tile + 1,) * 3)
 
     def __call__(self, first: AnyVolume, second: AnyVolume | None = None) -> AnyVolume:
         """Reconstruct a volume, or the mean of the reconstructions of two halves.
@@ -165,7 +166,7 @@ class TiledPredictor:
 
     def _network(self, x: Tensor) -> Tensor:
         with autocast(self._dtype, self.device):
-            return cast(Tensor, self.network(x)).float()
+            return cast(Tensor, self.network(x.to(self._input_dtype))).float()
 
     def _all_passes(self, x: Tensor) -> Tensor:
         """Every pass within the tiles."""
@@ -177,7 +178,7 @@ class TiledPredictor:
     def _operator_for(self, shape: tuple[int, ...]) -> WedgeOperator:
         if self.operator.volume_shape != shape:
             self.operator = self.operator.resized(shape)
-        return self.operator.to(self.device)
+        return cast(WedgeOperator, self.operator.to(self.device))
 
     def _tiling(self, shape: tuple[int, ...]) -> Tiling:
         z, y, x = shape
@@ -185,12 +186,7 @@ class TiledPredictor:
         # No larger than one tile that holds the whole axis and both its margins.
         needed = (-(-(first + n + self.margin) // self.stride) * self.stride for n in (z, y, x))
         tz, ty, tx = (min(self.tile, n) for n in needed)
-        blend = self.blend if self._joins(shape) else 0
-        return Tiling((z, y, x), (tz, ty, tx), self.margin, self.stride, blend, self.border)
-
-    def _joins(self, shape: tuple[int, ...]) -> bool:
-        """Whether some axis needs more than one tile, so that there is something to blend."""
-        return max(shape) + 2 * self.margin > self.tile
+        return Tiling((z, y, x), (tz, ty, tx), self.margin, self.stride, self.blend, self.border)
 
 
 class _Report:
@@ -231,9 +227,11 @@ def _in_batches(tiling: Tiling, size: int) -> Iterator[list[Placement]]:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = network.training
+    # Module by module: a part that was frozen in evaluation mode stays so.
+    training = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield
     finally:
-        network.train(training)
+        for module, mode in training:
+            module.training = mode

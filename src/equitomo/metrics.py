@@ -143,7 +143,7 @@ def conical_fsc(
     voxel_size: float | None = None,
     n_shells: int | None = None,
 ) -> dict[str, FourierShellCorrelation]:
-    """Fourier shell correlation in double cones about the three axes (:cite:t:`diebolder2012conical`).
+    """Fourier shell correlation in double cones about the three axes (:cite:t:`diebolder2015conical`).
 
     The cone about z lies in the missing wedge.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from deepinv.models import Reconstructor
 from deepinv.physics import Physics
 from einops import einsum, rearrange
@@ -175,9 +174,7 @@ class TwoViewReconstructor(Reconstructor):  # type: ignore[misc]
         return cast(Tensor, rearrange(x, "(b view) 1 z y x -> b view z y x", view=y.shape[1]))
 
 
-def load_icecream_checkpoint(
-    path: str | Path, *, axes: Literal["yxz", "zyx"] = "yxz"
-) -> ScaleEquivariantUNet3D:
+def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = "yxz") -> ScaleEquivariantUNet3D:
     """The network of a checkpoint of the reference program, ``model_iteration_*.pt``.
 
     The file is a pickle; only tensors and plain containers are read from it, no code is run. Width and
@@ -198,17 +195,23 @@ def load_icecream_checkpoint(
     ValueError
         If the file holds other things than tensors and containers, or no state of this network.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is no checkpoint that can be read safely: it is damaged, or it holds more than tensors and plain "
-            "containers, and nothing in it is run"
-        ) from error
-    state = _find_state(content, path)
+    if axes not in ("yxz", "zyx"):
+        raise ValueError(f"axes is 'yxz' or 'zyx', got {axes!r}")
+    with Path(path).open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        # A damaged file makes torch raise almost anything.
+        except Exception as error:
+            raise ValueError(
+                f"{path} is no checkpoint that can be read safely: it is damaged, or it holds more than tensors and "
+                "plain containers, and nothing in it is run"
+            ) from error
+    network = _network_from(_find_state(content, path), path)
     if axes == "zyx":
-        state = {key: rearrange(weight, "o i y x z -> o i z y x") for key, weight in state.items()}
-    return _network_from(state, path)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.copy_(rearrange(weight, "o i y x z -> o i z y x").clone())
+    return network
 
 
 def _find_state(content: Any, path: str | Path) -> dict[str, Tensor]:

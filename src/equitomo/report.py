@@ -120,12 +120,11 @@ def log_power(volume: Tensor, geometry: TiltGeometry | None = None) -> Tensor:
     volume = (volume - volume.mean()) * cosine_taper(volume.shape)
     # A full transform along the axis that is looked at: put the tilt axis last, where the half is taken.
     power = rfftn(volume.movedim(along, -1)).abs().square().mean(-1)
-    return torch.fft.fftshift(torch.log10(power + power.max() * 1e-12))
+    shifted: Tensor = torch.fft.fftshift(torch.log10(power + power.max() * 1e-12))
+    return shifted
 
 
-def _show_slice(
-    axes: Axes, volume: Tensor, number: int, limits: Any, voxel_size: Sequence[float] | None
-) -> None:
+def _show_slice(axes: Axes, volume: Tensor, number: int, limits: Any, voxel_size: Sequence[float] | None) -> None:
     through, down, across = _PLANES[number]
     middle = volume.shape[number] // 2
     axes.imshow(volume.select(number, middle), cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
@@ -135,9 +134,7 @@ def _show_slice(
         axes.set_aspect(voxel_size["zyx".index(down)] / voxel_size["zyx".index(across)])
 
 
-def _show_spectrum(
-    axes: Axes, spectrum: Tensor, geometry: TiltGeometry | None, limits: tuple[float, float]
-) -> None:
+def _show_spectrum(axes: Axes, spectrum: Tensor, geometry: TiltGeometry | None, limits: tuple[float, float]) -> None:
     across = "x" if geometry is None or geometry.tilt_axis == "y" else "y"
     axes.imshow(spectrum, cmap="magma", vmin=limits[0], vmax=limits[1], extent=(-0.5, 0.5, 0.5, -0.5))
     axes.set_title(f"log power, k{across} across, kz down", fontsize=9)
@@ -161,7 +158,8 @@ def _running_mean(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, 
     sums = np.cumsum(np.insert(values, 0, 0.0))
     starts = np.maximum(np.arange(1, len(values) + 1) - window, 0)
     stops = np.arange(1, len(values) + 1)
-    return (sums[stops] - sums[starts]) / (stops - starts)
+    mean: np.ndarray[Any, Any] = (sums[stops] - sums[starts]) / (stops - starts)
+    return mean
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:

@@ -67,14 +67,16 @@ class Tiling:
         object.__setattr__(self, "tile", tile)
         if min(self.shape) < 1 or self.stride < 1 or self.margin < 0 or self.blend < 0:
             raise ValueError("shape and stride must be positive, margin and blend zero or more")
-        for length in tile:
+        for axis, length in enumerate(tile):
             if length % self.stride:
                 below = length // self.stride * self.stride
                 raise ValueError(
                     f"a tile must be a multiple of the network's stride {self.stride}, got {length}: use "
                     f"{max(below, self.stride)} or {below + self.stride}"
                 )
-            if length - 2 * self.margin - self.blend < self.stride:
+            # A tile that holds its axis and both margins has no neighbour to join.
+            alone = length - self._first() - self.margin >= self.shape[axis]
+            if not alone and length - 2 * self.margin - self.blend < self.stride:
                 raise ValueError(
                     f"a tile of {length} voxels with margins of {self.margin} and a blend of {self.blend} leaves no "
                     f"core of {self.stride} voxels: take a larger tile or a smaller margin"
@@ -93,9 +95,8 @@ class Tiling:
     def _origins(self, axis: int) -> list[int]:
         """Ascending origins whose cores cover the axis; the first one is zero or below."""
         length, tile = self.shape[axis], self._tile(axis)
-        first = -(-self.margin // self.stride) * self.stride
         step = (tile - 2 * self.margin - self.blend) // self.stride * self.stride
-        origins = [-first]
+        origins = [-self._first()]
         while origins[-1] + tile - self.margin < length:
             origins.append(origins[-1] + step)
         return origins
@@ -119,6 +120,10 @@ class Tiling:
                 )
             )
         return placements
+
+    def _first(self) -> int:
+        """Voxels by which the first tile begins before the volume."""
+        return -(-self.margin // self.stride) * self.stride
 
     def _tile(self, axis: int) -> int:
         assert isinstance(self.tile, tuple)

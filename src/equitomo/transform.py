@@ -109,11 +109,11 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
         >>> len(CubeRotationGroup.moving(physics).elements)
         40
         """
-        moving = tuple(
-            g
-            for g in range(48 if flips else 24)
-            if _keeps_shape(g, operator.volume_shape) and _moves(g, operator)
-        )
+        # A mask is even, so the point reflection changes nothing: an improper element moves it like its rotation.
+        moved = [_moves(g, operator) for g in range(24)]
+        reflection = _index_of(-torch.eye(3, dtype=torch.int64))
+        rotations = [g if g < 24 else cls.compose(reflection, g) for g in range(48 if flips else 24)]
+        moving = tuple(g for g, r in enumerate(rotations) if moved[r] and _keeps_shape(g, operator.volume_shape))
         if not moving:
             raise ValueError(
                 f"no rotation of {operator.volume_shape} voxels moves the measured region: either nothing is missing "
@@ -157,9 +157,8 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
         require_volumes(x)
         if len(elements) != len(x):
             raise ValueError(f"one element per sample is needed: {len(x)} samples, {len(elements)} elements")
-        if inverse:
-            elements = _inverted(elements)
-        moved = [_apply(int(g), sample) for g, sample in zip(elements.tolist(), x, strict=True)]
+        elements = _inverted(elements) if inverse else _checked(elements)
+        moved = [_apply(g, sample) for g, sample in zip(elements.tolist(), x, strict=True)]
         return torch.stack(moved)
 
     def invert_params(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +176,7 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
         if element is None:
             return x
         require_volumes(x)
-        return torch.cat([_apply(int(g), x) for g in torch.as_tensor(element).reshape(-1).tolist()])
+        return torch.cat([_apply(g, x) for g in _checked(torch.as_tensor(element)).reshape(-1).tolist()])
 
 
 def _parameter(elements: Tensor) -> Tensor:
@@ -185,7 +184,15 @@ def _parameter(elements: Tensor) -> Tensor:
 
 
 def _inverted(elements: Tensor) -> Tensor:
-    return _table()[2][elements.as_subclass(Tensor).cpu()]
+    return _table()[2][_checked(elements)]
+
+
+def _checked(elements: Tensor) -> Tensor:
+    """Numbers of elements, on the CPU; a negative index would silently stand for another element."""
+    elements = elements.as_subclass(Tensor).cpu()
+    if torch.is_floating_point(elements) or bool(((elements < 0) | (elements > 47)).any()):
+        raise ValueError(f"elements are whole numbers from 0 to 47, got {elements.tolist()}")
+    return elements
 
 
 @cache
@@ -198,6 +205,10 @@ def _table() -> tuple[Tensor, Tensor, Tensor]:
     product = (products[:, :, None] == codes).all(-1).int().argmax(-1)
     inverse = (product == 0).int().argmax(-1)
     return matrices, product, inverse
+
+
+def _index_of(matrix: Tensor) -> int:
+    return int((_table()[0] == matrix).all(dim=(1, 2)).nonzero())
 
 
 def _signed_permutations() -> Iterator[list[list[int]]]:
@@ -239,9 +250,9 @@ def _keeps_shape(g: int, shape: tuple[int, ...]) -> bool:
 
 def _moves(g: int, operator: MaskedOperator) -> bool:
     mask = full_spectrum(operator.mask, operator.grid_shape[2])
-    # An axis along which the mask is constant may be of any length: give all three the same.
-    longest = max(mask.shape[-3:])
-    lengths = [longest if n == 1 else n for n in mask.shape[-3:]]
+    # An axis along which the mask is constant may be of any length: give it that of the axes it can become.
+    shape = operator.volume_shape
+    lengths = [max(n for n, other in zip(mask.shape[-3:], shape, strict=True) if other == own) for own in shape]
     mask = mask.expand(*mask.shape[:-3], *lengths)
     order, reverse = _permutation(g)
     leading = range(mask.ndim - 3)

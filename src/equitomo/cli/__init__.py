@@ -18,8 +18,8 @@ from equitomo.cli.options import (
     Geometry,
     Halves,
     OneOrTwo,
-    Prediction,
     PredictFiles,
+    Prediction,
     RunFolder,
     RunGeometry,
     TrainingInput,
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands.run(command, options)
 
 
-class _Parser(ArgumentParser):
+class _Parser(ArgumentParser):  # type: ignore[misc]
     """Names the nearest option where one is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -80,6 +80,7 @@ class _Parser(ArgumentParser):
         if unknown and (near := difflib.get_close_matches(unknown.group(1), known | {"config", "preset"}, 1)):
             text += f"; did you mean {near[0]!r}?"
         super().error(text, ex)
+        raise SystemExit(2)
 
 
 def _parser(preset: str | None) -> _Parser:

@@ -6,11 +6,11 @@ import errno
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,13 @@ from equitomo.cli.options import (
     Geometry,
     Halves,
     OneOrTwo,
-    Prediction,
     PredictFiles,
+    Prediction,
     RunFolder,
     RunGeometry,
     TrainingInput,
 )
-from equitomo.datasets import IntensityScale, TomogramPair, require_finite, specimen_mask
+from equitomo.datasets import IntensityScale, TomogramPair, require_usable, specimen_mask
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.inference import TiledPredictor
 from equitomo.io import Volume, read_tilts, read_volume, write_volume
@@ -237,13 +237,10 @@ def _check_same_grid(first: Volume, second: Volume) -> None:
 
 
 def _read_volumes(paths: OneOrTwo) -> tuple[list[Volume], IntensityScale]:
-    if paths.second is None:
-        volumes = [read_volume(paths.first)]
-    else:
-        volumes = list(_read_halves(paths.first, paths.second))
+    volumes = [read_volume(paths.first)] if paths.second is None else list(_read_halves(paths.first, paths.second))
     tensors = [torch.from_numpy(volume.as_float32().copy()) for volume in volumes]
     for volume, tensor in zip(volumes, tensors, strict=True):
-        require_finite(tensor, str(volume.path))
+        require_usable(tensor, str(volume.path))
     return volumes, IntensityScale.of(*tensors)
 
 
@@ -345,9 +342,7 @@ def _reconstruct(
     volumes = {"mean of the halves": before, "reconstruction": result}
     if truth is not None:
         volumes["truth"] = truth
-    picture = report.draw_slices(
-        folder / "slices.png", volumes, geometry=pair.geometry, voxel_size=pair.voxel_size
-    )
+    picture = report.draw_slices(folder / "slices.png", volumes, geometry=pair.geometry, voxel_size=pair.voxel_size)
     _summarise(pair, before, result)
     print(f"Wrote {target}\nDrew  {picture}, {folder / 'losses.png'} and {folder / 'previews'}")
 
@@ -361,12 +356,10 @@ def _summarise(pair: TomogramPair, before: Tensor, after: Tensor) -> None:
     voxel_size = None if pair.voxel_size is None else min(pair.voxel_size)
     curve = fourier_shell_correlation(pair.volumes[0], pair.volumes[1], voxel_size=voxel_size)
     unit = "voxels" if voxel_size is None else "Å"
-    print(f"The input halves agree (Fourier shell correlation above 0.143) down to {curve.resolution(0.143):.1f} {unit}")
+    print(f"The input halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)")
 
 
-def _predictor(
-    network: nn.Module, geometry: TiltGeometry, prediction: Prediction, precision: Any
-) -> TiledPredictor:
+def _predictor(network: nn.Module, geometry: TiltGeometry, prediction: Prediction, precision: Any) -> TiledPredictor:
     return TiledPredictor(
         network,
         geometry,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -117,11 +118,11 @@ class _Starts:
 
     def locate(self, rank: int) -> tuple[int, int, int]:
         if self._valid is None or self._row_ends is None:
-            z, y, x = np.unravel_index(rank, self._shape)
-            return int(z), int(y), int(x)
+            start = np.unravel_index(rank, self._shape)
+            return int(start[0]), int(start[1]), int(start[2])
         row = int(np.searchsorted(self._row_ends, rank, side="right"))
         before = int(self._row_ends[row - 1]) if row else 0
-        z, y = divmod(row, self._shape[1])
+        z, y = divmod(row, int(self._shape[1]))
         return z, y, int(np.flatnonzero(self._valid[z, y])[rank - before])
 
 
@@ -130,9 +131,11 @@ def _valid_starts(pair: TomogramPair, side: int, min_fraction: float) -> NDArray
     inside = _box_sums(pair.mask.cpu().numpy(), side)
     valid: NDArray[np.bool_] = inside >= min_fraction * side**3
     if not valid.any():
+        # Rounded down: what the message names must do.
+        fullest = math.floor(1e6 * inside.max() / side**3) / 1e6
         raise ValueError(
-            f"no cube of {side} voxels in {pair.name} holds {min_fraction:.0%} of specimen by its mask: the fullest "
-            f"one holds {inside.max() / side**3:.1%}; lower min_fraction to at most that, or widen the mask"
+            f"no cube of {side} voxels in {pair.name} holds a share of {min_fraction:g} of specimen by its mask, the "
+            f"fullest one holds {fullest:.6f}: lower min_fraction (min_specimen) to at most that, or widen the mask"
         )
     return valid
 

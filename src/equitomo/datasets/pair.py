@@ -59,14 +59,9 @@ class IntensityScale:
         if normalization not in ("robust", "scale"):
             raise ValueError(f"normalization is 'robust' or 'scale', got {normalization!r}")
         values = np.concatenate([_sample(volume) for volume in volumes]).astype(np.float64)
-        centre = float(np.median(values))
-        spread = 1.4826 * float(np.median(np.abs(values - centre)))
-        # Most voxels equal, as in simulated vacuum: nothing to be robust about.
-        if spread > 0:
-            values = np.clip(values, centre - _CLIP * spread, centre + _CLIP * spread)
+        _require_contrast(values, "the volume")
+        values = _clipped(values)
         scale = float(values.std())
-        if not scale > 1e-6 * abs(centre):
-            raise ValueError(f"the volume is constant ({centre:g} throughout): there is nothing to reconstruct")
         return cls(float(values.mean()) if normalization == "robust" else 0.0, scale)
 
     def apply(self, volume: Tensor) -> Tensor:
@@ -146,7 +141,7 @@ class TomogramPair:
             )
         volumes = torch.stack([_as_float32(first), _as_float32(second)])
         for label, volume in zip(("first", "second"), volumes, strict=True):
-            require_finite(volume, f"the {label} half of {name}")
+            require_usable(volume, f"the {label} half of {name}")
         self.scale = IntensityScale.of(*volumes, normalization=normalization)
         self.volumes = volumes.sub_(self.scale.mean).div_(self.scale.scale)
         _check_independence(self.volumes, name)
@@ -164,8 +159,14 @@ class TomogramPair:
         return self.scale.restore(volume)
 
 
-def require_finite(volume: Tensor, name: str) -> None:
-    """Refuse a volume with NaN or infinite voxels, naming how many and where the first one is."""
+def require_usable(volume: Tensor, name: str) -> None:
+    """Refuse a volume with voxels that are no numbers, or with nothing to see in it."""
+    _require_finite(volume, name)
+    _require_contrast(_sample(volume).astype(np.float64), name)
+
+
+def _require_finite(volume: Tensor, name: str) -> None:
+    """Name how many voxels are NaN or infinite, and where the first one is."""
     # The sum is finite unless a voxel is not (or the sum overflows): the full search is for the rare case.
     if torch.isfinite(volume.sum(dtype=torch.float64)):
         return
@@ -182,7 +183,7 @@ def _three(voxel_size: float | tuple[float, float, float] | None) -> tuple[float
     if voxel_size is None:
         return None
     sizes = (voxel_size,) * 3 if isinstance(voxel_size, (int, float)) else tuple(map(float, voxel_size))
-    if len(sizes) != 3 or not min(sizes) > 0:
+    if len(sizes) != 3 or not all(0 < size < np.inf for size in sizes):
         raise ValueError(f"voxel_size must be positive ångström, one number or one for z, y and x, got {voxel_size}")
     return sizes[0], sizes[1], sizes[2]
 
@@ -202,16 +203,30 @@ def _sample(volume: Tensor) -> NDArray[np.float32]:
     return flat[::step].cpu().float().numpy()
 
 
+def _require_contrast(values: NDArray[np.float64], name: str) -> None:
+    if not values.std() > 1e-6 * abs(values.mean()):
+        raise ValueError(f"{name} is constant ({values[0]:g} throughout): there is nothing to reconstruct")
+
+
+def _clipped(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values, none more than six robust standard deviations off the median."""
+    centre = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - centre)))
+    # Most voxels equal, as in simulated vacuum: nothing to be robust about.
+    return np.clip(values, centre - _CLIP * spread, centre + _CLIP * spread) if spread > 0 else values
+
+
 def _check_independence(volumes: Tensor, name: str) -> None:
-    first, second = (_sample(volume) for volume in volumes)
+    # A few hot voxels must neither hide what the halves share nor pass for it.
+    first, second = (_clipped(_sample(volume).astype(np.float64)) for volume in volumes)
     correlation = float(np.corrcoef(first, second)[0, 1])
     if correlation > 0.999:
         raise ValueError(
             f"{name}: the halves are not independent, their voxels correlate to {correlation:.4f}: give the two half "
             "tomograms (odd/even tilts or frames), not the same volume twice"
         )
-    coarse = torch.nn.functional.avg_pool3d(volumes[:, None], 4, ceil_mode=True).flatten(1).numpy()
-    correlation = float(np.corrcoef(coarse)[0, 1])
+    coarse = torch.nn.functional.avg_pool3d(volumes[:, None], 4, ceil_mode=True).flatten(1).double().numpy()
+    correlation = float(np.corrcoef([_clipped(values) for values in coarse])[0, 1])
     if correlation < -0.05:
         warnings.warn(
             f"{name}: the halves are anticorrelated ({correlation:.2f} after averaging 4x4x4 voxels): is the contrast "
@@ -240,7 +255,7 @@ def _checked_mask(mask: Volume, shape: tuple[int, int, int], name: str) -> Tenso
     if tuple(mask.shape) != shape:
         raise ValueError(f"{name}: the mask has shape {tuple(mask.shape)}, the tomogram {shape} (z, y, x)")
     values = _as_float32(mask)
-    require_finite(values, f"the mask of {name}")
+    _require_finite(values, f"the mask of {name}")
     if not bool(((values == 0) | (values == 1)).all()):
         warnings.warn(f"{name}: the mask is not binary; every voxel other than 0 counts as specimen", stacklevel=3)
     inside = values != 0

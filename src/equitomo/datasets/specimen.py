@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 _SAMPLES = 4_000_000
@@ -39,7 +39,7 @@ def specimen_mask(
     Raises
     ------
     ValueError
-        For an even window or percentages outside (0, 100].
+        If the volume is not ``(z, y, x)``, for an even window or percentages outside (0, 100].
 
     Examples
     --------
@@ -49,6 +49,8 @@ def specimen_mask(
     >>> bool(mask[12, 12, 12]), bool(mask[0, 0, 0])
     (True, False)
     """
+    if volume.ndim != 3:
+        raise ValueError(f"volume must be (z, y, x), got shape {tuple(volume.shape)}")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window must be an odd number of voxels, got {window}")
     for percentage in (density_percentage, deviation_percentage):

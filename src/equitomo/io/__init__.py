@@ -1,6 +1,9 @@
 """Files: tomograms in the MRC format and tilt angles. Numpy arrays, never tensors."""
 
-from .mrc import FileFormatError, FileFormatWarning, MrcHeader, Volume, read_volume, write_volume
+from .errors import FileFormatError, FileFormatWarning
+from .mrc import Volume, read_volume
+from .mrc_header import MrcHeader
+from .mrc_write import write_volume
 from .tilts import read_tilts
 
 __all__ = [

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .mrc import FileFormatError, FileFormatWarning, open_regular
+from .errors import FileFormatError, FileFormatWarning
+from .opening import open_regular
 
 # One angle and the number of its line, counted from 1.
 Found = tuple[int, float]
@@ -109,9 +110,7 @@ def _text(path: Path) -> str:
 def _angle(path: Path, line: int, text: str) -> Found:
     """One angle, or an error that names the line."""
     if not NUMBER.fullmatch(text):
-        raise FileFormatError(
-            f"{path}: line {line}: {text!r} is not a tilt angle; expected a number of degrees"
-        )
+        raise FileFormatError(f"{path}: line {line}: {text!r} is not a tilt angle; expected a number of degrees")
     return line, float(text)
 
 
@@ -139,9 +138,7 @@ def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
     for line, text in [*lines, (len(lines) + 1, "[end]")]:
         if text.lstrip().startswith("["):
             if section:
-                raise FileFormatError(
-                    f"{path}: line {section}: this section has no TiltAngle; export the file again"
-                )
+                raise FileFormatError(f"{path}: line {section}: this section has no TiltAngle; export the file again")
             inside = re.match(r"\s*\[\s*ZValue\s*=", text) is not None
             section = line if inside else 0
         elif inside and (value := re.match(r"\s*TiltAngle\s*=\s*(.*?)\s*$", text)):
@@ -174,9 +171,7 @@ def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
         elif words:
             found.append(_angle(path, line, words[columns.index("TILT")]))
     if not found:
-        raise FileFormatError(
-            f"{path}: no table '# SEC ... TILT', so not an alignment of AreTomo; {UNDERSTOOD}"
-        )
+        raise FileFormatError(f"{path}: no table '# SEC ... TILT', so not an alignment of AreTomo; {UNDERSTOOD}")
     return found
 
 
@@ -193,16 +188,10 @@ def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
             key = row[columns.index("_rlnTomoName")] if "_rlnTomoName" in columns else block
             series.setdefault(key, []).append(_angle(path, line, row[columns.index(tilt)]))
     if not series:
-        hint = (
-            "give the file of one series, named in its column rlnTomoTiltSeriesStarFile"
-            if linked
-            else UNDERSTOOD
-        )
+        hint = "give the file of one series, named in its column rlnTomoTiltSeriesStarFile" if linked else UNDERSTOOD
         raise FileFormatError(f"{path}: no table with one of the columns {', '.join(TILT_COLUMNS)}; {hint}")
     if name is None and len(series) > 1:
-        raise FileFormatError(
-            f"{path}: holds {len(series)} tilt series; choose with name= one of {_some(series)}"
-        )
+        raise FileFormatError(f"{path}: holds {len(series)} tilt series; choose with name= one of {_some(series)}")
     if name is not None and name not in series:
         raise FileFormatError(f"{path}: no tilt series {name!r}; name= must be one of {_some(series)}")
     return series[name or next(iter(series))]
@@ -238,9 +227,7 @@ def _star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], lis
             state = "rows"
             rows.append((line, words))
         elif words and not first.startswith("_"):
-            raise FileFormatError(
-                f"{path}: line {line}: expected data_, loop_ or a label, so not a STAR file"
-            )
+            raise FileFormatError(f"{path}: line {line}: expected data_, loop_ or a label, so not a STAR file")
 
 
 def _check_angles(path: Path, found: list[Found]) -> None:
@@ -254,8 +241,7 @@ def _check_angles(path: Path, found: list[Found]) -> None:
     angles = [angle for _, angle in found]
     if len(set(angles)) < 2:
         raise FileFormatError(
-            f"{path}: {len(set(angles))} different tilt angle(s), expected those of a tilt series, "
-            "one per image"
+            f"{path}: {len(set(angles))} different tilt angle(s), expected those of a tilt series, one per image"
         )
     if max(angles) - min(angles) >= 180:
         raise FileFormatError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from deepinv.physics import Physics
 from torch import Tensor
+
+from equitomo.physics import PaddedMissingWedgeOperator
 
 
 def check_margin(margin: int) -> int:
@@ -12,15 +15,23 @@ def check_margin(margin: int) -> int:
     return int(margin)
 
 
-def mean_square(residual: Tensor, margin: int) -> Tensor:
-    """Mean over views and voxels of the squared residual inside the margin, one value per sample."""
-    if margin:
-        if 2 * margin >= min(residual.shape[-3:]):
-            raise ValueError(
-                f"a margin of {margin} voxels leaves nothing of {tuple(residual.shape[-3:])} voxels (z, y, x)"
-            )
-        inside = slice(margin, -margin)
-        residual = residual[..., inside, inside, inside]
+def inside(u: Tensor, margin: int) -> Tensor:
+    """What is left of volumes without the margin at each face."""
+    if 2 * margin >= min(u.shape[-3:]):
+        raise ValueError(f"a margin of {margin} voxels leaves nothing of {tuple(u.shape[-3:])} voxels (z, y, x)")
+    z, y, x = (slice(margin, n - margin) for n in u.shape[-3:])
+    return u[..., z, y, x]
+
+
+def measured_inside(physics: Physics, u: Tensor, margin: int) -> Tensor:
+    """``physics.A(u)`` inside the margin, the cheaper way where the operator has one."""
+    if margin and isinstance(physics, PaddedMissingWedgeOperator) and 2 * margin < min(u.shape[-3:]):
+        return physics.A_inside(u, margin)
+    return inside(physics.A(u), margin)
+
+
+def mean_square(residual: Tensor) -> Tensor:
+    """Mean over views and voxels of the squared residual, one value per sample."""
     # Sixteen bits would lose the mean of many small squares.
     residual = residual.float() if residual.dtype.itemsize < 4 else residual
     return residual.square().mean(dim=(1, 2, 3, 4))

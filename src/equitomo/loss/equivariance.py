@@ -12,7 +12,7 @@ from deepinv.transform import Transform
 from torch import Tensor, nn
 
 from equitomo._checks import require_volumes
-from equitomo.loss._window import check_margin, mean_square
+from equitomo.loss._window import check_margin, inside, mean_square, measured_inside
 from equitomo.transform import CubeRotationGroup
 
 _Move = Callable[[Tensor], Tensor]
@@ -52,7 +52,7 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        If the margin leaves nothing, or an element does not fit the shape.
+        If the margin leaves nothing, an element does not fit the shape, or elements are given for another transform.
 
     Examples
     --------
@@ -104,15 +104,14 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
         model
             The reconstructor, called as ``model(y, physics)``.
         elements
-            The element for each sample, integers of shape (batch,); ``None`` draws them.
+            The element of a ``CubeRotationGroup`` for each sample, integers of shape (batch,); ``None`` draws them.
         """
         require_volumes(x_net, "x_net")
         target = x_net.flip(1)
         if self.stop_gradient:
             target = target.detach()
         values = [
-            self._compare(forth, back, x_net, target, physics, model)
-            for forth, back in self._moves(x_net, elements)
+            self._compare(forth, back, x_net, target, physics, model) for forth, back in self._moves(x_net, elements)
         ]
         return self.weight * torch.stack(values).mean(0)
 
@@ -121,12 +120,17 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
     ) -> Tensor:
         again = model(physics.A(forth(x_net)), physics)
         residual = back(again) - target
-        return mean_square(physics.A(residual) if self.masked else residual, self.margin)
+        margin = self.margin
+        return mean_square(measured_inside(physics, residual, margin) if self.masked else inside(residual, margin))
 
     def _moves(self, x: Tensor, elements: Tensor | None) -> list[tuple[_Move, _Move]]:
         """Pairs of a drawn transformation and its inverse, one for each of ``n_trans``."""
         transform = self.transform
         if not isinstance(transform, CubeRotationGroup):
+            if elements is not None:
+                raise ValueError(
+                    f"elements belong to a CubeRotationGroup, the transform is a {type(transform).__name__}"
+                )
             params = transform.get_params(x)
             # One at a time, so that an operator with a mask per sample still fits the batch.
             drawn = [params] if transform.n_trans == 1 else transform.iterate_params(params)

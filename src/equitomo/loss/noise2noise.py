@@ -9,7 +9,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from equitomo._checks import require_volumes
-from equitomo.loss._window import check_margin, mean_square
+from equitomo.loss._window import check_margin, inside, mean_square, measured_inside
 
 
 class Noise2NoiseLoss(Loss):  # type: ignore[misc]
@@ -77,5 +77,8 @@ class Noise2NoiseLoss(Loss):  # type: ignore[misc]
                 f"x_net {tuple(x_net.shape)}"
             )
         other = y.flip(1)
-        residual = physics.A(x_net - other) if self.mask_target else physics.A(x_net) - other
-        return self.weight * mean_square(residual, self.margin)
+        if self.mask_target:
+            residual = measured_inside(physics, x_net - other, self.margin)
+        else:
+            residual = measured_inside(physics, x_net, self.margin) - inside(other, self.margin)
+        return self.weight * mean_square(residual)

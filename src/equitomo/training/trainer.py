@@ -244,7 +244,7 @@ class IcecreamTrainer:
         self._consecutive = (self._consecutive + bad) * bad
         if not self._scaler.is_enabled():
             # The fused optimiser skips by itself where this is one, as it does for a gradient scaler.
-            self._optimizer.grad_scale, self._optimizer.found_inf = None, bad
+            vars(self._optimizer).update(grad_scale=None, found_inf=bad)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return bad
@@ -369,9 +369,7 @@ class _StepLosses(nn.Module):
     def forward(self, y: Tensor, elements: Tensor) -> Tensor:
         x_net = self.model(y, self.physics)
         data = self.data(x_net=x_net, y=y, physics=self.physics)
-        equivariance = self.equivariance(
-            x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements
-        )
+        equivariance = self.equivariance(x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements)
         return torch.stack([data.mean(), equivariance.mean()])
 
 

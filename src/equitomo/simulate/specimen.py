@@ -1,4 +1,4 @@
-"""A made-up specimen, its tilt series and its two half tomograms, for demonstrations and tests."""
+"""A piece of cell made of beads."""
 
 from __future__ import annotations
 
@@ -7,252 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from equitomo._checks import spatial_shape
 from equitomo.fourier import frequencies, irfftn, rfftn
-from equitomo.geometry import TiltAxis, TiltGeometry
-
-
-@dataclass(frozen=True)
-class SimulatedHalves:
-    """Two half tomograms of one specimen, with the truth that they were made from.
-
-    Parameters
-    ----------
-    truth
-        The specimen, ``(z, y, x)``.
-    first, second
-        Filtered backprojections of the two dose halves, ``(z, y, x)``: the same signal, independent noise.
-    geometry
-        The tilts of both series.
-    """
-
-    truth: Tensor
-    first: Tensor
-    second: Tensor
-    geometry: TiltGeometry
-
-
-def simulate_halves(
-    shape: Sequence[int],
-    geometry: TiltGeometry,
-    *,
-    snr: float,
-    voxel_size: float = 10.0,
-    generator: torch.Generator | None = None,
-) -> SimulatedHalves:
-    r"""Two half tomograms of a simulated specimen, as a dose-split tilt series gives them.
-
-    Each half is reconstructed from the same noise-free projections :math:`p` with white Gaussian noise of
-    its own. With half of the electrons each, their noise has twice the variance of the full dose:
-
-    .. math::
-
-        y_i = \operatorname{FBP}(p + n_i), \qquad \operatorname{Var}(n_i) = 2\sigma^2, \qquad
-        \mathrm{snr} = \operatorname{Var}(p) / \sigma^2.
-
-    :math:`\operatorname{Var}(p)` is the variance over the pixels of a projection, averaged over the tilts;
-    only the pixels of a detector as wide as the volume count. The detector itself is wide enough for every
-    voxel to be seen at every tilt. Outside the volume there is nothing.
-
-    Parameters
-    ----------
-    shape
-        Voxels ``(z, y, x)``.
-    geometry
-        The list of tilts and the tilt axis.
-    snr
-        Signal-to-noise ratio per projection of the full dose; ``inf`` for halves without noise.
-    voxel_size
-        Ångström per voxel; see :func:`simulate_specimen`.
-    generator
-        Source of randomness, on the device to compute on; ``None`` draws from torch's default on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If ``snr`` is not positive or the geometry is a continuous range.
-
-    Examples
-    --------
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> geometry = TiltGeometry(range(-60, 61, 6))
-    >>> halves = simulate_halves((24, 24, 24), geometry, snr=0.8, voxel_size=20.0, generator=generator)
-    >>> halves.first.shape, torch.equal(halves.first, halves.second)
-    (torch.Size([24, 24, 24]), False)
-    """
-    if not snr > 0:
-        raise ValueError(f"snr must be positive (inf for no noise), got {snr}")
-    truth = simulate_specimen(shape, voxel_size=voxel_size, generator=generator)
-    n_across = truth.shape[2] if geometry.tilt_axis == "y" else truth.shape[1]
-    n_spare = math.ceil((math.hypot(truth.shape[0], n_across) - n_across) / 2)
-    series = project(truth, geometry, width=n_across + 2 * n_spare)
-    power = series[..., n_spare : n_spare + n_across].var(dim=(1, 2)).mean()
-    deviation = (2 * power / snr).sqrt()
-    first, second = (
-        filtered_backprojection(series + deviation * _normal(series.shape, generator), geometry, truth.shape)
-        for _ in range(2)
-    )
-    return SimulatedHalves(truth=truth, first=first, second=second, geometry=geometry)
-
-
-def project(volume: Tensor, geometry: TiltGeometry, *, width: int | None = None) -> Tensor:
-    r"""Tilt series of a volume: its line integrals along the tilted beam.
-
-    .. math::
-
-        p_\theta(y, t) = \int x(t\sin\theta + s\cos\theta,\; y,\; t\cos\theta - s\sin\theta)\, ds,
-        \qquad t = x\cos\theta + z\sin\theta,
-
-    with ``z, x, t`` measured from the centre, ``(n - 1) / 2``, and growing with the index
-    (:cite:t:`kak1988principles`, chapter 3, eq. 2). With the tilt axis along x, y takes the place of x. The
-    line is sampled once a voxel, with cubic interpolation; outside the volume is zero.
-
-    Parameters
-    ----------
-    volume
-        ``(z, y, x)``.
-    geometry
-        The list of tilts and the tilt axis.
-    width
-        Detector pixels across the tilt axis; ``None`` for as many as the volume has voxels. What falls
-        beside the detector is not recorded.
-
-    Returns
-    -------
-    Tensor
-        ``(tilt, along the tilt axis, detector)``, tilts ascending as in ``geometry.angles``.
-
-    Raises
-    ------
-    ValueError
-        If the volume is not ``(z, y, x)`` or the geometry is a continuous range.
-
-    Examples
-    --------
-    >>> volume = torch.zeros(9, 2, 9)
-    >>> volume[6, 0, 4] = 1.0  # two voxels above the centre: t = 2 sin(tilt)
-    >>> series = project(volume, TiltGeometry([-90, 0, 89]))
-    >>> series.shape, series[:, 0].argmax(dim=-1).tolist()
-    (torch.Size([3, 2, 9]), [2, 4, 6])
-    """
-    if volume.ndim != 3:
-        raise ValueError(f"volume must be (z, y, x), got shape {tuple(volume.shape)}")
-    tilts = _tilts(geometry)
-    planes = _to_planes(volume, geometry.tilt_axis)
-    n_beam = math.ceil(math.hypot(*planes.shape[-2:])) + 1
-    s = _from_centre(n_beam, volume)[:, None]
-    t = _from_centre(planes.shape[-1] if width is None else width, volume)
-    views = [
-        _sample(planes, t * math.sin(tilt) + s * math.cos(tilt), t * math.cos(tilt) - s * math.sin(tilt))
-        for tilt in tilts
-    ]
-    return torch.stack([view.sum(dim=-2) for view in views])
-
-
-def filtered_backprojection(series: Tensor, geometry: TiltGeometry, shape: Sequence[int]) -> Tensor:
-    r"""Volume from a tilt series, in true scale wherever the series measures it.
-
-    .. math::
-
-        x(z, y, x) = \sum_i \Delta\theta_i\, (h * p_{\theta_i})(y, x\cos\theta_i + z\sin\theta_i), \qquad
-        \hat h(k) = \lvert k \rvert
-
-    with the band-limited ramp of Ramachandran and Lakshminarayanan (:cite:t:`kak1988principles`, chapter 3,
-    eq. 61) and cubic interpolation. :math:`\Delta\theta_i` in radians is half the gap between the neighbours
-    of tilt :math:`i`, the whole step at the two ends: the inverse Radon transform restricted to the measured
-    directions, so that these have gain 1 for every tilt range and the missing wedge stays empty. Above half
-    of Nyquist interpolation lowers the gain, to about 0.7 at Nyquist.
-
-    Parameters
-    ----------
-    series
-        ``(tilt, along the tilt axis, detector)``, tilts ascending as in ``geometry.angles``.
-    geometry
-        The list of tilts and the tilt axis.
-    shape
-        Voxels ``(z, y, x)`` to reconstruct; the detector may be wider or narrower.
-
-    Raises
-    ------
-    ValueError
-        If the series does not fit the geometry and shape, or the geometry is a continuous range.
-
-    Examples
-    --------
-    >>> geometry = TiltGeometry(range(-60, 61, 3))
-    >>> series = project(torch.ones(8, 4, 16), geometry)
-    >>> filtered_backprojection(series, geometry, (8, 4, 16)).shape
-    torch.Size([8, 4, 16])
-    """
-    z, y, x = spatial_shape(shape)
-    tilts = _tilts(geometry)
-    n_along, n_across = (y, x) if geometry.tilt_axis == "y" else (x, y)
-    if series.ndim != 3 or series.shape[:2] != (len(tilts), n_along):
-        raise ValueError(
-            f"series must be (tilt, along the tilt axis, detector) with {len(tilts)} tilts and {n_along} "
-            f"along the {geometry.tilt_axis} axis, got shape {tuple(series.shape)}"
-        )
-    filtered = _ramp_filter(series)
-    z_beam, across = _from_centre(z, series)[:, None], _from_centre(n_across, series)
-    planes = series.new_zeros(n_along, z, n_across)
-    for view, tilt, step in zip(filtered, tilts, _angular_steps(tilts), strict=True):
-        t = across * math.cos(tilt) + z_beam * math.sin(tilt)
-        planes += step * _sample(view[:, None], torch.zeros_like(t), t)
-    return _from_planes(planes, geometry.tilt_axis)
-
-
-def _tilts(geometry: TiltGeometry) -> list[float]:
-    """Tilts in radians."""
-    if geometry.continuous:
-        raise ValueError("a tilt series needs a list of tilts, not a continuous range: TiltGeometry(angles)")
-    return [math.radians(angle) for angle in geometry.angles]
-
-
-def _angular_steps(tilts: list[float]) -> list[float]:
-    """Radians that each tilt stands for."""
-    before, after = tilts[:1] + tilts[:-1], tilts[1:] + tilts[-1:]
-    steps = [(right - left) / 2 for left, right in zip(before, after, strict=True)]
-    # The end tilts have a neighbour on one side only, but measure as far to the other side.
-    return [2 * steps[0], *steps[1:-1], 2 * steps[-1]]
-
-
-def _ramp_filter(series: Tensor) -> Tensor:
-    """The band-limited ramp along the detector, without wrapping round."""
-    n = series.shape[-1]
-    lag = torch.arange(-n, n, device=series.device, dtype=series.dtype)
-    # Sampling |k| itself instead would set the zero frequency to zero and sink the whole reconstruction.
-    kernel = torch.where(lag % 2 == 0, 0.0, -1 / (math.pi * lag) ** 2)
-    kernel[n] = 0.25
-    response = torch.fft.rfft(kernel.roll(n)).real
-    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(series, n=2 * n) * response, n=2 * n)
-    return filtered[..., :n]
-
-
-def _from_centre(n: int, like: Tensor) -> Tensor:
-    return torch.arange(n, device=like.device, dtype=like.dtype) - (n - 1) / 2
-
-
-def _to_planes(volume: Tensor, tilt_axis: TiltAxis) -> Tensor:
-    """The planes across the tilt axis, ``(along the tilt axis, z, across)``."""
-    return rearrange(volume, "z y x -> y z x" if tilt_axis == "y" else "z y x -> x z y")
-
-
-def _from_planes(planes: Tensor, tilt_axis: TiltAxis) -> Tensor:
-    return rearrange(planes, "y z x -> z y x" if tilt_axis == "y" else "x z y -> z y x").contiguous()
-
-
-def _sample(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Planes ``(n, rows, columns)`` at positions from their centre; zero outside."""
-    n_rows, n_columns = planes.shape[-2:]
-    grid = torch.stack((2 * columns / n_columns, 2 * rows / n_rows), dim=-1)
-    # Linear interpolation, in projection and backprojection, would leave a gain of 0.75 at half of Nyquist.
-    return torch.nn.functional.grid_sample(planes[None], grid[None], mode="bicubic", align_corners=False)[0]
-
-
-# The specimen ----------------------------------------------------------------------------------------
 
 _EDGE_WIDTH = 0.8  # standard deviation of the blur at every edge, in voxels
 _BEADS_PER_VOXEL = 4.0
@@ -324,9 +82,7 @@ def simulate_specimen(
     if not voxel_size > 0:
         raise ValueError(f"voxel_size must be positive, in ångström, got {voxel_size}")
     if not 0 <= crowding <= 0.3:
-        raise ValueError(
-            f"crowding must be from 0 to 0.3 (random spheres hardly pack denser), got {crowding}"
-        )
+        raise ValueError(f"crowding must be from 0 to 0.3 (random spheres hardly pack denser), got {crowding}")
     if not 0 < thickness <= 1:
         raise ValueError(f"thickness must be more than 0 and at most 1, got {thickness}")
     scene = _Scene(spatial_shape(shape), voxel_size, thickness, generator)
@@ -478,7 +234,7 @@ class _Scene:
         return low + (1 - low) * torch.rand(*size, generator=self.generator, device=self.device)
 
     def _directions(self, n: int) -> Tensor:
-        return torch.nn.functional.normalize(_normal((n, 3), self.generator), dim=-1)
+        return torch.nn.functional.normalize(normal((n, 3), self.generator), dim=-1)
 
     def _rotation(self) -> Tensor:
         """A uniformly random right-handed frame, its axes in rows."""
@@ -506,9 +262,10 @@ def _splat(beads: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return grid.reshape(shape)
 
 
+def normal(size: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers, on the generator's device."""
+    return torch.randn(*size, generator=generator, device=_device(generator))
+
+
 def _device(generator: torch.Generator | None) -> torch.device:
     return torch.device("cpu") if generator is None else generator.device
-
-
-def _normal(size: Sequence[int], generator: torch.Generator | None) -> Tensor:
-    return torch.randn(*size, generator=generator, device=_device(generator))

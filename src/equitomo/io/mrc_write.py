@@ -1,0 +1,248 @@
+"""Write tomograms in the MRC format, whole or not at all."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
+
+from .mrc import Volume
+from .mrc_header import HEADER_BYTES, Array, Axes, byte_order
+from .opening import named
+
+SLAB_BYTES = 1 << 22
+
+
+def write_volume(
+    path: str | Path,
+    data: Array,
+    *,
+    like: Volume | None = None,
+    voxel_size: float | Axes | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    label: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a volume as an MRC file, whole or not at all.
+
+    The voxels go slab by slab to a file beside the target, which takes the target's name only
+    when it is complete and on the disk; whatever happens before, that file is removed.
+
+    Parameters
+    ----------
+    path
+        The target. A name of a packed file (``.gz``, ``.bz2``) is refused.
+    data
+        Real numbers with axes ``(z, y, x)``, in memory or memory-mapped.
+    like
+        A volume whose voxel size, origin, start, cell, labels, extended header and byte order
+        are kept. None writes a plain header.
+    voxel_size
+        Along ``(z, y, x)`` in ångström, or one number for all. None takes it from ``like``, or
+        leaves it unknown (0).
+    dtype
+        ``"float32"`` (mode 2) or ``"float16"`` (mode 12).
+    label
+        At most 80 ASCII characters, added after the labels of ``like``. If those are ten
+        already, it takes the place of the last: the first ones tell of the acquisition. None
+        writes ``"Written by equitomo"``.
+    overwrite
+        Allow to replace an existing file.
+
+    Returns
+    -------
+    Path
+        The target.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit, or the values do not fit into ``dtype``.
+    FileExistsError
+        If the target exists and ``overwrite`` is False.
+    OSError
+        If the folder is missing, not writable or full.
+
+    Examples
+    --------
+    >>> from equitomo.io import read_volume
+    >>> folder = getfixture("tmp_path")
+    >>> before = read_volume(write_volume(folder / "a.mrc", np.zeros((4, 5, 6)), voxel_size=7.5))
+    >>> after = read_volume(write_volume(folder / "b.mrc", before.data + 1, like=before, label="plus 1"))
+    >>> after.voxel_size, after.header.labels
+    ((7.5, 7.5, 7.5), ('Written by equitomo', 'plus 1'))
+    """
+    path = named(path)
+    data = np.asanyarray(data)
+    if data.ndim != 3 or 0 in data.shape:
+        raise ValueError(f"data must have three axes (z, y, x), none empty, got shape {data.shape}")
+    if data.dtype.kind not in "biuf":
+        raise TypeError(f"data must hold real numbers, got {data.dtype}")
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f'dtype must be "float32" or "float16", got {dtype!r}')
+    record = _new_header(data.shape, like, voxel_size, label)
+    record["mode"] = 2 if dtype == "float32" else 12
+    extended = like.header.extended if like else b""
+    n_bytes = HEADER_BYTES + len(extended) + data.size * np.dtype(dtype).itemsize
+    with _beside(path, overwrite=overwrite, n_bytes=n_bytes) as file:
+        file.write(record.tobytes() + extended)
+        statistics = _write_slabs(file, data, np.dtype(dtype).newbyteorder(cast(Any, byte_order(record))))
+        record["dmin"], record["dmax"], record["dmean"], record["rms"] = statistics
+        file.seek(0)
+        file.write(record.tobytes())
+    return path
+
+
+def _new_header(
+    shape: tuple[int, ...], like: Volume | None, voxel_size: float | Axes | None, label: str | None
+) -> Array:
+    """Header of a volume, with all that is worth keeping of another one's."""
+    record = like.header.record.copy() if like else np.zeros((), HEADER_DTYPE.newbyteorder("="))
+    sizes = _three_sizes(voxel_size, like)
+    keep_sampling = like is not None and like.data.shape == shape and int(record["mz"]) not in (0, 1)
+    starts = like.header.start if like else (0, 0, 0)
+    for axis, n, start, size in zip("zyx", shape, starts, sizes, strict=True):
+        record[f"n{axis}"], record[f"n{axis}start"] = n, start
+        if not keep_sampling or record[f"m{axis}"] < 1:
+            record[f"m{axis}"] = n
+        record["cella"][axis] = size * int(record[f"m{axis}"])
+    if not any(record["cellb"].item()):
+        record["cellb"] = (90, 90, 90)
+    record["mapc"], record["mapr"], record["maps"] = 1, 2, 3
+    record["ispg"], record["nversion"], record["map"] = 1, 20141, b"MAP "
+    record["machst"] = (0x44, 0x44, 0, 0) if byte_order(record) == "<" else (0x11, 0x11, 0, 0)
+    extended = like.header.extended if like else b""
+    record["nsymbt"] = len(extended)
+    if extended and not record["exttyp"].tobytes().strip(b" \0") and extended.isascii():
+        # Undeclared text records are the symmetry operators of CCP4.
+        record["exttyp"] = b"CCP4"
+    _add_label(record, label)
+    return record
+
+
+def _three_sizes(voxel_size: float | Axes | None, like: Volume | None) -> Axes:
+    """Voxel size along (z, y, x), checked."""
+    if voxel_size is None:
+        return like.voxel_size if like else (0.0, 0.0, 0.0)
+    sizes = np.broadcast_to(np.asarray(voxel_size, dtype=float), 3) if np.size(voxel_size) in (1, 3) else [np.nan]
+    if not all(0 <= size < np.inf for size in sizes):
+        raise ValueError(f"voxel_size must be one number or (z, y, x) in ångström, not negative, got {voxel_size}")
+    z, y, x = (float(size) for size in sizes)
+    return z, y, x
+
+
+def _add_label(record: Array, label: str | None) -> None:
+    """Close the gaps between the labels and add one, in place of the last if there are ten."""
+    text = "Written by equitomo" if label is None else label
+    if len(text) > 80 or not (text.isascii() and text.isprintable() and text.strip()):
+        raise ValueError(f"label must be 1 to 80 printable ASCII characters, got {len(text)}: {text!r}")
+    labels = [bytes(old) for old in record["label"] if bytes(old).strip(b" \0")][:9]
+    labels.append(text.ljust(80).encode("ascii"))
+    record["nlabl"] = len(labels)
+    record["label"] = labels + [b""] * (10 - len(labels))
+
+
+def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
+    """Write voxels a few sections at a time; return their minimum, maximum, mean and deviation."""
+    step = max(1, SLAB_BYTES // (data[0].size * dtype.itemsize))
+    low, high, mean, square, count = np.inf, -np.inf, 0.0, 0.0, 0
+    for begin in range(0, len(data), step):
+        slab = data[begin : begin + step]
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = np.ascontiguousarray(slab, dtype)
+            if not np.can_cast(slab.dtype, dtype) and np.any(np.isinf(stored) & np.isfinite(slab)):
+                raise ValueError(
+                    f"data reach {np.abs(slab[np.isfinite(slab)]).max():g}, more than {dtype.name} can hold "
+                    f'({np.finfo(dtype).max:g}); write with dtype="float32" or scale the volume'
+                )
+            file.write(stored.view(np.uint8).data)
+            # Means and squares of two parts combine exactly; sums of squares would cancel.
+            n, centre = stored.size, float(stored.mean(dtype=np.float64))
+            square += float(np.square(np.subtract(stored, centre, dtype=np.float64)).sum())
+            square += (centre - mean) ** 2 * count * n / (count + n)
+            mean += (centre - mean) * n / (count + n)
+            count += n
+            low, high = min(low, float(stored.min())), max(high, float(stored.max()))
+    if not np.isfinite([low, high, mean, square]).all():
+        return 0.0, -1.0, -2.0, -1.0  # MRC2014's way to say that they are not known
+    return low, high, mean, float(np.sqrt(square / count))
+
+
+@contextmanager
+def _beside(target: Path, *, overwrite: bool, n_bytes: int) -> Iterator[BinaryIO]:
+    """Open a new file beside the target that takes its name at the end, if all went well."""
+    _check_target(target, overwrite, n_bytes)
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
+    # A link put there by someone else must be neither followed nor replaced.
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(partial, flags, 0o666)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(partial, target, overwrite)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_target(target: Path, overwrite: bool, n_bytes: int) -> None:
+    """Refuse, before any work, a target that cannot be written."""
+    if target.suffix.lower() in (".gz", ".bz2"):
+        raise ValueError(f"path must not end in {target.suffix}: packed files are not written, got {target}")
+    try:
+        if not stat.S_ISDIR(target.parent.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot write a volume: the name is taken by a folder", str(target))
+    if not overwrite and os.path.lexists(target):
+        raise _exists(target)
+    if free < n_bytes:
+        raise OSError(errno.ENOSPC, f"the disk has {free} bytes left, the volume needs {n_bytes}", str(target))
+
+
+def _cannot_write(target: Path, error: OSError) -> OSError:
+    """Error of the same kind that names the target and the remedy."""
+    remedy = f"cannot write in the folder {target.parent}: {error.strerror}. Give one that exists and is writable"
+    return type(error)(error.errno, remedy, str(target))
+
+
+def _exists(target: Path) -> FileExistsError:
+    """Error for a target that is there already."""
+    remedy = "exists already; choose another name, or allow to replace it with overwrite=True (--overwrite)"
+    return FileExistsError(errno.EEXIST, remedy, str(target))
+
+
+def _publish(partial: Path, target: Path, overwrite: bool) -> None:
+    """Give the finished file its name, and make that last."""
+    if overwrite:
+        partial.replace(target)
+    else:
+        try:
+            # Unlike a rename, a link never replaces a file that appeared in the meantime.
+            os.link(partial, target, follow_symlinks=False)
+        except FileExistsError as error:
+            raise _exists(target) from error
+        except OSError as error:  # some file systems have no links
+            if os.path.lexists(target):
+                raise _exists(target) from error
+            partial.replace(target)
+    if os.name == "posix":
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,25 @@
+"""Small made-up data that several test modules share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equitomo import TomogramPair
+
+
+def noisy_halves(
+    shape: tuple[int, int, int] = (16, 16, 16), *, seed: int = 0, noise: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Two halves that share a blocky specimen and have independent Gaussian noise."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randn([-(-n // 4) for n in shape], generator=generator)
+    specimen = blocks.repeat_interleave(4, 0).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    specimen = specimen[: shape[0], : shape[1], : shape[2]]
+    first, second = specimen + noise * torch.randn(2, *shape, generator=generator)
+    return first, second
+
+
+def noisy_pair(shape: tuple[int, int, int] = (16, 16, 16), *, seed: int = 0, **settings) -> TomogramPair:
+    """The halves as a pair, tilted from -60 to 60 degrees unless told otherwise."""
+    return TomogramPair(*noisy_halves(shape, seed=seed), settings.pop("geometry", (-60.0, 60.0)), **settings)

@@ -1,0 +1,441 @@
+"""Pairs of halves, the cubes drawn from them and the specimen mask."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+from making import noisy_halves, noisy_pair
+from torch.utils.data import DataLoader
+
+from equitomo import IntensityScale, SubtomogramDataset, TiltGeometry, TomogramPair, specimen_mask
+from equitomo.simulate import simulate_halves
+
+TILTS = (-60.0, 60.0)
+
+
+# Normalisation ---------------------------------------------------------------------------------------
+
+
+def test_a_pair_has_zero_mean_and_unit_deviation_over_both_halves():
+    volumes = noisy_pair().volumes.double()
+    assert abs(volumes.mean()) < 1e-6
+    assert abs(volumes.std(correction=0) - 1) < 1e-6
+
+
+def test_both_halves_are_put_on_one_scale():
+    first, second = noisy_halves()
+    pair = TomogramPair(first, 3 * second + 2, TILTS)
+    expected = (torch.stack([first, 3 * second + 2]) - pair.scale.mean) / pair.scale.scale
+    torch.testing.assert_close(pair.volumes, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*standard deviations from the mean")
+@pytest.mark.parametrize("value", [1e4, -1e6])
+def test_a_few_gold_or_hot_voxels_do_not_move_the_scale(value):
+    first, second = noisy_halves()
+    clean = TomogramPair(first, second, TILTS).scale
+    first[3, 4, 5], second[7, 7, 7] = value, value
+    spoilt = TomogramPair(first, second, TILTS).scale
+    assert abs(spoilt.mean - clean.mean) < 0.005 * clean.scale
+    assert abs(spoilt.scale / clean.scale - 1) < 0.01
+
+
+def test_restoring_undoes_the_normalisation():
+    first, second = noisy_halves()
+    pair = TomogramPair(40 * first - 300, 40 * second - 300, TILTS)
+    torch.testing.assert_close(pair.restore(pair.volumes[0]), 40 * first - 300, rtol=1e-5, atol=1e-3)
+
+
+def test_normalisation_by_scale_alone_keeps_zero():
+    first, second = noisy_halves()
+    first[0], second[0] = 0.0, 0.0
+    pair = TomogramPair(first + 0.0, second, TILTS, normalization="scale")
+    assert pair.scale.mean == 0.0
+    assert bool((pair.volumes[:, 0] == 0).all())
+
+
+def test_a_volume_that_is_mostly_empty_is_scaled_by_its_plain_deviation():
+    volume = torch.zeros(10, 10, 10)
+    volume[4:6, 4:6, 4:6] = 5.0
+    assert IntensityScale.of(volume).scale == pytest.approx(volume.double().std(correction=0).item())
+
+
+def test_an_unknown_normalisation_is_refused():
+    with pytest.raises(ValueError, match="normalization is 'robust' or 'scale', got 'minmax'"):
+        noisy_pair(normalization="minmax")
+
+
+# What a pair refuses and warns of --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_voxels_that_are_not_finite_are_counted_and_placed(value):
+    first, second = noisy_halves()
+    second[2, 3, 4] = second[5, 0, 0] = value
+    with pytest.raises(ValueError, match=r"the second half of ribosomes holds 2 voxels.*z 2, y 3, x 4"):
+        TomogramPair(first, second, TILTS, name="ribosomes")
+
+
+def test_two_constant_halves_are_refused():
+    with pytest.raises(ValueError, match=r"ribosomes is constant \(3 throughout\)"):
+        TomogramPair(torch.full((8, 8, 8), 3.0), torch.full((8, 8, 8), 3.0), TILTS, name="ribosomes")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_constant_half_is_refused_and_named(which):
+    halves = list(noisy_halves())
+    halves[which] = torch.zeros(16, 16, 16)
+    label = ("first", "second")[which]
+    with pytest.raises(ValueError, match=rf"the {label} half of ribosomes is constant"):
+        TomogramPair(*halves, TILTS, name="ribosomes")
+
+
+@pytest.mark.parametrize("shapes", [((8, 8, 8), (8, 8, 9)), ((8, 8), (8, 8))])
+def test_halves_of_other_shapes_are_refused_with_both_shapes(shapes):
+    with pytest.raises(ValueError, match=re.escape(f"got {shapes[0]} and {shapes[1]}")):
+        TomogramPair(torch.randn(shapes[0]), torch.randn(shapes[1]), TILTS)
+
+
+def test_the_same_volume_twice_is_refused():
+    first, _ = noisy_halves()
+    with pytest.raises(ValueError, match=r"not independent.*1\.0000.*odd/even tilts"):
+        TomogramPair(first, first.clone(), TILTS)
+
+
+def test_halves_that_differ_by_hardly_anything_are_refused():
+    first, second = noisy_halves()
+    with pytest.raises(ValueError, match="not independent"):
+        TomogramPair(first, first + 0.01 * second, TILTS)
+
+
+def test_an_inverted_half_is_warned_of():
+    first, second = noisy_halves()
+    with pytest.warns(UserWarning, match="anticorrelated.*contrast"):
+        TomogramPair(first, -second, TILTS)
+
+
+def test_halves_of_different_specimens_are_warned_of():
+    first, _ = noisy_halves((32, 32, 32), seed=0)
+    _, second = noisy_halves((32, 32, 32), seed=1)
+    with pytest.warns(UserWarning, match="hardly correlate.*same specimen"):
+        TomogramPair(first, second, TILTS)
+
+
+def test_extreme_outliers_are_warned_of():
+    first, second = noisy_halves()
+    first[1, 1, 1] = 1e3
+    with pytest.warns(UserWarning, match=r"standard deviations from the mean \(hot pixels\?\)"):
+        TomogramPair(first, second, TILTS)
+
+
+def test_a_warning_points_at_the_line_that_made_the_pair():
+    first, second = noisy_halves()
+    with pytest.warns(UserWarning, match="anticorrelated") as caught:
+        TomogramPair(first, -second, TILTS)
+    assert caught[0].filename == __file__
+
+
+def test_a_mask_of_another_shape_is_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"mask has shape \(16, 16, 15\), the tomogram \(16, 16, 16\)"):
+        noisy_pair(mask=torch.ones(16, 16, 15))
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(ValueError, match="ribosomes: the mask is empty"):
+        noisy_pair(mask=torch.zeros(16, 16, 16), name="ribosomes")
+
+
+def test_a_mask_with_nan_is_refused():
+    mask = torch.ones(16, 16, 16)
+    mask[0, 1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"the mask of .* holds 1 voxels.*z 0, y 1, x 2"):
+        noisy_pair(mask=mask)
+
+
+def test_a_mask_that_is_not_binary_is_warned_of_and_read_as_non_zero():
+    mask = torch.zeros(16, 16, 16)
+    mask[:, :, 4:] = 0.25
+    with pytest.warns(UserWarning, match="mask is not binary"):
+        pair = noisy_pair(mask=mask)
+    assert torch.equal(pair.mask, mask > 0)
+
+
+@pytest.mark.parametrize("voxel_size", [0.0, -1.0, (1.0, 2.0), (1.0, float("nan"), 1.0), float("inf")])
+def test_a_voxel_size_that_is_no_length_is_refused(voxel_size):
+    with pytest.raises(ValueError, match="voxel_size must be positive"):
+        noisy_pair(voxel_size=voxel_size)
+
+
+def test_a_full_tilt_range_is_refused():
+    with pytest.raises(ValueError, match="span less than 180, got -90 to 90"):
+        noisy_pair(geometry=(-90.0, 90.0))
+
+
+# What a pair accepts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda a: a.astype(">f4"), id="byte-swapped"),
+        pytest.param(lambda a: a.astype("f8"), id="float64"),
+        pytest.param(lambda a: a[::-1].copy()[::-1], id="negative stride"),
+        pytest.param(lambda a: np.asfortranarray(a), id="Fortran order"),
+        pytest.param(lambda a: torch.tensor(a, requires_grad=True), id="with gradient"),
+    ],
+)
+def test_arrays_of_every_kind_give_the_same_pair(change):
+    halves = [half.numpy() for half in noisy_halves()]
+    pair = TomogramPair(*(change(half) for half in halves), TILTS)
+    torch.testing.assert_close(pair.volumes, TomogramPair(*halves, TILTS).volumes)
+
+
+def test_integers_are_read_as_numbers():
+    first, second = ((100 * half).short() for half in noisy_halves())
+    pair = TomogramPair(first.numpy(), second.numpy(), TILTS)
+    torch.testing.assert_close(pair.volumes, TomogramPair(first.float(), second.float(), TILTS).volumes)
+
+
+def test_read_only_arrays_are_copied():
+    halves = [half.numpy() for half in noisy_halves()]
+    for half in halves:
+        half.flags.writeable = False
+    assert TomogramPair(*halves, TILTS).shape == (16, 16, 16)
+
+
+def test_the_input_is_left_as_it_was():
+    first, second = noisy_halves()
+    before = first.clone(), second.clone()
+    TomogramPair(first, second, TILTS)
+    assert torch.equal(first, before[0])
+    assert torch.equal(second, before[1])
+
+
+def test_one_voxel_size_stands_for_three():
+    assert noisy_pair(voxel_size=13.5).voxel_size == (13.5, 13.5, 13.5)
+
+
+# Cubes -----------------------------------------------------------------------------------------------
+
+
+def numbered_pair(shape, mask=None):
+    """A pair whose voxels hold their own number, so that a cube tells where it was cut."""
+    pair = TomogramPair(*noisy_halves(shape), TILTS)
+    pair.volumes = torch.arange(2 * np.prod(shape), dtype=torch.float64).reshape(2, *shape)
+    pair.mask = mask
+    return pair
+
+
+def starts_of(dataset, shape, n):
+    """The starts (z, y, x) of the first n cubes."""
+    cubes, _ = dataset.batch(range(n))
+    return [tuple(map(int, np.unravel_index(int(cube[0, 0, 0, 0]), shape))) for cube in cubes]
+
+
+def possible_starts(shape, side):
+    return list(itertools.product(*(range(n - side + 1) for n in shape)))
+
+
+def chi_square(starts, possible):
+    expected = len(starts) / len(possible)
+    counts = [starts.count(start) for start in possible]
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+def test_a_cube_is_cut_from_both_halves_at_one_place():
+    shape = (6, 7, 8)
+    pair = numbered_pair(shape)
+    dataset = SubtomogramDataset(pair, 4, length=30, seed=1)
+    for item, (z, y, x) in zip(map(dataset.__getitem__, range(30)), starts_of(dataset, shape, 30), strict=True):
+        assert torch.equal(item["y"], pair.volumes[:, z : z + 4, y : y + 4, x : x + 4])
+
+
+def test_every_valid_start_is_drawn_the_last_ones_too():
+    shape = (5, 6, 7)
+    dataset = SubtomogramDataset(numbered_pair(shape), 4, length=2400)
+    assert set(starts_of(dataset, shape, 2400)) == set(possible_starts(shape, 4))
+    assert dataset.n_starts == 24
+
+
+def test_starts_are_drawn_uniformly():
+    shape = (5, 6, 7)
+    starts = starts_of(SubtomogramDataset(numbered_pair(shape), 4, length=2400), shape, 2400)
+    # The 99.99 % quantile of chi-square with 23 degrees of freedom.
+    assert chi_square(starts, possible_starts(shape, 4)) < 56.0
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (8, 9, 10)])
+def test_a_cube_may_be_as_large_as_the_volume_is_thin(shape):
+    dataset = SubtomogramDataset(numbered_pair(shape), 8, length=100)
+    assert set(starts_of(dataset, shape, 100)) == set(possible_starts(shape, 8))
+
+
+def random_mask(shape, share, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def starts_within(mask, side, fraction):
+    return [
+        (z, y, x)
+        for z, y, x in possible_starts(mask.shape, side)
+        if int(mask[z : z + side, y : y + side, x : x + side].sum()) >= fraction * side**3
+    ]
+
+
+@pytest.mark.parametrize(("shape", "side"), [((6, 8, 7), 3), ((9, 5, 6), 4), ((4, 4, 9), 4)])
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.34])
+def test_a_mask_restricts_starts_to_those_found_by_brute_force(shape, side, fraction):
+    mask = random_mask(shape, 0.3)
+    dataset = SubtomogramDataset(numbered_pair(shape, mask), side, length=2500, min_fraction=fraction)
+    expected = starts_within(mask, side, fraction)
+    assert 0 < dataset.n_starts == len(expected)
+    assert set(starts_of(dataset, shape, 2500)) == set(expected)
+
+
+def test_starts_under_a_mask_are_drawn_uniformly():
+    shape = (6, 8, 7)
+    mask = random_mask(shape, 0.3)
+    expected = starts_within(mask, 3, 0.34)
+    dataset = SubtomogramDataset(numbered_pair(shape, mask), 3, length=3000, min_fraction=0.34)
+    degrees = len(expected) - 1
+    assert chi_square(starts_of(dataset, shape, 3000), expected) < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_a_single_valid_start_is_found_every_time():
+    mask = torch.zeros(40, 40, 40, dtype=torch.bool)
+    mask[36:, 36:, 36:] = True
+    dataset = SubtomogramDataset(numbered_pair((40, 40, 40), mask), 4, length=50, min_fraction=1.0)
+    assert set(starts_of(dataset, (40, 40, 40), 50)) == {(36, 36, 36)}
+
+
+def test_a_mask_without_a_valid_start_is_refused_with_a_fraction_that_would_do():
+    mask = torch.zeros(12, 12, 12, dtype=torch.bool)
+    mask[2, 2, 2:7] = True  # 5 / 64 = 0.078125, which must not be rounded up
+    pair = numbered_pair((12, 12, 12), mask)
+    pair.name = "ribosomes"
+    with pytest.raises(ValueError, match=r"no cube of 4 voxels in ribosomes.*lower min_fraction") as caught:
+        SubtomogramDataset(pair, 4, length=1, min_fraction=0.3)
+    fraction = float(re.search(r"fullest one holds ([\d.]+)", str(caught.value))[1])
+    assert SubtomogramDataset(pair, 4, length=1, min_fraction=fraction).n_starts > 0
+
+
+def test_a_cube_that_does_not_fit_is_refused_with_the_largest_that_does():
+    with pytest.raises(ValueError, match=r"cubes of 16 voxels.*\(20, 12, 30\).*largest side that does is 12"):
+        SubtomogramDataset(noisy_pair((20, 12, 30)), 16, length=1)
+
+
+def test_a_cube_without_voxels_is_refused():
+    with pytest.raises(ValueError, match="cubes of 0 voxels"):
+        SubtomogramDataset(noisy_pair(), 0, length=1)
+
+
+def test_no_pair_at_all_is_refused():
+    with pytest.raises(ValueError, match="at least one pair"):
+        SubtomogramDataset([], 8, length=1)
+
+
+def test_an_item_depends_on_the_seed_and_its_number_alone():
+    pair = noisy_pair((20, 20, 20))
+    short, long = (SubtomogramDataset(pair, 8, length=n, seed=4) for n in (30, 3000))
+    for index in (29, 3, 17):
+        assert torch.equal(short[index]["y"], long[index]["y"])
+
+
+def test_another_seed_draws_other_cubes():
+    pair = noisy_pair((20, 20, 20))
+    one, other = (SubtomogramDataset(pair, 8, length=4, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.batch(range(4))[0], other.batch(range(4))[0])
+
+
+def test_a_batch_holds_the_items_of_its_range():
+    dataset = SubtomogramDataset(noisy_pair((20, 20, 20)), 8, length=10)
+    cubes, _ = dataset.batch(range(3, 9))
+    assert torch.equal(cubes, torch.stack([dataset[index]["y"] for index in range(3, 9)]))
+
+
+def test_several_pairs_are_drawn_from_in_proportion_to_their_starts():
+    mask = torch.zeros(8, 8, 20, dtype=torch.bool)
+    mask[..., :10] = True
+    pairs = [numbered_pair((8, 8, 13)), numbered_pair((8, 8, 8)), numbered_pair((8, 8, 20), mask)]
+    dataset = SubtomogramDataset(pairs, 8, length=4000, min_fraction=1.0)
+    counts = np.bincount(dataset.batch(range(4000))[1], minlength=3)
+    expected = 4000 * np.array([6, 1, 3]) / 10
+    assert ((counts - expected) ** 2 / expected).sum() < 18.4  # 99.99 % with 2 degrees of freedom
+
+
+def test_a_cube_comes_from_the_pair_that_the_batch_names():
+    pairs = [noisy_pair((8, 8, 8), seed=seed) for seed in range(3)]
+    cubes, sources = SubtomogramDataset(pairs, 8, length=30).batch(range(30))
+    assert set(sources) == {0, 1, 2}
+    assert all(torch.equal(cube, pairs[source].volumes) for cube, source in zip(cubes, sources, strict=True))
+
+
+def test_a_torch_data_loader_batches_the_items():
+    dataset = SubtomogramDataset(noisy_pair((20, 20, 20)), 8, length=7)
+    batches = list(DataLoader(dataset, batch_size=3, num_workers=0))
+    assert [tuple(batch["y"].shape) for batch in batches] == [(3, 2, 8, 8, 8), (3, 2, 8, 8, 8), (1, 2, 8, 8, 8)]
+    assert torch.equal(torch.cat([batch["y"] for batch in batches]), dataset.batch(range(7))[0])
+
+
+@pytest.mark.parametrize("index", [-1, 7])
+def test_an_item_beyond_the_length_is_an_index_error(index):
+    with pytest.raises(IndexError, match=f"item {index} of 7"):
+        SubtomogramDataset(noisy_pair(), 8, length=7)[index]
+
+
+# The specimen mask -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def half_filled():
+    """A simulated tomogram whose right half is empty but for noise."""
+    generator = torch.Generator().manual_seed(0)
+    geometry = TiltGeometry(range(-60, 61, 6))
+    halves = simulate_halves((32, 40, 40), geometry, snr=1.0, voxel_size=15.0, generator=generator)
+    volume = (halves.first + halves.second) / 2
+    deviation = (halves.first - halves.second).std() / 2
+    volume[:, :, 20:] = deviation * torch.randn(32, 40, 20, generator=generator)
+    return volume
+
+
+@pytest.mark.parametrize("contrast", [1.0, -1.0], ids=["bright", "dark"])
+def test_the_mask_finds_the_half_with_the_specimen(half_filled, contrast):
+    mask = specimen_mask(contrast * half_filled)
+    assert mask[:, :, :20].float().mean() > 4 * mask[:, :, 20:].float().mean()
+
+
+def test_the_mask_does_not_depend_on_offset_and_scale(half_filled):
+    moved = specimen_mask(1e-3 * half_filled.double() + 5.0)
+    assert (moved == specimen_mask(half_filled)).float().mean() > 0.99
+
+
+def test_each_criterion_keeps_its_percentage(half_filled):
+    for settings in ({"density_percentage": 20}, {"deviation_percentage": 20}):
+        mask = specimen_mask(half_filled, **{"density_percentage": 100, "deviation_percentage": 100} | settings)
+        assert mask.float().mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_mask_is_boolean_and_of_the_volume_s_shape():
+    mask = specimen_mask(noisy_halves((9, 10, 11))[0])
+    assert mask.shape == (9, 10, 11)
+    assert mask.dtype == torch.bool
+
+
+@pytest.mark.parametrize("window", [0, 8, -3])
+def test_a_window_that_is_not_odd_is_refused(window):
+    with pytest.raises(ValueError, match=f"window must be an odd number of voxels, got {window}"):
+        specimen_mask(torch.randn(12, 12, 12), window=window)
+
+
+@pytest.mark.parametrize("name", ["density_percentage", "deviation_percentage"])
+@pytest.mark.parametrize("value", [0.0, 101.0, float("nan")])
+def test_a_percentage_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=r"percentages must lie in \(0, 100\]"):
+        specimen_mask(torch.randn(12, 12, 12), **{name: value})
+
+
+def test_a_mask_of_something_else_than_a_volume_is_refused():
+    with pytest.raises(ValueError, match=r"\(z, y, x\).*\(12, 12\)"):
+        specimen_mask(torch.randn(12, 12))

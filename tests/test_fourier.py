@@ -1,0 +1,171 @@
+"""The Fourier convention against torch's full complex transforms and autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from asserting import SHAPES, assert_close, normal
+
+from equitomo.fourier import filtered, frequencies, full_spectrum, irfftn, is_even, mirrored, rfftn
+
+GRIDS = [(shape, tuple(factor * n for n in shape)) for shape in SHAPES for factor in (1, 2)]
+AXES = (-3, -2, -1)
+
+
+def even_half(grid: tuple[int, int, int], seed: int = 3) -> torch.Tensor:
+    """A real, even mask without any other symmetry, on the half spectrum."""
+    mask = torch.rand(grid, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    mask = (mask + mirrored(mask, AXES)) / 2
+    return mask[..., : grid[2] // 2 + 1]
+
+
+def plain(x: torch.Tensor, mask: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    """What ``filtered`` computes, as one would write it down."""
+    z, y, n = x.shape[-3:]
+    volume = torch.fft.irfftn(mask * torch.fft.rfftn(x, s=grid, dim=AXES), s=grid, dim=AXES)
+    return volume[..., :z, :y, :n]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_inverse_restores_volumes(shape):
+    x = normal(2, 1, *shape)
+    assert_close(irfftn(rfftn(x), shape), x)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_transform_is_half_of_the_orthonormal_one(shape):
+    x = normal(*shape)
+    assert_close(rfftn(x), torch.fft.fftn(x, norm="ortho")[..., : shape[2] // 2 + 1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_padding_adds_zeros_at_the_end(shape):
+    x = normal(*shape)
+    grid = tuple(n + 3 for n in shape)
+    padded = torch.nn.functional.pad(x, (0, 3) * 3)
+    assert_close(rfftn(x, grid), rfftn(padded))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_sixteen_bits_are_transformed_in_float32(dtype):
+    x = normal(6, 5, 4).to(dtype)
+    assert rfftn(x).dtype == torch.complex64
+    assert torch.equal(rfftn(x), rfftn(x.float()))
+
+
+def test_autocast_does_not_reach_the_transforms():
+    x = normal(1, 1, 6, 5, 4, dtype=torch.float32)
+    mask = even_half((6, 5, 4)).float()
+    expected = filtered(x, mask, (6, 5, 4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(filtered(x, mask, (6, 5, 4)), expected)
+        assert torch.equal(irfftn(rfftn(x), (6, 5, 4)), irfftn(rfftn(x), (6, 5, 4)).float())
+
+
+@pytest.mark.parametrize("function", [rfftn, lambda x: filtered(x, torch.ones(1, 1, 1), (4, 4, 4))])
+def test_integers_are_refused(function):
+    with pytest.raises(TypeError, match=r"floating-point volume is needed, got torch.int64: call .float\(\)"):
+        function(torch.ones(4, 4, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_frequencies_are_those_of_plane_waves(shape):
+    kz, ky, kx = frequencies(shape)
+    z, y, x = (torch.arange(n, dtype=torch.float64) for n in shape)
+    index = (1, 2, 3)
+    phase = kz[index[0]] * z[:, None, None] + ky[0, index[1]] * y[None, :, None] + kx[0, 0, index[2]] * x
+    spectrum = rfftn(torch.cos(2 * torch.pi * phase)).abs()
+    assert tuple(torch.unravel_index(spectrum.argmax(), spectrum.shape)) == index
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_mirrored_mask_is_the_mask_at_minus_k(shape):
+    mask = normal(*shape)
+    for axes in (AXES, (-3, -1), (-2,)):
+        expected = mask
+        for axis in axes:
+            index = -torch.arange(shape[axis]) % shape[axis]
+            expected = expected.index_select(axis, index)
+        assert torch.equal(mirrored(mask, axes), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_full_spectrum_of_an_even_mask_is_restored_from_its_half(shape):
+    half = even_half(shape)
+    full = full_spectrum(half[None, None], shape[2])[0, 0]
+    assert torch.equal(full[..., : shape[2] // 2 + 1], half)
+    assert torch.equal(full, mirrored(full, AXES))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("plane", ["zero", "nyquist", "between"])
+def test_evenness_is_lost_only_in_the_planes_that_hold_their_own_mirror_images(shape, plane):
+    half = even_half(shape)
+    assert is_even(half, shape[2])
+    half[1, 2, {"zero": 0, "nyquist": -1, "between": 1}[plane]] += 1
+    has_nyquist = shape[2] % 2 == 0
+    assert is_even(half, shape[2]) == (plane == "between" or (plane == "nyquist" and not has_nyquist))
+
+
+@pytest.mark.parametrize(("shape", "grid"), GRIDS)
+@pytest.mark.parametrize("along_y", [True, False])
+def test_filtering_is_the_plain_formula(shape, grid, along_y):
+    x, mask = normal(2, 1, *shape), even_half(grid)
+    if not along_y:
+        mask = even_half((grid[0], 1, grid[2]))
+    assert_close(filtered(x, mask, grid), plain(x, mask, grid))
+
+
+@pytest.mark.parametrize(("shape", "grid"), GRIDS)
+def test_the_gradient_of_filtering_is_that_of_the_plain_formula(shape, grid):
+    x, mask, weight = normal(2, 1, *shape).requires_grad_(), even_half(grid), normal(2, 1, *shape, seed=1)
+    (actual,) = torch.autograd.grad((filtered(x, mask, grid).sin() * weight).sum(), x)
+    (expected,) = torch.autograd.grad((plain(x, mask, grid).sin() * weight).sum(), x)
+    assert_close(actual, expected)
+
+
+def test_filtering_passes_gradcheck_twice():
+    x = normal(1, 3, 4, 3).requires_grad_()
+    mask = even_half((6, 5, 6))
+
+    def function(v):
+        return filtered(v, mask, (6, 5, 6)).sin()
+
+    assert torch.autograd.gradcheck(function, (x,))
+    assert torch.autograd.gradgradcheck(function, (x,))
+
+
+def test_the_gradient_with_respect_to_a_mask_that_asks_for_one_is_right():
+    shape, grid = (3, 4, 3), (6, 5, 6)
+    x, mask = normal(1, *shape).requires_grad_(), even_half(grid).requires_grad_()
+    actual = torch.autograd.grad(filtered(x, mask, grid).square().sum(), (x, mask))
+    expected = torch.autograd.grad(plain(x, mask, grid).square().sum(), (x, mask))
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one, other)
+
+
+def test_the_gradient_is_summed_where_one_volume_meets_several_masks():
+    grid = (6, 5, 6)
+    x = normal(1, 1, *grid).requires_grad_()
+    masks = torch.stack([even_half(grid, seed) for seed in (1, 2, 3)])[:, None]
+    (actual,) = torch.autograd.grad(filtered(x, masks, grid).square().sum(), x)
+    (expected,) = torch.autograd.grad(plain(x, masks, grid).square().sum(), x)
+    assert_close(actual, expected)
+
+
+def test_filtering_works_under_vjp_and_vmap_of_torch_func():
+    grid = (6, 5, 6)
+    x, mask, v = normal(4, 1, 6, 5, 6), even_half(grid), normal(4, 1, 6, 5, 6, seed=1)
+    value, pull_back = torch.func.vjp(lambda u: filtered(u, mask, grid), x)
+    assert_close(value, filtered(x, mask, grid))
+    assert_close(pull_back(v)[0], filtered(v, mask, grid))
+    assert_close(torch.vmap(lambda u: filtered(u, mask, grid))(x), filtered(x, mask, grid))
+    gradient = torch.vmap(torch.func.grad(lambda u: filtered(u, mask, grid).square().sum()))(x)
+    assert_close(gradient, 2 * filtered(filtered(x, mask, grid), mask, grid))
+
+
+def test_filtering_keeps_no_spectrum_for_the_gradient():
+    x, mask, kept = normal(1, 1, 8, 8, 8).requires_grad_(), even_half((16, 16, 16)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        filtered(x, mask, (16, 16, 16))
+    assert [tuple(t.shape) for t in kept] == [tuple(mask.shape)]
