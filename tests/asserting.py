@@ -48,7 +48,7 @@ def small_network(seed: int = 0) -> nn.Module:
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
     """Agreement to ``tolerance`` of the largest value expected."""
-    scale = float(expected.abs().max())
+    scale = float(expected.detach().abs().max())
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * max(scale, 1e-30))
 
 

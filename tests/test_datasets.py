@@ -62,6 +62,11 @@ def test_a_volume_that_is_mostly_empty_is_scaled_by_its_plain_deviation():
     assert IntensityScale.of(volume).scale == pytest.approx(volume.double().std(correction=0).item())
 
 
+def test_a_constant_volume_has_no_scale():
+    with pytest.raises(ValueError, match=r"the volume is constant \(7 throughout\)"):
+        IntensityScale.of(torch.full((4, 4, 4), 7.0))
+
+
 def test_an_unknown_normalisation_is_refused():
     with pytest.raises(ValueError, match="normalization is 'robust' or 'scale', got 'minmax'"):
         noisy_pair(normalization="minmax")
@@ -110,6 +115,13 @@ def test_halves_that_differ_by_hardly_anything_are_refused():
         TomogramPair(first, first + 0.01 * second, TILTS)
 
 
+@pytest.mark.filterwarnings("ignore:.*standard deviations from the mean")
+def test_gold_in_both_halves_does_not_pass_for_dependence():
+    first, second = noisy_halves()
+    first[5, 5, 5:8] = second[5, 5, 5:8] = -1e4
+    assert TomogramPair(first, second, TILTS).shape == (16, 16, 16)
+
+
 def test_an_inverted_half_is_warned_of():
     first, second = noisy_halves()
     with pytest.warns(UserWarning, match="anticorrelated.*contrast"):
@@ -118,7 +130,7 @@ def test_an_inverted_half_is_warned_of():
 
 def test_halves_of_different_specimens_are_warned_of():
     first, _ = noisy_halves((32, 32, 32), seed=0)
-    _, second = noisy_halves((32, 32, 32), seed=1)
+    _, second = noisy_halves((32, 32, 32), seed=2)
     with pytest.warns(UserWarning, match="hardly correlate.*same specimen"):
         TomogramPair(first, second, TILTS)
 
@@ -415,6 +427,14 @@ def test_each_criterion_keeps_its_percentage(half_filled):
     for settings in ({"density_percentage": 20}, {"deviation_percentage": 20}):
         mask = specimen_mask(half_filled, **{"density_percentage": 100, "deviation_percentage": 100} | settings)
         assert mask.float().mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_volume_that_is_mostly_constant_is_mostly_dropped():
+    volume = torch.zeros(24, 24, 24)
+    volume[10:14, 10:14, 10:14] = torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    mask = specimen_mask(volume)
+    assert mask[12, 12, 12]
+    assert mask.float().mean() < 0.3
 
 
 def test_a_mask_is_boolean_and_of_the_volume_s_shape():

@@ -20,6 +20,10 @@ def test_two_seeds_give_different_draws():
     assert draw_integers(3, range(50), 10**6, CUBES) != draw_integers(4, range(50), 10**6, CUBES)
 
 
+def test_the_largest_seeds_are_told_apart():
+    assert draw_integers(2**64 - 1, range(50), 10**6, CUBES) != draw_integers(2**64 - 2, range(50), 10**6, CUBES)
+
+
 def test_draws_are_uniform_over_all_numbers_below_the_bound():
     counts = np.bincount(draw_integers(5, range(6000), 12, CUBES))
     # The 99.99 % quantile of chi-square with 11 degrees of freedom is 37.4.

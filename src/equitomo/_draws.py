@@ -17,8 +17,10 @@ def draw_integers(seed: int, indices: range, bound: int, stream: int) -> list[in
     True
     """
     drawn = []
+    # A list would be turned into floats where a seed needs all of its 64 bits.
+    key = np.array([seed, stream], dtype=np.uint64)
     for index in indices:
         # A counter-based generator (Salmon et al. 2011); the high words keep the indices' sequences apart.
-        bits = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, index])
+        bits = np.random.Philox(key=key, counter=[0, 0, 0, index])
         drawn.append(int(np.random.Generator(bits).integers(bound)))
     return drawn

@@ -50,22 +50,26 @@ def irfftn(spectrum: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return volume
 
 
-def filtered(x: Tensor, mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    r"""Zero-pad to ``grid``, multiply the spectrum by a real, even mask, cut back: a self-adjoint operator.
+def filtered(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int] | None = None) -> Tensor:
+    r"""Zero-pad to ``grid``, multiply the spectrum by a mask, cut back to ``shape``.
 
-    .. math:: A x = P^\top F^{-1} \operatorname{diag}(m)\, F P x
+    .. math:: A x = C\, F^{-1} \operatorname{diag}(m)\, F P x
 
-    Axis by axis, so that lines of zeros are not transformed and what is cut off is not computed. The gradient
-    is the operator itself, and no spectrum is kept for it.
+    Axis by axis, so that lines of zeros are not transformed and what is cut off is not computed. With a real mask and
+    the shape of ``x`` the operator is self-adjoint. The gradient is the adjoint, the same filter with the conjugate
+    mask and the shapes exchanged, and no spectrum is kept for it.
 
     Parameters
     ----------
     x
         Real volumes ``(..., z, y, x)``.
     mask
-        On the half spectrum of ``grid``, broadcastable, even (see :func:`is_even`).
+        On the half spectrum of ``grid``, broadcastable; that of a real filter, ``m(-k)`` the conjugate of ``m(k)``.
+        If it is constant along y, that axis must have its length in ``x``, ``grid`` and ``shape`` alike.
     grid
         Lengths to transform at, none below the volume's.
+    shape
+        Lengths of the result; ``None`` takes those of ``x``.
 
     Examples
     --------
@@ -73,11 +77,14 @@ def filtered(x: Tensor, mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
     >>> torch.allclose(filtered(x, torch.ones(1, 1, 1), (8, 5, 6)), x, atol=1e-6)
     True
     """
+    if shape is None:
+        z, y, n = x.shape[-3:]
+        shape = (z, y, n)
     with torch.autocast(x.device.type, enabled=False):
         x = _at_least_float32(x)
         if mask.requires_grad:
-            return _filter(x, mask, grid)
-        result: Tensor = _SelfAdjointFilter.apply(x, mask, grid)
+            return _filter(x, mask, grid, shape)
+        result: Tensor = _Filter.apply(x, mask, grid, shape)
         return result
 
 
@@ -141,37 +148,46 @@ def is_even(half: Tensor, length_x: int) -> bool:
     return torch.equal(planes, mirrored(planes, (-3, -2)))
 
 
-def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    z, y, n = x.shape[-3:]
-    spectrum = torch.fft.rfft(x, n=grid[2], dim=-1)
+def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
+    # The axis in hand comes last: a transform along another one would copy twice, to pad and to reorder.
     # A mask that is constant along y commutes with everything along y.
     along_y = mask.shape[-2] > 1
+    spectrum = torch.fft.rfft(x, n=grid[2])
     if along_y:
-        spectrum = torch.fft.fft(spectrum, n=grid[1], dim=-2)
-    spectrum = mask * torch.fft.fft(spectrum, n=grid[0], dim=-3)
-    spectrum = torch.fft.ifft(spectrum, dim=-3)[..., :z, :, :]
+        spectrum = torch.fft.fft(spectrum.transpose(-1, -2), n=grid[1])
+    spectrum = torch.fft.fft(spectrum.movedim(-3, -1), n=grid[0])
+    spectrum = spectrum * (mask.transpose(-3, -1) if along_y else mask.movedim(-3, -1))
+    spectrum = torch.fft.ifft(spectrum)[..., : shape[0]]
     if along_y:
-        spectrum = torch.fft.ifft(spectrum, dim=-2)[..., :y, :]
-    volume: Tensor = torch.fft.irfft(spectrum, n=grid[2], dim=-1)
-    return volume[..., :n]
+        spectrum = torch.fft.ifft(spectrum.transpose(-1, -2))[..., : shape[1]].movedim(-3, -1)
+    else:
+        spectrum = spectrum.movedim(-1, -3)
+    volume: Tensor = torch.fft.irfft(spectrum, n=grid[2])
+    return volume[..., : shape[2]]
 
 
-class _SelfAdjointFilter(torch.autograd.Function):
+def laid_out(mask: Tensor) -> Tensor:
+    """The same mask with z innermost in memory, the order in which :func:`filtered` meets it."""
+    return mask.transpose(-3, -1).contiguous().transpose(-3, -1)
+
+
+class _Filter(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        return _filter(x, mask, grid)
+    def forward(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
+        return _filter(x, mask, grid, shape)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, tuple[int, int, int]], output: Tensor) -> None:
-        _, mask, ctx.grid = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, mask, ctx.grid, _ = inputs
+        ctx.shape = tuple(x.shape[-3:])
         ctx.save_for_backward(mask)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (mask,) = ctx.saved_tensors
-        return _SelfAdjointFilter.apply(gradient, mask, ctx.grid), None, None
+        return _Filter.apply(gradient, mask.conj(), ctx.grid, ctx.shape), None, None, None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The number format a network computes in."""
+"""The device and the number format a network computes in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ import torch
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a name; ``"auto"`` is the GPU if there is one.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # torch says that it was built without CUDA by an assertion.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"
+        ) from error
+    return device
 
 
 def resolved(precision: Precision, device: torch.device) -> torch.dtype:

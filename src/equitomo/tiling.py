@@ -70,9 +70,9 @@ class Tiling:
         for axis, length in enumerate(tile):
             if length % self.stride:
                 below = length // self.stride * self.stride
+                fitting = f"{below} or {below + self.stride}" if below else f"{self.stride}"
                 raise ValueError(
-                    f"a tile must be a multiple of the network's stride {self.stride}, got {length}: use "
-                    f"{max(below, self.stride)} or {below + self.stride}"
+                    f"a tile must be a multiple of the network's stride {self.stride}, got {length}: use {fitting}"
                 )
             # A tile that holds its axis and both margins has no neighbour to join.
             alone = length - self._first() - self.margin >= self.shape[axis]

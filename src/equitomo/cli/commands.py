@@ -35,6 +35,7 @@ from equitomo.inference import TiledPredictor
 from equitomo.io import Volume, read_tilts, read_volume, write_volume
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
 from equitomo.models import load_icecream_checkpoint
+from equitomo.precision import chosen_device
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint, load_network
@@ -126,7 +127,7 @@ def _prepare_predict(options: Options) -> Job:
     volumes, scale = _read_volumes(options[OneOrTwo])
     checkpoint = load_checkpoint(Path(files.run))
     geometry = _run_geometry(options[RunGeometry], checkpoint.state["geometries"])
-    network = load_network(checkpoint.path).to(_device(files.device)).to(memory_format=torch.channels_last_3d)
+    network = load_network(checkpoint.path).to(chosen_device(files.device)).to(memory_format=torch.channels_last_3d)
     predictor = _predictor(network, geometry, options[Prediction], files.precision)
 
     def job() -> None:
@@ -387,10 +388,6 @@ def _print_curves(curves: dict[str, FourierShellCorrelation], voxel_size: float 
     print(f"{'region':>10} {'0.5':>10} {'0.143':>10}   resolution in {unit} where the correlation falls below")
     for name, curve in curves.items():
         print(f"{name:>10} {curve.resolution(0.5):10.1f} {curve.resolution(0.143):10.1f}")
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 _DEMO_VOXEL = 10.0

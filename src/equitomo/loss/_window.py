@@ -10,8 +10,8 @@ from equitomo.physics import PaddedMissingWedgeOperator
 
 def check_margin(margin: int) -> int:
     """A margin is a whole number of voxels."""
-    if margin < 0:
-        raise ValueError(f"margin must be zero or more voxels, got {margin}")
+    if margin < 0 or margin != int(margin):
+        raise ValueError(f"margin must be a whole number of voxels, zero or more, got {margin}")
     return int(margin)
 
 

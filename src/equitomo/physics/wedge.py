@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics
 from torch import Tensor
 
 from equitomo._checks import require_spatial, require_volumes, spatial_shape
-from equitomo.fourier import filtered, irfftn, is_even, rfftn
+from equitomo.fourier import filtered, irfftn, is_even, laid_out, rfftn
 from equitomo.geometry import Sampling, Support, TiltGeometry, as_geometry, wedge_mask
+from equitomo.physics._inside import InsideFilter
 
 
 class MissingWedgeOperator(DecomposablePhysics):  # type: ignore[misc]
@@ -83,7 +84,7 @@ class MissingWedgeOperator(DecomposablePhysics):  # type: ignore[misc]
             "extent": extent,
         }
         mask = wedge_mask(self.grid_shape, self.geometry, **self._settings)
-        super().__init__(img_size=_with_channel(img_size), mask=mask[None, None], device=device, **kwargs)
+        super().__init__(img_size=_with_channel(img_size), mask=laid_out(mask[None, None]), device=device, **kwargs)
 
     def resized(self, img_size: Sequence[int]) -> MissingWedgeOperator:
         """The same tilts and settings for volumes of another shape, without noise model or updated mask."""
@@ -219,8 +220,8 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
         mask = wedge_mask(
             self.grid_shape, self.geometry, support=support, low_pass=low_pass, sampling=sampling, extent=extent
         )
-        self.register_buffer("mask", mask[None, None])
-        self._inside: _InsideFilter | None = None
+        self.register_buffer("mask", laid_out(mask[None, None]))
+        self._inside: InsideFilter | None = None
         self.to(device)
 
     def resized(self, img_size: Sequence[int]) -> PaddedMissingWedgeOperator:
@@ -239,11 +240,7 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
         return self.A(y, **kwargs)
 
     def A_inside(self, x: Tensor, margin: int) -> Tensor:
-        r"""``A(x)`` without its outermost ``margin`` voxels: the same values on a smaller grid.
-
-        From :math:`n` voxels per axis to :math:`n - 2\,\text{margin}` only lags of the operator's kernel up to
-        :math:`n - 1 - \text{margin}` matter, so a circular convolution on :math:`2(n - \text{margin}) - 1` voxels
-        or more is exact.
+        """``A(x)`` without its outermost ``margin`` voxels: the same values, on a smaller grid.
 
         Returns
         -------
@@ -251,36 +248,17 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
             ``(batch, C, z - 2 * margin, y - 2 * margin, x - 2 * margin)``.
         """
         require_spatial(x, self.volume_shape)
-        # Kept until the mask changes. Held with its mask: an address alone could be another mask's later.
-        kept = self._inside
-        if kept is None or kept.margin != margin or kept.mask is not self.mask or kept.version != self.mask._version:
-            spectrum, grid = self._spectrum_inside(margin)
-            self._inside = kept = _InsideFilter(margin, self.mask, self.mask._version, spectrum, grid)
-        z, y, n = (slice(margin, length - margin) for length in self.volume_shape)
-        return filtered(x, kept.spectrum, kept.grid)[..., z, y, n]
-
-    def _spectrum_inside(self, margin: int) -> tuple[Tensor, tuple[int, int, int]]:
-        """Spectrum and grid of the convolution with the kernel cut to the lags that matter."""
-        z, y, x = self.grid_shape
-        mask = self.mask.double()
-        kernel = irfftn(mask.expand(*mask.shape[:2], z, y, x // 2 + 1), self.grid_shape)
-        grid = list(self.grid_shape)
-        for axis, (n, padded) in enumerate(zip(self.volume_shape, self.grid_shape, strict=True)):
-            longest = n - 1 - margin
-            length = _next_smooth(2 * longest + 1)
-            if padded > n and length < padded:
-                index = torch.arange(length, device=kernel.device)
-                lag = torch.where(index > length // 2, index - length, index)
-                cut = kernel.index_select(axis - 3, lag % padded)
-                keep = (lag.abs() <= longest).to(kernel.dtype)
-                kernel = cut * keep.reshape([-1 if i == axis else 1 for i in range(3)])
-                grid[axis] = length
-        shape = (grid[0], grid[1], grid[2])
-        # Orthonormal transforms scale with the square root of the number of voxels, a filter must not.
-        scale = (math.prod(shape) / math.prod(self.grid_shape)) ** 0.5
-        spectrum = rfftn(kernel, shape).real * scale
-        # Constant along the tilt axis, as the mask: one plane says it all.
-        return spectrum[..., : mask.shape[-2], :].to(self.mask.dtype), shape
+        if not 0 <= 2 * margin < min(self.volume_shape):
+            raise ValueError(f"a margin of {margin} voxels leaves nothing of {self.volume_shape} voxels (z, y, x)")
+        # A learned mask has a gradient to pass on each time; one made in inference mode counts no changes.
+        if self.mask.requires_grad or self.mask.is_inference():
+            z, y, n = (slice(margin, length - margin) for length in self.volume_shape)
+            return self.A(x)[..., z, y, n]
+        if self._inside is None or not self._inside.fits(self.mask, margin):
+            # Made in a step under inference mode, it would fail in the next one that is differentiated.
+            with torch.inference_mode(False):
+                self._inside = InsideFilter(self.mask, self.volume_shape, self.grid_shape, margin)
+        return self._inside(x)
 
     def prox_l2(
         self, z: Tensor | float | None, y: Tensor, gamma: Tensor | float, solver: str = "CG", **kwargs: Any
@@ -295,16 +273,6 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
         """Take over ``mask`` after checking it, and whatever else deepinv updates."""
         _check_mask(kwargs.get("mask"), self.grid_shape)
         super().update_parameters(**kwargs)
-
-
-class _InsideFilter(NamedTuple):
-    """The filter of :meth:`PaddedMissingWedgeOperator.A_inside`, and the mask it was made from."""
-
-    margin: int
-    mask: Tensor
-    version: int
-    spectrum: Tensor
-    grid: tuple[int, int, int]
 
 
 def _with_channel(img_size: Sequence[int]) -> tuple[int, ...]:
@@ -342,15 +310,3 @@ def _check_mask(mask: Tensor | None, shape: tuple[int, int, int]) -> None:
             "mask must be even, m(k) = m(-k), or the operator is no projection of real volumes: keep a coefficient "
             "only if its mirror image is kept, as equitomo.geometry.wedge_mask does"
         )
-
-
-def _next_smooth(n: int) -> int:
-    """The next length without a prime factor above 5, which transforms fast."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1

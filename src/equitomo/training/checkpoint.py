@@ -57,7 +57,9 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{step:08d}"
     partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.glob(".step_*.partial"):
+        # Of a process that was killed while it wrote.
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     try:
         hashes = {name: _write_tensors(partial / f"{name}.safetensors", group) for name, group in tensors.items()}
@@ -118,9 +120,16 @@ def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariant
         If there is no sound checkpoint, or it does not fit the network it names.
     """
     checkpoint = load_checkpoint(Path(path))
-    network = ScaleEquivariantUNet3D(**checkpoint.state["network"])
     group = "averaged" if averaged and "averaged" in checkpoint.tensors else "weights"
-    load_weights(network, checkpoint.tensors[group], checkpoint.path)
+    return rebuilt_network(checkpoint.state["network"], checkpoint.tensors[group], checkpoint.path)
+
+
+def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:
+    """A network with weights that were saved; no initial ones are drawn from torch's generator."""
+    with torch.device("meta"):
+        network = ScaleEquivariantUNet3D(**settings)
+    network.to_empty(device="cpu")
+    load_weights(network, weights, source)
     return network
 
 
@@ -148,6 +157,8 @@ def _candidates(path: Path) -> list[Path]:
 
 def _read(path: Path) -> Checkpoint:
     state = json.loads((path / _STATE).read_bytes())
+    if not _is_state(state):
+        raise ValueError(f"{_STATE} does not hold what this program writes there")
     tensors = {}
     for name, expected in state["sha256"].items():
         content = (path / f"{name}.safetensors").read_bytes()
@@ -155,6 +166,14 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError(f"{name}.safetensors was changed or cut short after it was written")
         tensors[name] = safetensors.torch.load(content)
     return Checkpoint(path, tensors, state)
+
+
+def _is_state(state: object) -> bool:
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        return False
+    hashes = state.get("sha256")
+    # The names become those of files: none may lead out of the folder.
+    return isinstance(hashes, dict) and all(name.isidentifier() for name in hashes)
 
 
 def _write_tensors(path: Path, group: dict[str, Tensor]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Preset = Literal["paper", "tiny"]
 Schedule = Literal["constant", "cosine"]
@@ -101,19 +101,33 @@ class TrainingConfig:
     preview_every: int = 1000
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_cube()
         for name in ("batch", "steps", "checkpoint_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("warmup", "margin", "preview_every", "seed"):
+        for name in ("warmup", "margin", "preview_every"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+        _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
         rate = self.learning_rate
         _require(math.isfinite(rate) and rate > 0, "learning_rate", "a positive number", rate)
         weight = self.equivariance_weight
         _require(math.isfinite(weight) and weight >= 0, "equivariance_weight", "zero or more", weight)
         _require(0 <= self.averaging < 1, "averaging", "in [0, 1)", self.averaging)
         _require(0 <= self.min_specimen <= 1, "min_specimen", "a share in [0, 1]", self.min_specimen)
-        _require(self.padding >= 1, "padding", "at least 1", self.padding)
+        _require(1 <= self.padding < math.inf, "padding", "at least 1 and finite", self.padding)
         _require(2 * self.margin < self.side, "margin", f"less than half of side {self.side}", self.margin)
+
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal:
+                _require(value in get_args(kind), name, f"one of {', '.join(get_args(kind))}", repr(value))
+            elif kind in (int, float):
+                # A truth value is an integer to Python, but a mistake here.
+                met = isinstance(value, (int, kind)) and not isinstance(value, bool)
+                _require(met, name, "a whole number" if kind is int else "a number", repr(value))
+            else:
+                _require(isinstance(value, kind), name, {bool: "True or False", str: "a text"}[kind], repr(value))
 
     def _check_cube(self) -> None:
         _require(self.levels >= 2, "levels", "at least 2", self.levels)

@@ -22,13 +22,14 @@ from equitomo.datasets import SubtomogramDataset, TomogramPair
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.physics import PaddedMissingWedgeOperator
-from equitomo.precision import autocast, resolved
+from equitomo.precision import autocast, chosen_device, resolved
 from equitomo.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     has_checkpoint,
     load_checkpoint,
     load_weights,
+    rebuilt_network,
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
@@ -122,7 +123,7 @@ class IcecreamTrainer:
         if self.out is not None and has_checkpoint(self.out) and not resume:
             raise FileExistsError(f"{self.out} holds a training run already: resume it, or choose another folder")
         self.progress, self.preview = progress, preview
-        self.device = _device(config.device)
+        self.device = chosen_device(config.device)
         self.dataset = SubtomogramDataset(
             pairs,
             config.side,
@@ -157,11 +158,15 @@ class IcecreamTrainer:
                 self.step += 1
                 if self.step % _READ_EVERY == 0:
                     self._read_losses()
-                if self.step % self.config.checkpoint_every == 0 or self.step == last or stop:
+                due = self.step % self.config.checkpoint_every == 0 or self.step == last
+                if due:
                     self.save()
                 if self.preview and self.config.preview_every and self.step % self.config.preview_every == 0:
                     self._show()
+                # Looked at once, last: a signal may arrive in any line above, also while the picture is drawn.
                 if stop:
+                    if not due:
+                        self.save()
                     raise TrainingInterruptedError(
                         f"stopped by {signal.Signals(stop[0]).name} after step {self.step} of {self.config.steps}; "
                         "resume to go on"
@@ -172,8 +177,8 @@ class IcecreamTrainer:
     @property
     def network(self) -> ScaleEquivariantUNet3D:
         """A copy of the network for prediction, with the averaged weights if there are any."""
-        network = ScaleEquivariantUNet3D(**self._network_settings()).to(self.device)
-        load_weights(network, self._averaged or self._module.model.network.state_dict(), "this run")
+        weights = self._averaged or self._module.model.network.state_dict()
+        network = rebuilt_network(self._network_settings(), weights, "this run").to(self.device)
         return network.to(memory_format=torch.channels_last_3d).eval()
 
     def save(self) -> Path | None:
@@ -197,8 +202,9 @@ class IcecreamTrainer:
     def _build(self, init: nn.Module | None) -> None:
         config = self.config
         with torch.random.fork_rng(devices=[]):
-            # torch draws initial weights from its global generator: seed it here, and give it back.
-            torch.manual_seed(config.seed)
+            # torch draws initial weights from its global generator: seed it here, and give it back. Unlike
+            # torch.manual_seed this leaves the generators of GPUs alone.
+            torch.default_generator.manual_seed(config.seed)
             network = ScaleEquivariantUNet3D(**self._network_settings())
         if init is not None:
             load_weights(network, init.state_dict(), "the given network")
@@ -291,7 +297,7 @@ class IcecreamTrainer:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         with path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "data", "equivariance", "learning_rate", "skipped"])
             for step, (data, equivariance, bad) in enumerate(rows, start=first):
@@ -322,7 +328,8 @@ class IcecreamTrainer:
                 if value is not None:
                     like = torch.zeros((), device=self.device) if key == "step" else parameter.detach()
                     state[key] = torch.zeros_like(like).copy_(value)
-        if self._scaler.is_enabled():
+        # Empty where the run had another precision until now.
+        if self._scaler.is_enabled() and checkpoint.state["scaler"]:
             self._scaler.load_state_dict(checkpoint.state["scaler"])
         self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
         self._consecutive.fill_(checkpoint.state["consecutive"])
@@ -334,9 +341,11 @@ class IcecreamTrainer:
         path = self.out / "losses.csv"
         if not path.exists():
             return
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
-        path.write_text("".join([*lines[:1], *kept]))
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(b"".join([*lines[:1], *kept]))
+        partial.replace(path)
 
     def _show(self) -> None:
         assert self.preview is not None
@@ -381,12 +390,6 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
         return config.learning_rate
     done = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 def _operators(

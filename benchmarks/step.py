@@ -1,0 +1,151 @@
+"""The training step against the reference program's formulation of it.
+
+Interleaved runs on one thread, process time, medians of the ratios. ``python -m benchmarks.step [SIDE WIDTH BATCH]``
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.reference import ReferenceStep
+from equitomo import (
+    CubeRotationGroup,
+    MaskedEquivarianceLoss,
+    Noise2NoiseLoss,
+    PaddedMissingWedgeOperator,
+    ScaleEquivariantUNet3D,
+    TwoViewReconstructor,
+)
+from equitomo.loss._window import mean_square, measured_inside
+
+GEOMETRY = (-60.0, 60.0)
+ROUNDS = 5
+
+
+class _PointWise(nn.Module):
+    """Almost no network: what is left is everything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+def main(side: int = 48, width: int = 16, batch: int = 2) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    y = torch.randn(batch, 2, side, side, side)
+    margin = side // 4
+    physics = PaddedMissingWedgeOperator((side,) * 3, GEOMETRY)
+    reference = ReferenceStep(side, GEOMETRY, torch.Generator().manual_seed(0))
+    group = CubeRotationGroup.moving(physics)
+    losses = Noise2NoiseLoss(margin=margin, mask_target=True), MaskedEquivarianceLoss(group, margin=margin)
+
+    def ours(network: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+        model = TwoViewReconstructor(network)
+
+        def step() -> None:
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                x_net = model(y, physics)
+                total = sum(f(x_net=x_net, y=y, physics=physics, model=model).mean() for f in losses)
+            total.backward()
+
+        return step
+
+    def theirs(network: nn.Module) -> Callable[[], None]:
+        return lambda: reference(y[:, 0], y[:, 1], network).backward()
+
+    plain = ScaleEquivariantUNet3D(width=width, fused=False)
+    fused = ScaleEquivariantUNet3D(width=width).to(memory_format=torch.channels_last_3d)
+    fused.load_state_dict(plain.state_dict())
+    print(f"side {side}, width {width}, batch {batch}, torch {torch.__version__}, one thread, {ROUNDS} rounds")
+    print(f"{'':34}{'reference':>12}{'ours':>12}{'ratio':>8}   [lowest, highest]")
+    residual = y.clone().requires_grad_()
+    _compare("windowed loss", _windowed_reference(reference, residual, y), _windowed(physics, residual, y, margin))
+    point_wise = _PointWise()
+    _compare("everything but the network", theirs(point_wise), ours(point_wise))
+    _compare("network, float32", _calls(plain, y, 4), _calls(fused, y, 2))
+    _compare("network, bfloat16", _calls(plain, y, 4), _calls(fused, y, 2, torch.bfloat16))
+    _compare("whole step, float32", theirs(plain), ours(fused))
+    _compare("whole step, bfloat16", theirs(plain), ours(fused, torch.bfloat16))
+    saved = [_saved_bytes(lambda net=net: net(y[:, :1])) for net in (plain, fused)]
+    print(
+        f"{'saved activations, float32, MiB':34}{saved[0] / 2**20:12.1f}{saved[1] / 2**20:12.1f}{saved[1] / saved[0]:8.2f}"
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = _saved_bytes(lambda: fused(y[:, :1]))
+    print(f"{'saved activations, bfloat16, MiB':34}{saved[0] / 2**20:12.1f}{half / 2**20:12.1f}{half / saved[0]:8.2f}")
+
+
+def _windowed(physics: PaddedMissingWedgeOperator, x: Tensor, y: Tensor, margin: int) -> Callable[[], None]:
+    return lambda: mean_square(measured_inside(physics, x - y.flip(1), margin)).mean().backward()
+
+
+def _windowed_reference(reference: ReferenceStep, x: Tensor, y: Tensor) -> Callable[[], None]:
+    def step() -> None:
+        loss = reference.masked_error(y[:, 1], x[:, 0]) + reference.masked_error(y[:, 0], x[:, 1])
+        loss.backward()
+
+    return step
+
+
+def _calls(network: nn.Module, y: Tensor, n_calls: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """The network's share of a step: four passes over one view, or two over both."""
+    x = y[:, :1] if n_calls == 4 else y.reshape(-1, 1, *y.shape[2:])
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            outputs = [network(x) for _ in range(n_calls)]
+        sum(output.float().square().mean() for output in outputs).backward()
+
+    return step
+
+
+def _compare(name: str, reference: Callable[[], None], ours: Callable[[], None]) -> None:
+    times: list[tuple[float, float]] = []
+    for number in range(ROUNDS + 1):
+        pair = (_seconds(reference), _seconds(ours))
+        if number:
+            times.append(pair)
+    ratios = [a / b for a, b in times]
+    medians = [statistics.median(column) * 1e3 for column in zip(*times, strict=True)]
+    print(
+        f"{name:34}{medians[0]:9.1f} ms{medians[1]:9.1f} ms{statistics.median(ratios):8.2f}   "
+        f"[{min(ratios):.2f}, {max(ratios):.2f}]",
+        flush=True,
+    )
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def _saved_bytes(forward: Callable[[], Tensor]) -> int:
+    """Bytes of different storages that autograd keeps for the backward pass, parameters left out."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(storages.values())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

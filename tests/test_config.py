@@ -1,0 +1,120 @@
+"""What a training run may be told."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import pytest
+
+from equitomo import TrainingConfig
+
+
+@pytest.mark.parametrize(
+    ("side", "levels", "below", "above"),
+    [(42, 4, 40, 48), (43, 4, 40, 48), (49, 4, 48, 56), (7, 4, 8, 16), (0, 4, 8, 16), (-8, 4, 8, 16), (33, 2, 32, 34)],
+)
+def test_a_side_that_cannot_be_halved_is_refused_with_the_two_nearest_that_can(side, levels, below, above):
+    message = rf"side must be a multiple of {2 ** (levels - 1)} for {levels} levels, got {side}: use {below} or {above}"
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(side=side, levels=levels, margin=0)
+
+
+@pytest.mark.parametrize(("side", "levels"), [(48, 4), (72, 4), (8, 4), (34, 2)])
+def test_a_side_that_can_be_halved_is_accepted(side, levels):
+    assert TrainingConfig(side=side, levels=levels, margin=1).side == side
+
+
+NAN, INF = math.nan, math.inf
+OUT_OF_RANGE = [
+    ("batch", 0, "at least 1"),
+    ("batch", -1, "at least 1"),
+    ("steps", 0, "at least 1"),
+    ("steps", -5, "at least 1"),
+    ("checkpoint_every", 0, "at least 1"),
+    ("warmup", -1, "zero or more"),
+    ("margin", -1, "zero or more"),
+    ("margin", 36, "less than half of side 72"),
+    ("preview_every", -1, "zero or more"),
+    ("seed", -1, "zero or more"),
+    ("seed", 2**64, "zero or more and below"),
+    ("levels", 1, "at least 2"),
+    ("width", 0, "a positive even number"),
+    ("width", 15, "a positive even number"),
+    *[("learning_rate", value, "a positive number") for value in (0.0, -1e-4, NAN, INF)],
+    *[("equivariance_weight", value, "zero or more") for value in (-1.0, NAN, INF)],
+    *[("averaging", value, r"in \[0, 1\)") for value in (-0.1, 1.0, NAN)],
+    *[("min_specimen", value, r"a share in \[0, 1\]") for value in (-0.1, 1.1, NAN)],
+    *[("padding", value, "at least 1 and finite") for value in (0.5, NAN, INF)],
+]
+
+
+@pytest.mark.parametrize(("name", "value", "rule"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_refused_with_its_name_and_the_rule(name, value, rule):
+    with pytest.raises(ValueError, match=rf"^{name} must be {rule}.*, got {value}$"):
+        TrainingConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["schedule", "support", "normalization", "precision"])
+def test_an_unknown_choice_is_refused_with_all_that_there_are(name):
+    with pytest.raises(ValueError, match=rf"^{name} must be one of \w+, \w+.*, got 'other'$"):
+        TrainingConfig(**{name: "other"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("side", 72.0, "a whole number"),
+        ("batch", 1.5, "a whole number"),
+        ("steps", True, "a whole number"),
+        ("seed", "7", "a whole number"),
+        ("learning_rate", "1e-4", "a number"),
+        ("padding", False, "a number"),
+        ("flips", "no", "True or False"),
+        ("device", 0, "a text"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name, value, kind):
+    with pytest.raises(ValueError, match=rf"^{name} must be {kind}, got {value!r}$"):
+        TrainingConfig(**{name: value})
+
+
+def test_a_whole_number_passes_for_a_real_one():
+    assert TrainingConfig(padding=2, equivariance_weight=1).padding == 2
+
+
+def test_the_default_is_the_published_configuration():
+    config = TrainingConfig.preset("paper")
+    assert config == TrainingConfig()
+    published = {"side": 72, "batch": 8, "width": 64, "levels": 4, "steps": 50_000, "learning_rate": 1e-4}
+    assert {name: getattr(config, name) for name in published} == published
+    assert config.equivariance_weight == 2.0
+
+
+def test_the_tiny_preset_is_smaller_in_every_size():
+    paper, tiny = TrainingConfig.preset("paper"), TrainingConfig.preset("tiny")
+    assert all(getattr(tiny, name) < getattr(paper, name) for name in ("side", "batch", "width", "steps"))
+
+
+def test_a_preset_takes_changes():
+    assert TrainingConfig.preset("tiny", steps=7) == dataclasses.replace(TrainingConfig.preset("tiny"), steps=7)
+
+
+def test_an_unknown_preset_is_refused_with_all_that_there_are():
+    with pytest.raises(ValueError, match=r"preset is one of paper, .*tiny.*, got 'huge'"):
+        TrainingConfig.preset("huge")
+
+
+def test_a_setting_cannot_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainingConfig().side = 48
+
+
+def test_settings_are_had_as_a_dictionary_and_back():
+    config = TrainingConfig.preset("tiny", seed=3)
+    assert TrainingConfig(**config.as_dict()) == config
+
+
+def test_the_configuration_is_had_without_torch():
+    code = "import sys; from equitomo.training.config import TrainingConfig; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,313 @@
+"""The network: scale and shift equivariance, its fused form, checkpoints of the reference program, folding of views."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from asserting import assert_close, assert_differs, assert_scale_equivariant, normal
+from einops import rearrange
+from torch import Tensor, nn
+
+from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
+
+SHAPES = [(16, 16, 16), (9, 9, 9), (11, 8, 14)]
+
+
+def network(seed: int = 0, **settings) -> ScaleEquivariantUNet3D:
+    torch.manual_seed(seed)
+    return ScaleEquivariantUNet3D(**({"width": 4, "levels": 3} | settings)).double()
+
+
+def textbook(net: ScaleEquivariantUNet3D, x: Tensor) -> Tensor:
+    """The reference program's U-Net from the same parameters, as one would write it down."""
+
+    def level(module: nn.Module, u: Tensor) -> Tensor:
+        for layer in module.basic_module.values():
+            u = F.relu(F.conv3d(u, layer.conv.weight, padding=1))
+        return u
+
+    skips = []
+    for i, encoder in enumerate(net.encoders):
+        x = level(encoder, F.max_pool3d(x, 2) if i else x)
+        skips.append(x)
+    for skip, decoder in zip(skips[-2::-1], net.decoders, strict=True):
+        x = level(decoder, torch.cat((skip, F.interpolate(x, size=skip.shape[-3:], mode="nearest")), dim=1))
+    return F.conv3d(x, net.final_conv.weight)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_scaled_input_gives_the_output_scaled(shape, fused):
+    assert_scale_equivariant(network(fused=fused), normal(2, 1, *shape))
+
+
+def test_a_network_with_a_bias_would_not_be_scale_equivariant():
+    net = network()
+    net.final_conv.bias = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        assert_scale_equivariant(net, normal(1, 1, 8, 8, 8))
+
+
+def test_the_papers_network_has_15_tensors_and_16_313_248_parameters():
+    with torch.device("meta"):
+        net = ScaleEquivariantUNet3D()
+    parameters = list(net.parameters())
+    assert len(parameters) == len(net.state_dict()) == 15
+    assert sum(p.numel() for p in parameters) == 16_313_248
+    assert net.stride == 8
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_values_are_those_of_the_textbook_network(shape, fused):
+    net, x = network(fused=fused), normal(2, 1, *shape)
+    assert_close(net(x), textbook(net, x))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_those_of_the_textbook_network(shape):
+    net, x = network(), normal(1, 1, *shape).requires_grad_()
+    inputs = [x, *net.parameters()]
+    actual = torch.autograd.grad(net(x).square().sum(), inputs)
+    expected = torch.autograd.grad(textbook(net, x).square().sum(), inputs)
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one, other, 1e-11)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_float32_the_fused_form_equals_the_plain_one_to_rounding(shape):
+    """Both add the same products in another order: a few units in the last place of 1.2e-7."""
+    fused, plain = network(width=8).float(), network(width=8, fused=False).float()
+    x = normal(1, 1, *shape, dtype=torch.float32)
+    assert_close(fused(x), plain(x), 1e-6)
+    gradients = (torch.autograd.grad(net(x).square().sum(), list(net.parameters())) for net in (fused, plain))
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other, 3e-6)
+
+
+def test_the_fused_form_builds_no_upsampled_maps(monkeypatch):
+    calls = []
+    original = F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    network()(normal(1, 1, 8, 8, 8))
+    assert not calls
+    network()(normal(1, 1, 8, 8, 9))
+    assert len(calls) == 1
+    network(fused=False)(normal(1, 1, 8, 8, 8))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (5, 7, 9), (4, 17, 6), (21, 10, 13)])
+def test_volumes_of_any_size_pass(shape):
+    assert network()(normal(1, 1, *shape)).shape == (1, 1, *shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8, 3)])
+def test_a_volume_too_small_to_be_pooled_is_refused(shape):
+    with pytest.raises(ValueError, match=r"stride 4 needs at least as many voxels along each axis"):
+        network()(normal(1, 1, *shape))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 5}, "width must be even and levels at least 2, got width 5 and 3 levels"),
+        ({"levels": 1}, "levels at least 2"),
+        ({"width": 0}, "width must be even"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        network(**settings)
+
+
+def test_other_numbers_of_channels_pass():
+    net = network(in_channels=3, out_channels=2)
+    x = normal(1, 3, 8, 9, 8)
+    assert net(x).shape == (1, 2, 8, 9, 8)
+    assert_close(net(x), textbook(net, x))
+
+
+@pytest.mark.parametrize("axis", [-3, -2, -1])
+def test_a_shift_by_the_stride_shifts_the_inside_of_the_output(axis):
+    net, x = network(width=2, levels=2), normal(1, 1, 32, 32, 32)
+    # Two levels see at most 10 voxels: 2 + 2 fine ones at each end and 2 + 1 coarse ones, and the shift of 2.
+    inside = (..., *(slice(12, 20),) * 3)
+    expected = net(x).roll(net.stride, axis)[inside]
+    assert_close(net(x.roll(net.stride, axis))[inside], expected)
+    assert_differs(net(x.roll(1, axis))[inside], net(x).roll(1, axis)[inside], 1e-3)
+
+
+def test_the_memory_format_changes_nothing_beyond_rounding():
+    net, x = network(), normal(2, 1, 8, 9, 10)
+    expected = net(x)
+    net = net.to(memory_format=torch.channels_last_3d)
+    assert_close(net(x.to(memory_format=torch.channels_last_3d)), expected)
+
+
+def test_the_input_is_left_as_it_was():
+    x = normal(1, 1, 8, 8, 8)
+    kept = x.clone()
+    network()(x)
+    assert torch.equal(x, kept)
+
+
+# Checkpoints of the reference program
+
+
+def put(folder: Path, content: object) -> Path:
+    path = folder / "model_iteration_100.pt"
+    torch.save(content, path)
+    return path
+
+
+CONTAINERS = {
+    "bare": lambda state: state,
+    "in a checkpoint": lambda state: {"iteration": 100, "model_state_dict": state, "loss": [0.5]},
+    "of a distributed run": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    "of a compiled run": lambda state: {"model": {f"_orig_mod.{key}": value for key, value in state.items()}},
+    "of both": lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrap", CONTAINERS.values(), ids=CONTAINERS.keys())
+@pytest.mark.parametrize(("width", "levels"), [(4, 3), (2, 2), (2, 4)])
+def test_a_checkpoint_of_the_reference_program_is_read(tmp_path, wrap, width, levels):
+    net = network(width=width, levels=levels).float()
+    loaded = load_icecream_checkpoint(put(tmp_path, wrap(net.state_dict())))
+    x = normal(1, 1, 8, 9, 10, dtype=torch.float32)
+    assert torch.equal(loaded(x), net(x))
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_axes_zyx_turn_the_network_with_the_volume(tmp_path):
+    path = put(tmp_path, network().float().state_dict())
+    theirs, ours = (load_icecream_checkpoint(path, axes=axes).double() for axes in ("yxz", "zyx"))
+    x = normal(1, 1, 8, 12, 16)
+    turned = rearrange(theirs(rearrange(x, "b c z y x -> b c y x z")), "b c y x z -> b c z y x")
+    assert_close(ours(x), turned)
+    assert_differs(ours(x), theirs(x))
+
+
+def test_unknown_axes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="axes is 'yxz' or 'zyx', got 'xyz'"):
+        load_icecream_checkpoint(put(tmp_path, network().state_dict()), axes="xyz")
+
+
+class Malicious:
+    """Leaves a file behind if its pickle is run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("by", ["torch", "zip", "pickle"])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, by):
+    trace, path = tmp_path / "trace", tmp_path / "model_iteration_1.pt"
+    content = {"model": network().state_dict(), "extra": Malicious(trace)}
+    if by == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=by == "zip")
+    with pytest.raises(ValueError, match="no checkpoint that can be read safely"):
+        load_icecream_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint_is_refused_with_its_name(tmp_path, zipped):
+    path = tmp_path / "model_iteration_1.pt"
+    torch.save(network(width=2, levels=2).state_dict(), path, _use_new_zipfile_serialization=zipped)
+    whole, generator = path.read_bytes(), torch.Generator().manual_seed(0)
+    for end in torch.randint(len(whole) - 100, (40,), generator=generator).tolist():
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=r"model_iteration_1\.pt"):
+            load_icecream_checkpoint(path)
+    for place in torch.randint(2000, (60,), generator=generator).tolist():
+        path.write_bytes(whole[:place] + b"\xff\x00\xff" + whole[place + 3 :])
+        try:
+            load_icecream_checkpoint(path)
+        except ValueError as error:
+            assert "model_iteration_1.pt" in str(error)
+
+
+def test_a_file_that_is_not_there_is_told_as_such(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_icecream_checkpoint(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("axes", ["yxz", "zyx"])
+def test_a_network_with_biases_is_refused(tmp_path, axes):
+    state = network().state_dict() | {"final_conv.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"trained with biases \(final_conv.bias.*not scale-equivariant"):
+        load_icecream_checkpoint(put(tmp_path, state), axes=axes)
+
+
+def without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if part not in key}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: {"weights": [1, 2]}, "holds no state of a U-Net"),
+        (lambda s: torch.zeros(3), "holds no state of a U-Net"),
+        (lambda s: without(s, "encoders"), "holds no encoder"),
+        (lambda s: without(s, "decoders.0"), "does not fit a U-Net of width 4 with 3 levels"),
+        (lambda s: s | {"final_conv.weight": torch.zeros(1, 6, 1, 1, 1)}, "does not fit a U-Net of width 6"),
+        (lambda s: s | {"extra": torch.zeros(1)}, "does not fit a U-Net of width 4"),
+    ],
+)
+def test_a_state_of_another_network_is_refused(tmp_path, spoil, message):
+    with pytest.raises(ValueError, match=rf"model_iteration_100.pt {message}"):
+        load_icecream_checkpoint(put(tmp_path, spoil(network().state_dict())))
+
+
+# Two views
+
+
+def test_views_are_reconstructed_one_by_one():
+    net, y = network(), normal(3, 2, 8, 9, 8)
+    model = TwoViewReconstructor(net)
+    expected = torch.stack([torch.cat([net(view[None, None])[0] for view in sample]) for sample in y])
+    assert_close(model(y), expected)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_any_number_of_views_passes(views):
+    assert TwoViewReconstructor(network())(normal(2, views, 8, 8, 8)).shape == (2, views, 8, 8, 8)
+
+
+def test_views_share_one_call():
+    net, batches = network(), []
+    net.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
+    TwoViewReconstructor(net)(normal(3, 2, 8, 8, 8))
+    assert batches == [6]
+
+
+def test_under_autocast_the_answer_has_the_inputs_precision():
+    net = network().float()
+    seen = []
+    net.final_conv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answer = TwoViewReconstructor(net)(normal(1, 2, 8, 8, 8, dtype=torch.float32))
+    assert seen == [torch.bfloat16]
+    assert answer.dtype == torch.float32
+
+
+def test_a_reconstructor_takes_a_physics_and_ignores_it():
+    model, y = TwoViewReconstructor(network()), normal(1, 2, 8, 8, 8)
+    assert torch.equal(model(y, physics=None), model(y, object()))
+
+
+def test_a_measurement_that_is_no_batch_of_volumes_is_refused():
+    with pytest.raises(ValueError, match="y must be a non-empty batch of volumes"):
+        TwoViewReconstructor(network())(normal(2, 8, 8, 8))

@@ -1,0 +1,484 @@
+"""The training loop: what it minimises, what it repeats to the bit, and what stops it."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import threading
+
+import pytest
+import torch
+from making import noisy_pair
+from torch import nn
+
+from equitomo import (
+    CubeRotationGroup,
+    IcecreamTrainer,
+    PaddedMissingWedgeOperator,
+    ScaleEquivariantUNet3D,
+    TrainingConfig,
+    load_network,
+)
+from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.training import TrainingDivergedError, TrainingInterruptedError
+from equitomo.training.checkpoint import CheckpointError, load_checkpoint
+from equitomo.training.trainer import learning_rate
+
+TINY = {
+    "side": 16,
+    "batch": 1,
+    "width": 4,
+    "levels": 2,
+    "steps": 12,
+    "margin": 4,
+    "learning_rate": 1e-3,
+    "averaging": 0.9,
+    "checkpoint_every": 5,
+    "preview_every": 0,
+    "precision": "float32",
+    "device": "cpu",
+}
+
+
+def tiny(**changes):
+    return TrainingConfig(**TINY | changes)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return noisy_pair((20, 20, 20))
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer._module.model.network.state_dict().items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def rows(folder):
+    with (folder / "losses.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal_runs(one, other):
+    """Weights, averages, optimiser, counters and losses of two finished runs are the same to the bit."""
+    a, b = load_checkpoint(one), load_checkpoint(other)
+    assert a.state == b.state
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(equal(a.tensors[group], b.tensors[group]) for group in a.tensors)
+    assert (one / "losses.csv").read_bytes() == (other / "losses.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    IcecreamTrainer(pair, tiny(), out=folder).train()
+    return folder
+
+
+# Learning --------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls(pair, tmp_path):
+    IcecreamTrainer(pair, tiny(steps=60, learning_rate=3e-3), out=tmp_path).train()
+    total = [float(row["data"]) + float(row["equivariance"]) for row in rows(tmp_path)]
+    assert sum(total[-15:]) < 0.8 * sum(total[:15])
+
+
+def test_every_weight_moves_at_every_step(pair):
+    trainer = IcecreamTrainer(pair, tiny())
+    before = weights(trainer)
+    trainer.train(until=1)
+    assert not any(torch.equal(before[name], value) for name, value in weights(trainer).items())
+
+
+def residuals(network, pair, y, element, config):
+    """Both losses of one cube by equations (4) and (5), written out with the mask turned."""
+    physics = PaddedMissingWedgeOperator((config.side,) * 3, pair.geometry, padding=config.padding)
+    group, element = CubeRotationGroup(), torch.tensor([element])
+    first, second = y[None, :1], y[None, 1:]
+    window = (..., *[slice(config.margin, config.side - config.margin)] * 3)
+    data = equivariance = 0.0
+    for seen, other in ((first, second), (second, first)):
+        x_net, x_other = network(seen), network(other)
+        data += physics.A(x_net - other)[window].square().mean() / 2
+        again = network(physics.A(group.apply(x_net, element)))
+        difference = group.apply(again - group.apply(x_other, element), element, inverse=True)
+        equivariance += physics.A(difference)[window].square().mean() / 2
+    return data.item(), config.equivariance_weight * equivariance.item()
+
+
+def test_a_step_over_tomograms_of_different_tilts_has_the_losses_of_the_equations(tmp_path):
+    pairs = [
+        noisy_pair((16, 16, 20), seed=0, geometry=(-60.0, 60.0)),
+        noisy_pair((16, 20, 16), seed=1, geometry=(-40.0, 55.0)),
+    ]
+    config = tiny(batch=6, steps=1)
+    trainer = IcecreamTrainer(pairs, config, out=tmp_path)
+    network = trainer.network
+    cubes, sources = trainer.dataset.batch(range(6))
+    assert set(sources) == {0, 1}
+    drawn = draw_integers(config.seed, range(6), len(trainer.group.elements), ELEMENTS)
+    with torch.no_grad():
+        expected = [
+            residuals(network, pairs[source], cube, trainer.group.elements[index], config)
+            for cube, source, index in zip(cubes, sources, drawn, strict=True)
+        ]
+    trainer.train()
+    data, equivariance = torch.tensor(expected).mean(0).tolist()
+    assert float(rows(tmp_path)[0]["data"]) == pytest.approx(data, rel=1e-4)
+    assert float(rows(tmp_path)[0]["equivariance"]) == pytest.approx(equivariance, rel=1e-4)
+
+
+def test_the_averaged_weights_lag_behind_the_last_ones(pair):
+    trainer = IcecreamTrainer(pair, tiny(averaging=0.99, learning_rate=1e-2)).train()
+    start = IcecreamTrainer(pair, tiny()).network.state_dict()
+    averaged, last = trainer.network.state_dict(), weights(trainer)
+    for name in start:
+        assert 0 < (averaged[name] - start[name]).norm() < (last[name] - start[name]).norm()
+
+
+def test_the_average_forgets_quickly_at_first_and_then_by_its_decay(pair):
+    trainer = IcecreamTrainer(pair, tiny(averaging=0.4))
+    expected = weights(trainer)
+    for step in range(12):
+        trainer.train(until=step + 1)
+        decay = min(0.4, (1 + step) / (10 + step))
+        expected = {name: value.lerp(weights(trainer)[name], 1 - decay) for name, value in expected.items()}
+    torch.testing.assert_close(dict(trainer.network.state_dict()), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_averaged_network_has_a_lower_loss_than_the_initial_one(pair):
+    config = tiny(steps=40, learning_rate=3e-3)
+    trainer = IcecreamTrainer(pair, config)
+    before, after = trainer.network, trainer.train().network
+    cubes, _ = IcecreamTrainer(pair, tiny(seed=99)).dataset.batch(range(6))
+
+    def loss(network):
+        with torch.no_grad():
+            return sum(sum(residuals(network, pair, cube, element, config)) for element, cube in enumerate(cubes, 7))
+
+    assert loss(after) < 0.9 * loss(before)
+
+
+def test_without_averaging_the_network_is_the_last_one(pair):
+    trainer = IcecreamTrainer(pair, tiny(averaging=0.0)).train()
+    assert equal(dict(trainer.network.state_dict()), weights(trainer))
+
+
+def test_the_seed_alone_decides_the_result(pair):
+    one, same, other = (IcecreamTrainer(pair, tiny(steps=3, seed=seed)).train() for seed in (1, 1, 2))
+    assert equal(weights(one), weights(same))
+    assert not equal(weights(one), weights(other))
+
+
+def test_torch_s_own_generator_is_left_alone(pair, tmp_path):
+    state = torch.get_rng_state()
+    trainer = IcecreamTrainer(pair, tiny(preview_every=1, steps=3), out=tmp_path, preview=lambda *seen: None).train()
+    assert trainer.network is not None
+    load_network(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_torch_s_own_generator_does_not_matter(pair):
+    torch.manual_seed(1)
+    one = IcecreamTrainer(pair, tiny(steps=2)).train()
+    torch.manual_seed(2)
+    assert equal(weights(one), weights(IcecreamTrainer(pair, tiny(steps=2)).train()))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.854, 0.5, 0.146]),
+    ],
+)
+def test_the_step_size_rises_and_then_follows_its_schedule(schedule, expected):
+    config = tiny(schedule=schedule, warmup=4, steps=8, learning_rate=2.0)
+    assert [learning_rate(config, step) / 2 for step in range(8)] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_step_size_of_every_step_is_the_optimiser_s(pair, tmp_path):
+    trainer = IcecreamTrainer(pair, tiny(schedule="cosine", warmup=3), out=tmp_path)
+    for step in range(1, 6):
+        trainer.train(until=step)
+        assert trainer._optimizer.param_groups[0]["lr"] == float(rows(tmp_path)[-1]["learning_rate"])
+
+
+# Stopping and resuming -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precision):
+    config = tiny(precision=precision, schedule="cosine", warmup=2)
+    IcecreamTrainer(pair, config, out=tmp_path / "one").train()
+    IcecreamTrainer(pair, config, out=tmp_path / "two").train(until=6)
+    IcecreamTrainer(pair, config, out=tmp_path / "two", resume=True).train()
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_run_killed_after_its_last_checkpoint_repeats_the_lost_steps(pair, unbroken, tmp_path):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=8)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000008")
+    with (tmp_path / "losses.csv").open("a") as file:
+        file.write("9,0.1")  # cut off in the middle of a row
+    resumed = IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
+    assert resumed.step == 5
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5"]
+    resumed.train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
+def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(pair, unbroken, tmp_path):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=10)
+    (tmp_path / "checkpoints" / "step_00000010" / "optimizer.safetensors").write_bytes(b"")
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_after_the_step_and_the_run_can_go_on(pair, unbroken, tmp_path, number):
+    def stop(step, *seen):
+        if step == 7:
+            os.kill(os.getpid(), number)
+
+    trainer = IcecreamTrainer(pair, tiny(preview_every=1), out=tmp_path, preview=stop)
+    with pytest.raises(TrainingInterruptedError, match=rf"{number.name} after step 7 of 12; resume to go on"):
+        trainer.train()
+    assert load_checkpoint(tmp_path).state["step"] == 7
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
+def test_a_signal_during_the_last_step_still_stops(pair, tmp_path):
+    def stop(step, losses):
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = IcecreamTrainer(pair, tiny(), out=tmp_path, progress=stop)
+    with pytest.raises(TrainingInterruptedError, match="after step 12 of 12"):
+        trainer.train()
+    assert load_checkpoint(tmp_path).state["step"] == 12
+
+
+def test_a_second_interrupt_stops_at_once(pair, tmp_path):
+    def stop(step, *seen):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        IcecreamTrainer(pair, tiny(preview_every=1), out=tmp_path, preview=stop).train()
+    assert load_checkpoint(tmp_path).state["step"] == 5
+
+
+def test_signal_handlers_are_given_back(pair):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    IcecreamTrainer(pair, tiny(steps=1)).train()
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_training_works_outside_the_main_thread(pair):
+    trainer = IcecreamTrainer(pair, tiny(steps=2))
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.step == 2
+
+
+def test_a_finished_run_is_resumed_without_a_step(pair, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
+def test_resuming_where_nothing_is_starts_from_the_beginning(pair, tmp_path):
+    assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).step == 0
+
+
+def test_a_folder_with_a_run_is_refused(pair, unbroken):
+    with pytest.raises(FileExistsError, match=f"{re.escape(str(unbroken))} holds a training run already: resume it"):
+        IcecreamTrainer(pair, tiny(), out=unbroken)
+
+
+def test_resuming_with_other_settings_is_refused_with_each_of_them(pair, unbroken):
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.001, now 0\.5, seed was 0, now 3"):
+        IcecreamTrainer(pair, tiny(learning_rate=0.5, seed=3), out=unbroken, resume=True)
+
+
+def test_resuming_with_another_network_is_refused(pair, unbroken):
+    with pytest.raises(CheckpointError, match="width was 4, now 6"):
+        IcecreamTrainer(pair, tiny(width=6), out=unbroken, resume=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("float16", "float32"), ("float16", "bfloat16")])
+def test_the_precision_may_change_when_a_run_is_resumed(pair, tmp_path, before, after):
+    IcecreamTrainer(pair, tiny(precision=before), out=tmp_path).train(until=2)
+    resumed = IcecreamTrainer(pair, tiny(precision=after, checkpoint_every=2), out=tmp_path, resume=True)
+    assert resumed.train(until=4).step == 4
+
+
+def test_a_run_without_a_folder_writes_nothing(pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = IcecreamTrainer(pair, tiny()).train()
+    assert trainer.save() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+# Steps that are not finite ---------------------------------------------------------------------------
+
+
+def spoil(trainer, steps, value=float("nan")):
+    """Put NaN into the cubes of some steps."""
+    draw = trainer.dataset.batch
+
+    def spoilt(indices):
+        cubes, sources = draw(indices)
+        if indices.start // trainer.config.batch in steps:
+            cubes[0, 0, 0, 0, 0] = value
+        return cubes, sources
+
+    trainer.dataset.batch = spoilt
+    return trainer
+
+
+def state(trainer):
+    """All that a step may change: weights, averages, optimiser."""
+    optimizer = {name: value.clone() for name, value in trainer._optimizer_tensors().items()}
+    averaged = {f"averaged {name}": value.clone() for name, value in trainer._averaged.items()}
+    return weights(trainer) | optimizer | averaged
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pair, tmp_path, value, precision):
+    trainer = spoil(IcecreamTrainer(pair, tiny(precision=precision), out=tmp_path), {3}, value)
+    trainer.train(until=3)
+    before = state(trainer)
+    trainer.train(until=4)
+    assert equal(state(trainer), before)
+    assert trainer.skipped == 1
+    trainer.train()
+    assert not equal(state(trainer), before)
+    assert [row["skipped"] for row in rows(tmp_path)] == ["0"] * 3 + ["1"] + ["0"] * 8
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too(pair):
+    trainer = IcecreamTrainer(pair, tiny())
+    weight = next(trainer._module.parameters())
+    weight.register_hook(lambda gradient: gradient * float("nan") if trainer.step == 2 else gradient)
+    trainer.train(until=2)
+    before = state(trainer)
+    trainer.train(until=3)
+    assert equal(state(trainer), before)
+    assert trainer.skipped == 1
+
+
+def test_skipped_steps_with_good_ones_between_do_not_stop_a_run(pair):
+    trainer = spoil(IcecreamTrainer(pair, tiny(checkpoint_every=1)), {2, 3, 5, 6, 8, 9}).train()
+    assert (trainer.step, trainer.skipped) == (12, 6)
+
+
+def test_a_step_after_a_skipped_one_is_that_of_a_run_without_it(pair):
+    trainer = spoil(IcecreamTrainer(pair, tiny()), {3}).train(until=4)
+    steps = {value.item() for name, value in trainer._optimizer_tensors().items() if name.endswith(".step")}
+    assert steps == {3.0}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_several_bad_steps_in_a_row_stop_the_run_with_the_good_weights_saved(pair, tmp_path, averaged):
+    good = IcecreamTrainer(pair, tiny()).train(until=6)
+    trainer = spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), set(range(6, 12)))
+    message = (
+        r"no finite gradient in the last 4 steps, up to step 10: lower learning_rate or use precision float32.*step_"
+    )
+    with pytest.raises(TrainingDivergedError, match=message):
+        trainer.train()
+    expected = good.network.state_dict() if averaged else weights(good)
+    assert equal(dict(load_network(tmp_path, averaged=averaged).state_dict()), dict(expected))
+
+
+def test_a_run_that_diverged_can_be_resumed(pair, tmp_path):
+    with pytest.raises(TrainingDivergedError):
+        spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), set(range(6, 12))).train()
+    assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train().step == 12
+
+
+def test_float16_scales_its_losses(pair):
+    trainer = IcecreamTrainer(pair, tiny(precision="float16")).train(until=2)
+    assert trainer._scaler.is_enabled()
+    assert trainer._scaler.get_scale() > 1
+
+
+# Start and report ------------------------------------------------------------------------------------
+
+
+def test_training_starts_from_the_given_weights(pair):
+    torch.manual_seed(5)
+    donor = ScaleEquivariantUNet3D(width=4, levels=2)
+    trainer = IcecreamTrainer(pair, tiny(), init=donor)
+    assert equal(weights(trainer), dict(donor.state_dict()))
+    assert equal(dict(trainer.network.state_dict()), dict(donor.state_dict()))
+
+
+def test_the_given_network_is_not_trained_itself(pair):
+    donor = ScaleEquivariantUNet3D(width=4, levels=2)
+    before = {name: value.clone() for name, value in donor.state_dict().items()}
+    IcecreamTrainer(pair, tiny(steps=2), init=donor).train()
+    assert equal(dict(donor.state_dict()), before)
+
+
+def test_given_weights_of_another_width_are_refused(pair):
+    message = r"weights of the given network do not fit.*parameters differ.*width and levels"
+    with pytest.raises(CheckpointError, match=message):
+        IcecreamTrainer(pair, tiny(), init=ScaleEquivariantUNet3D(width=6, levels=2))
+
+
+def test_something_else_than_the_network_is_refused(pair):
+    with pytest.raises(CheckpointError, match="weights of the given network do not fit"):
+        IcecreamTrainer(pair, tiny(), init=nn.Conv3d(1, 1, 3))
+
+
+def test_progress_is_told_the_steps_and_the_losses_of_the_last_one(pair, tmp_path):
+    seen = {}
+    IcecreamTrainer(pair, tiny(), out=tmp_path, progress=seen.__setitem__).train()
+    assert list(seen) == [5, 10, 12]
+    last = rows(tmp_path)[-1]
+    assert seen[12] == {"data": float(last["data"]), "equivariance": float(last["equivariance"]), "skipped": 0}
+
+
+def test_the_preview_is_the_network_s_view_of_the_central_cube(pair):
+    seen = []
+    trainer = IcecreamTrainer(pair, tiny(preview_every=6), preview=lambda *args: seen.append(args)).train()
+    assert [step for step, _, _ in seen] == [6, 12]
+    cube = pair.volumes[:, 2:18, 2:18, 2:18].mean(0)
+    assert torch.equal(seen[-1][1], cube)
+    with torch.no_grad():
+        expected = trainer.network(cube[None, None])[0, 0]
+    torch.testing.assert_close(seen[-1][2], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpux", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(pair, device):
+    with pytest.raises(ValueError, match=rf"device '{device}' cannot be used here.*use 'auto' or 'cpu'"):
+        IcecreamTrainer(pair, tiny(device=device))
+
+
+def test_cubes_that_do_not_fit_are_refused(pair):
+    with pytest.raises(ValueError, match=r"cubes of 24 voxels do not fit.*largest side that does is 20"):
+        IcecreamTrainer(pair, tiny(side=24))
+
+
+def test_a_tilt_range_with_nothing_missing_is_refused():
+    with pytest.raises(ValueError, match="nothing is missing"):
+        IcecreamTrainer(noisy_pair(geometry=(-90.0, 89.9999)), tiny())
+
+
+def test_a_run_saves_the_tilts_of_its_tomograms(pair, tmp_path):
+    IcecreamTrainer([pair, noisy_pair(geometry=(-40.0, 50.0))], tiny(steps=1), out=tmp_path).train()
+    saved = load_checkpoint(tmp_path).state["geometries"]
+    assert [geometry["angles"] for geometry in saved] == [[-60.0, 60.0], [-40.0, 50.0]]
