@@ -1,9 +1,9 @@
 """The reference program's formulation of a training step, re-stated for comparison.
 
-What it computes is the method's loss; how it does so is what it is compared for: complex transforms of twice the side with
-shifts, target and estimate transformed apart, four network calls, a wedge rotated and made symmetric for each sample,
-rotations as chains of right-angle turns, an upsampling and concatenating U-Net in float32. Written from a description of
-its steps; the mask itself is this package's.
+What it computes is the method's loss; how it does so is what it is compared for: complex transforms of twice the side
+with shifts, target and estimate transformed apart, four network calls, a wedge rotated and made symmetric for each
+sample, rotations as chains of right-angle turns, an upsampling and concatenating U-Net in float32. Written from a
+description of its steps; the mask itself is this package's.
 """
 
 from __future__ import annotations

@@ -77,13 +77,17 @@ def main(side: int = 48, width: int = 16, batch: int = 2) -> None:
     _compare("network, bfloat16", _calls(plain, y, 4), _calls(fused, y, 2, torch.bfloat16))
     _compare("whole step, float32", theirs(plain), ours(fused))
     _compare("whole step, bfloat16", theirs(plain), ours(fused, torch.bfloat16))
-    saved = [_saved_bytes(lambda net=net: net(y[:, :1])) for net in (plain, fused)]
-    print(
-        f"{'saved activations, float32, MiB':34}{saved[0] / 2**20:12.1f}{saved[1] / 2**20:12.1f}{saved[1] / saved[0]:8.2f}"
-    )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = _saved_bytes(lambda: fused(y[:, :1]))
-    print(f"{'saved activations, bfloat16, MiB':34}{saved[0] / 2**20:12.1f}{half / 2**20:12.1f}{half / saved[0]:8.2f}")
+    _print_saved("saved activations, float32", plain, fused, y, torch.float32)
+    _print_saved("saved activations, bfloat16", plain, fused, y, torch.bfloat16)
+
+
+def _print_saved(name: str, reference: nn.Module, ours: nn.Module, y: Tensor, dtype: torch.dtype) -> None:
+    """Ours in ``dtype``; the reference's configuration is float32."""
+    x = y[:, :1]
+    theirs = _saved_bytes(lambda: reference(x)) / 2**20
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        mine = _saved_bytes(lambda: ours(x)) / 2**20
+    print(f"{name:34}{theirs:8.1f} MiB{mine:8.1f} MiB{mine / theirs:8.2f}")
 
 
 def _windowed(physics: PaddedMissingWedgeOperator, x: Tensor, y: Tensor, margin: int) -> Callable[[], None]:

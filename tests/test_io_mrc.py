@@ -316,9 +316,7 @@ def test_a_file_without_permission_says_so(tmp_path, monkeypatch):
 def test_no_module_here_imports_torch_or_the_rest_of_the_package():
     for module in Path(equitomo.io.__file__).parent.glob("*.py"):
         nodes = [
-            node
-            for node in ast.walk(ast.parse(module.read_text()))
-            if isinstance(node, ast.Import | ast.ImportFrom)
+            node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
         ]
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
@@ -340,9 +338,7 @@ WORDS = st.one_of(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(
-    st.lists(st.tuples(PLACES, WORDS), max_size=4), st.integers(0, len(VALID)), st.booleans(), st.booleans()
-)
+@given(st.lists(st.tuples(PLACES, WORDS), max_size=4), st.integers(0, len(VALID)), st.booleans(), st.booleans())
 def test_any_header_is_either_read_or_refused(tmp_path, changes, cut, is_cut, permissive):
     raw = bytearray(VALID)
     for place, word in changes:
@@ -553,9 +549,7 @@ def test_a_full_disk_is_noticed_before_any_work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_partial(
-    tmp_path, monkeypatch, overwrite, error
-):
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_partial(tmp_path, monkeypatch, overwrite, error):
     if overwrite:
         put(tmp_path, b"precious", "out.mrc")
 
@@ -637,9 +631,7 @@ def test_a_real_old_header_is_read_as_unsigned_bytes():
 
 @real_data
 @pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
-@pytest.mark.parametrize(
-    "name", ["files/old_style_header.mrc", "files/EMD-3001.map", "cryo_tiny_mid/even.mrc"]
-)
+@pytest.mark.parametrize("name", ["files/old_style_header.mrc", "files/EMD-3001.map", "cryo_tiny_mid/even.mrc"])
 def test_a_real_file_is_kept_through_a_round_trip(tmp_path, name):
     before = read_volume(DATA / name)
     path = write_volume(tmp_path / "out.mrc", before.as_float32(), like=before)

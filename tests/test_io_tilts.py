@@ -113,9 +113,7 @@ NAMED = "data_tilts\nloop_\n_rlnTomoName #1\n_rlnTomoYTilt #2\nA -1\nA 5\nB -40\
 )
 def test_a_star_file_of_several_series_needs_a_name(tmp_path, text, name, low):
     path = put(tmp_path, "a.star", text)
-    with pytest.raises(
-        FileFormatError, match=r"holds 2 tilt series; choose with name= one of (TS_01, TS_02|A, B)"
-    ):
+    with pytest.raises(FileFormatError, match=r"holds 2 tilt series; choose with name= one of (TS_01, TS_02|A, B)"):
         read_tilts(path)
     with pytest.raises(FileFormatError, match=r"no tilt series 'C'; name= must be one of"):
         read_tilts(path, name="C")
@@ -220,9 +218,7 @@ def test_a_file_too_large_for_angles_is_refused(tmp_path, monkeypatch):
 
 
 SEEDS = {".tlt": LIST, ".mdoc": MDOC, ".aln": ALN, ".star": SERIES}
-PIECES = st.one_of(
-    st.text(max_size=8), st.sampled_from(["\n", "loop_", "data_", "[ZValue = 9]", "1e999", "#", '"'])
-)
+PIECES = st.one_of(st.text(max_size=8), st.sampled_from(["\n", "loop_", "data_", "[ZValue = 9]", "1e999", "#", '"']))
 
 
 @settings(

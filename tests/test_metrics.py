@@ -46,9 +46,7 @@ def full_radius(shape: tuple[int, int, int]) -> Tensor:
 
 def full_correlation(first: Tensor, second: Tensor, region: Tensor) -> float:
     one, other = torch.fft.fftn(first)[region], torch.fft.fftn(second)[region]
-    return (
-        (one * other.conj()).sum().real / (one.abs().square().sum() * other.abs().square().sum()).sqrt()
-    ).item()
+    return ((one * other.conj()).sum().real / (one.abs().square().sum() * other.abs().square().sum()).sqrt()).item()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -143,9 +141,7 @@ def test_resolution_has_a_value_for_every_curve(correlation, expected):
 
 def make_curve(correlation: list[float], voxel_size: float | None = None) -> FourierShellCorrelation:
     frequency = torch.arange(1, 6, dtype=torch.float64) / 10
-    return FourierShellCorrelation(
-        frequency, torch.tensor(correlation, dtype=torch.float64), torch.ones(5), voxel_size
-    )
+    return FourierShellCorrelation(frequency, torch.tensor(correlation, dtype=torch.float64), torch.ones(5), voxel_size)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -102,15 +102,14 @@ def test_the_references_mask_measures_more_than_the_tilts_do(losses, straight):
     assert straight.mask.mean() > 1.1 * exact.mask.mean()
 
 
-# The loss. Ours of two views a and b, both compared with the other: with x_net = (e, t) and y = (t, e) the residual is
-# that of estimate and target in both, so its mean is that of the reference's one comparison.
+# The loss. Ours compares each view with the other: with the views (estimate, target) as x_net and as y, both residuals
+# are that of estimate and target, so the mean over views is the reference's one comparison.
 
 
-def our_loss(losses, physics, margin: int, estimate: Tensor | None = None) -> Tensor:
-    target = volumes(losses["target"])
-    estimate = volumes(losses["estimate"]) if estimate is None else estimate
-    x_net, y = torch.cat((estimate, target), dim=1), torch.cat((estimate, target), dim=1)
-    return Noise2NoiseLoss(margin=margin, mask_target=True)(x_net=x_net, y=y, physics=physics).mean()
+def our_loss(losses, physics, margin: int) -> Tensor:
+    target, estimate = volumes(losses["target"]), volumes(losses["estimate"])
+    views = torch.cat((estimate, target), dim=1)
+    return Noise2NoiseLoss(margin=margin, mask_target=True)(x_net=views, y=views, physics=physics).mean()
 
 
 # The reference's window multiplies by zero outside and divides by all voxels; a margin leaves the rest out.
@@ -119,12 +118,12 @@ WINDOW = ((SIDE - 2 * MARGIN) / SIDE) ** 3
 
 @pytest.mark.parametrize("operator", ["straight", "turned"])
 @pytest.mark.parametrize("window", [0, 1])
-@pytest.mark.parametrize("variance", [0, 1])
-def test_the_loss_in_space_is_the_references(losses, operator, window, variance, request):
+@pytest.mark.parametrize("parts", [0, 1])
+def test_the_loss_in_space_is_the_references(losses, operator, window, parts, request):
     physics = request.getfixturevalue(operator)
-    name = "fourier_loss_" + "batch_" * (operator == "turned") + f"uf0_win{window}_var{variance}"
+    name = "fourier_loss_" + "batch_" * (operator == "turned") + f"uf0_win{window}_var{parts}"
     # Real and imaginary parts are two numbers to the reference, and the imaginary one is zero: half the mean.
-    factor = (WINDOW if window else 1.0) * (0.5 if variance else 1.0)
+    factor = (WINDOW if window else 1.0) * (0.5 if parts else 1.0)
     actual = factor * our_loss(losses, physics, MARGIN if window else 0)
     assert_close(actual, torch.tensor(losses[name], dtype=torch.float32), 1e-5)
 
@@ -187,8 +186,8 @@ def case(inference, name: str) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_prediction_in_tiles_is_the_references_wherever_it_wrote(inference, network, name, front):
     """Tiles of 16 each writing their central half, two passes and the wedge inside a tile, zeros beyond the borders.
 
-    In case b the reference began its tiles at zero and wrote nothing before the first core; padded by a margin in front
-    our tiles fall on the same voxels. The network is applied twice, which doubles the depth of rounding, yet 1e-5 holds.
+    In case b the reference began its tiles at zero and wrote nothing before the first core; padded by a margin in
+    front our tiles fall on the same voxels. Two passes double the depth of rounding, yet 1e-5 holds.
     """
     volume, expected, covered = case(inference, name)
     physics = with_mask(masks(inference["wedge/input"], inference["wedge/input_shape"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from equitomo.precision import autocast, chosen_device, resolved
+from equitomo.precision import autocast, chosen_device, known_fault, resolved, trusted
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -68,3 +68,58 @@ def test_a_device_may_be_named():
 def test_a_device_that_is_not_there_is_refused_with_the_remedy(name):
     with pytest.raises(ValueError, match=rf"device '{name}' cannot be used here \(.*\): use 'auto' or 'cpu'"):
         chosen_device(name)
+
+
+def broken_convolution(x, weight, **options):
+    # Wrong only in sixteen bits, as the faulty releases are.
+    y = convolution(x, weight, **options)
+    return y * 1.2 if y.dtype == torch.bfloat16 else y
+
+
+convolution = torch.nn.functional.conv3d
+
+
+def test_sixteen_bits_are_trusted_where_they_agree_with_float32():
+    assert trusted("bfloat16", CPU) == torch.bfloat16
+
+
+def test_a_wrong_convolution_makes_auto_fall_back_to_float32_with_a_warning(monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "conv3d", broken_convolution)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    with pytest.warns(UserWarning, match=r"error of 20% in the values; computing in float32"):
+        assert trusted("auto", CPU) == torch.float32
+
+
+def test_a_wrong_convolution_refuses_a_format_that_was_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "conv3d", broken_convolution)
+    with pytest.raises(
+        RuntimeError, match=r"torch .* computes 3-D convolutions in torch.bfloat16 .*use precision float32"
+    ):
+        trusted("bfloat16", CPU)
+
+
+def test_a_wrong_gradient_is_noticed_too(monkeypatch):
+    def detached(x, weight, **options):
+        y = convolution(x, weight, **options)
+        return y + 0.5 * (y - y.detach()) if y.dtype == torch.bfloat16 else y
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", detached)
+    with pytest.raises(RuntimeError, match="in the input gradient"):
+        trusted("bfloat16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "cudnn", "fault"),
+    [
+        ("2.9.0", 91002, "163539"),
+        ("2.8.0", 90800, "163539"),
+        ("2.9.1", 91400, "166643"),
+        ("2.9.1", 91500, None),
+        ("2.10.0", 91501, None),
+        ("2.15.0", 91900, None),
+        ("2.9.0", None, None),
+    ],
+)
+def test_versions_known_to_be_faulty_are_named(torch_version, cudnn, fault):
+    found = known_fault(torch_version, cudnn)
+    assert found is None if fault is None else fault in found

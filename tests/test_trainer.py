@@ -225,7 +225,7 @@ def test_a_run_killed_after_its_last_checkpoint_repeats_the_lost_steps(pair, unb
     IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=8)
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000008")
     with (tmp_path / "losses.csv").open("a") as file:
-        file.write("9,0.1")  # cut off in the middle of a row
+        file.write("1")  # of 10, cut off in the middle of a row
     resumed = IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
     assert resumed.step == 5
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5"]
@@ -406,6 +406,14 @@ def test_a_run_that_diverged_can_be_resumed(pair, tmp_path):
     with pytest.raises(TrainingDivergedError):
         spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), set(range(6, 12))).train()
     assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train().step == 12
+
+
+def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
+    spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), {4, 5}).train(until=6)
+    resumed = spoil(IcecreamTrainer(pair, tiny(checkpoint_every=1), out=tmp_path, resume=True), {6})
+    assert resumed.skipped == 2
+    with pytest.raises(TrainingDivergedError, match="last 3 steps, up to step 7"):
+        resumed.train()
 
 
 def test_float16_scales_its_losses(pair):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
@@ -51,6 +52,68 @@ def resolved(precision: Precision, device: torch.device) -> torch.dtype:
     if precision not in _DTYPES:
         raise ValueError(f"precision is one of auto, {', '.join(_DTYPES)}, got {precision!r}")
     return _DTYPES[precision]
+
+
+def trusted(precision: Precision, device: torch.device) -> torch.dtype:
+    """The format of a name, after trying it: some releases compute 3-D convolutions wrongly or slowly in 16 bits.
+
+    A small convolution, forward and backward, is compared with float32, and the versions with those known to be
+    faulty. ``"auto"`` then falls back to float32 with a warning.
+
+    Raises
+    ------
+    RuntimeError
+        If a format that was asked for by name cannot be trusted here; versions and remedy are named.
+    """
+    dtype = resolved(precision, device)
+    if dtype == torch.float32:
+        return dtype
+    fault = known_fault(torch.__version__, _cudnn_version(device)) or _measured_fault(dtype, device)
+    if fault is None:
+        return dtype
+    if precision == "auto":
+        warnings.warn(f"{fault}; computing in float32 instead, which is slower", stacklevel=2)
+        return torch.float32
+    raise RuntimeError(f"{fault}: use precision float32, or other versions")
+
+
+def known_fault(torch_version: str, cudnn_version: int | None) -> str | None:
+    """What is wrong with 16-bit 3-D convolutions in these versions, if that is known.
+
+    ``cudnn_version`` is an integer as 91002 for 9.10.2, ``None`` off the GPU.
+    """
+    if cudnn_version is None:
+        return None
+    names = f"torch {torch_version} with cuDNN {cudnn_version}"
+    if 90800 <= cudnn_version < 91100:
+        return f"{names} gives wrong 16-bit 3-D convolutions at large shapes (pytorch issue 163539)"
+    if torch_version.startswith("2.9.") and cudnn_version < 91500:
+        return f"{names} computes 16-bit 3-D convolutions many times slower and larger (pytorch issue 166643)"
+    return None
+
+
+def _cudnn_version(device: torch.device) -> int | None:
+    return torch.backends.cudnn.version() if device.type == "cuda" else None
+
+
+def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Compare one convolution and its gradients with float32, at a size that takes milliseconds."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, 24, 24, 24, generator=generator).to(device, memory_format=torch.channels_last_3d)
+    weight = torch.randn(16, 16, 3, 3, 3, generator=generator).to(device) / 21
+    results = []
+    for enabled in (False, True):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        with torch.autocast(device.type, dtype=dtype, enabled=enabled):
+            y = torch.nn.functional.conv3d(leaves[0], leaves[1], padding=1)
+        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
+    for name, exact, found in zip(("values", "input gradient", "weight gradient"), *results, strict=True):
+        error = float((found.float() - exact).norm() / exact.norm())
+        # Rounding to 8 bits of mantissa gives about 0.004.
+        if not error < 0.03:
+            where = f"torch {torch.__version__} on {device}"
+            return f"{where} computes 3-D convolutions in {dtype} with an error of {error:.0%} in the {name}"
+    return None
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:

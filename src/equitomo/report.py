@@ -48,7 +48,7 @@ def draw_slices(
     figure, grid = _figure(len(volumes), 4)
     spectra = [log_power(volume, geometry) for volume in volumes.values()]
     # The quietest and the loudest of all, so that an empty wedge looks empty in one row and full in the other.
-    low, high = np.percentile(torch.stack(spectra), [2, 99.8])
+    low, high = np.percentile(torch.stack(spectra).numpy(), [2, 99.8])
     for row, (title, volume), spectrum in zip(grid, volumes.items(), spectra, strict=True):
         limits = np.percentile(volume.numpy(), [0.5, 99.5])
         for number, axes in enumerate(row[:3]):
@@ -127,7 +127,8 @@ def log_power(volume: Tensor, geometry: TiltGeometry | None = None) -> Tensor:
 def _show_slice(axes: Axes, volume: Tensor, number: int, limits: Any, voxel_size: Sequence[float] | None) -> None:
     through, down, across = _PLANES[number]
     middle = volume.shape[number] // 2
-    axes.imshow(volume.select(number, middle), cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    plane = volume.select(number, middle).numpy()
+    axes.imshow(plane, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
     axes.set_title(f"{down}{across} at {through} = {middle}", fontsize=9)
     if voxel_size is not None:
         _scale_bar(axes, volume.shape["zyx".index(across)], voxel_size["zyx".index(across)])
@@ -136,7 +137,7 @@ def _show_slice(axes: Axes, volume: Tensor, number: int, limits: Any, voxel_size
 
 def _show_spectrum(axes: Axes, spectrum: Tensor, geometry: TiltGeometry | None, limits: tuple[float, float]) -> None:
     across = "x" if geometry is None or geometry.tilt_axis == "y" else "y"
-    axes.imshow(spectrum, cmap="magma", vmin=limits[0], vmax=limits[1], extent=(-0.5, 0.5, 0.5, -0.5))
+    axes.imshow(spectrum.numpy(), cmap="magma", vmin=limits[0], vmax=limits[1], extent=(-0.5, 0.5, 0.5, -0.5))
     axes.set_title(f"log power, k{across} across, kz down", fontsize=9)
     for tilt in geometry.tilt_range if geometry is not None else ():
         slope = np.array([np.cos(np.radians(tilt)), np.sin(np.radians(tilt))])
@@ -178,5 +179,8 @@ def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=110, format=path.suffix.lstrip("."))
-    return partial.replace(path)
+    try:
+        figure.savefig(partial, dpi=110, format=path.suffix.lstrip("."))
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

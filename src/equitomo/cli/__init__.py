@@ -52,7 +52,15 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
     ),
     "fsc": ("Fourier shell correlation of two volumes.", (Halves, Correlation), None),
 }
-_POSITIONAL = {Halves: ("first", "second"), OneOrTwo: ("first", "second")}
+_POSITIONAL = (Halves, OneOrTwo)
+# Options that are switched on by their name alone.
+_SWITCHES = {
+    f"--{name}"
+    for _, groups, _ in _COMMANDS.values()
+    for group in groups
+    for name, field in group.__dataclass_fields__.items()  # type: ignore[attr-defined]
+    if field.type in ("bool", "bool | None")
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,8 +84,9 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = str(message)
         unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Key) '?(?:--)?([\w.]+)'?", text)
-        known = {name for _, groups, _ in _COMMANDS.values() for g in groups for name in g.__dataclass_fields__}  # type: ignore[attr-defined]
-        if unknown and (near := difflib.get_close_matches(unknown.group(1), known | {"config", "preset"}, 1)):
+        parser = getattr(ex, "subcommand_parser", None) or self
+        known = [action.dest for action in parser._actions]
+        if unknown and (near := difflib.get_close_matches(unknown.group(1), known, 1)):
             text += f"; did you mean {near[0]!r}?"
         super().error(text, ex)
         raise SystemExit(2)
@@ -94,7 +103,11 @@ def _parser(preset: str | None) -> _Parser:
         command = _Parser(description=purpose, allow_abbrev=False)
         command.add_argument("--config", action="config", help="A YAML file with any of these options.")
         for group in groups:
-            command.add_class_arguments(group, None, as_positional=group in _POSITIONAL)
+            skipped = {"second"} if group is OneOrTwo else set[str]()
+            command.add_class_arguments(group, None, as_positional=group in _POSITIONAL, skip=skipped)
+            if group is OneOrTwo:
+                # jsonargparse would make an option of a position that may stay empty.
+                command.add_argument("second", nargs="?", help="The other half; the reconstructions are averaged.")
         if default is not None:
             command.add_argument("--preset", default=preset or default, help="Training settings to start from.")
             command.set_defaults(TrainingConfig.preset(preset or default).as_dict())  # type: ignore[arg-type]
@@ -114,14 +127,16 @@ def _options(parser: _Parser, command: str, parsed: Namespace) -> dict[type, Any
 
 
 def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Let ``--tilts -60,60`` pass for a value, and ``--learning-rate`` for ``--learning_rate``."""
+    """Let ``--tilts -60,60`` pass for a value, ``--learning-rate`` for ``--learning_rate``, ``--resume`` for true."""
     result: list[str] = []
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if result and result[-1] == "--tilts" and re.match(r"-[\d.]", argument):
             result[-1] = f"--tilts={argument}"
         elif argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            result.append(name[:2] + name[2:].replace("-", "_") + equals + value)
+            name = name[:2] + name[2:].replace("-", "_")
+            alone = name in _SWITCHES and not equals and following.lower() not in ("true", "false", "null")
+            result.append(f"{name}=true" if alone else name + equals + value)
         else:
             result.append(argument)
     return result
@@ -144,7 +159,7 @@ def _preset(arguments: Sequence[str]) -> str | None:
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument == option:
             return following
         if argument.startswith(f"{option}="):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import sys
 import time
@@ -29,10 +30,10 @@ from equitomo.cli.options import (
     RunGeometry,
     TrainingInput,
 )
-from equitomo.datasets import IntensityScale, TomogramPair, require_usable, specimen_mask
+from equitomo.datasets import IntensityScale, Normalization, TomogramPair, require_usable, specimen_mask
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.inference import TiledPredictor
-from equitomo.io import Volume, read_tilts, read_volume, write_volume
+from equitomo.io import Volume, read_tilts, read_volume, require_writable, write_volume
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
 from equitomo.models import load_icecream_checkpoint
 from equitomo.precision import chosen_device
@@ -50,11 +51,11 @@ _LEAVINGS = ("checkpoints", "previews", "losses.csv", "losses.png", "reconstruct
 def run(command: str, options: Options) -> int:
     """Check the input of a command, then do it; the exit status."""
     try:
-        job = _COMMANDS[command](options)
-    except (ValueError, OSError) as error:
-        print(f"equitomo: {error}", file=sys.stderr)
-        return 2
-    try:
+        try:
+            job = _COMMANDS[command](options)
+        except (ValueError, OSError) as error:
+            print(f"equitomo: {error}", file=sys.stderr)
+            return 2
         job()
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
         print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
@@ -63,9 +64,8 @@ def run(command: str, options: Options) -> int:
         print(f"equitomo: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"equitomo: {error}: free some space and go on with --resume", file=sys.stderr)
+        full = ": free some space and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        print(f"equitomo: {error}{full}", file=sys.stderr)
         return 74
     return 0
 
@@ -86,6 +86,7 @@ def _prepare_train(options: Options) -> Job:
 
 def _prepare_reconstruct(options: Options) -> Job:
     folder, source = _claim(options[RunFolder]), _read_pair(options)
+    _require_range(source.pair.restore(source.pair.volumes), options[Prediction].dtype)
     trainer = _trainer(options, folder, source.pair)
 
     def job() -> None:
@@ -101,17 +102,18 @@ def _prepare_demo(options: Options) -> Job:
     if demo.size < options[TrainingConfig].side:
         raise ValueError(f"--size {demo.size} is less than the side of a training cube, {options[TrainingConfig].side}")
 
+    geometry = TiltGeometry(range(-60, 61, 3))
+    generator = torch.Generator().manual_seed(options[TrainingConfig].seed)
+    print(f"Simulating a specimen of {demo.size} x {demo.size} x {demo.size} voxels and its tilt series")
+    halves = simulate_halves((demo.size,) * 3, geometry, snr=demo.snr, generator=generator)
+    pair = TomogramPair(halves.first, halves.second, geometry, voxel_size=_DEMO_VOXEL, name=str(folder))
+    trainer = _trainer({**options, TrainingInput: TrainingInput()}, folder, pair)
+
     def job() -> None:
-        geometry = TiltGeometry(range(-60, 61, 3))
-        generator = torch.Generator().manual_seed(options[TrainingConfig].seed)
-        print(f"Simulating a specimen of {demo.size} x {demo.size} x {demo.size} voxels and its tilt series")
-        halves = simulate_halves((demo.size,) * 3, geometry, snr=demo.snr, generator=generator)
         files = {"even": halves.first, "odd": halves.second, "truth": halves.truth}
         for name, volume in files.items():
             write_volume(folder / f"{name}.mrc", volume.numpy(), voxel_size=_DEMO_VOXEL, overwrite=True)
         (folder / "tilts.tlt").write_text("".join(f"{angle:.2f}\n" for angle in geometry.angles))
-        pair = TomogramPair(halves.first, halves.second, geometry, voxel_size=_DEMO_VOXEL, name=str(folder))
-        trainer = _trainer({**options, TrainingInput: TrainingInput()}, folder, pair)
         _train(trainer, folder)
         source = _Input(pair, read_volume(folder / "even.mrc"))
         _reconstruct(trainer, folder, source, options[Prediction], truth=halves.truth)
@@ -122,13 +124,13 @@ def _prepare_demo(options: Options) -> Job:
 def _prepare_predict(options: Options) -> Job:
     files: PredictFiles = options[PredictFiles]
     out = Path(files.out)
-    if out.exists() and not files.overwrite:
-        raise FileExistsError(f"{out} exists: choose another --out, or replace it with --overwrite")
-    volumes, scale = _read_volumes(options[OneOrTwo])
+    require_writable(out, overwrite=files.overwrite)
     checkpoint = load_checkpoint(Path(files.run))
+    volumes, scale = _read_volumes(options[OneOrTwo], checkpoint.state["config"]["normalization"])
+    _require_range(torch.from_numpy(volumes[0].as_float32().copy()), options[Prediction].dtype)
     geometry = _run_geometry(options[RunGeometry], checkpoint.state["geometries"])
     network = load_network(checkpoint.path).to(chosen_device(files.device)).to(memory_format=torch.channels_last_3d)
-    predictor = _predictor(network, geometry, options[Prediction], files.precision)
+    predictor = _predictor(network, geometry, options[Prediction], _run_config(files, checkpoint.state["config"]))
 
     def job() -> None:
         scaled = [scale.apply(torch.from_numpy(volume.as_float32().copy())) for volume in volumes]
@@ -148,8 +150,9 @@ def _prepare_predict(options: Options) -> Job:
 
 def _prepare_fsc(options: Options) -> Job:
     halves, compare = options[Halves], options[Correlation]
-    first, second = read_volume(halves.first), read_volume(halves.second)
-    _check_same_grid(first, second)
+    first, second = _read_halves(halves.first, halves.second, halves.permissive)
+    for volume in (first, second):
+        require_usable(torch.from_numpy(volume.as_float32().copy()), str(volume.path))
     geometry = None if compare.tilts is None else _geometry(compare.tilts, compare.tilt_axis)
     voxel_size = min(first.voxel_size) or None
 
@@ -189,16 +192,28 @@ def _claim(options: RunFolder) -> Path:
         probe.unlink()
     except OSError as error:
         raise OSError(f"cannot write into --out {folder}: {error.strerror or error}") from error
-    if options.overwrite:
-        for name in left:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left."""
+    for path in (folder / name for name in _LEAVINGS):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _require_range(volume: Tensor, dtype: str) -> None:
+    """Refuse 16 bits for intensities that they cannot hold, before and not after the work."""
+    largest = float(volume.abs().max())
+    if dtype == "float16" and largest > 6e4:
+        raise ValueError(f"intensities reach {largest:g}, more than --dtype float16 can hold: write float32")
 
 
 def _read_pair(options: Options) -> _Input:
     halves, given = options[Halves], options[TrainingInput]
-    first, second = _read_halves(halves.first, halves.second)
+    first, second = _read_halves(halves.first, halves.second, halves.permissive)
     geometry = _geometry(options[Geometry].tilts, options[Geometry].tilt_axis)
     voxel_size = first.voxel_size if min(first.voxel_size) > 0 else None
     pair = TomogramPair(
@@ -215,10 +230,10 @@ def _read_pair(options: Options) -> _Input:
     return _Input(pair, first)
 
 
-def _read_halves(first_path: str, second_path: str) -> tuple[Volume, Volume]:
+def _read_halves(first_path: str, second_path: str, permissive: bool) -> tuple[Volume, Volume]:
     if Path(first_path).exists() and Path(second_path).exists() and Path(first_path).samefile(second_path):
         raise ValueError(f"{first_path} and {second_path} are the same file: give the two half tomograms")
-    first, second = read_volume(first_path), read_volume(second_path)
+    first, second = (read_volume(path, permissive=permissive) for path in (first_path, second_path))
     _check_same_grid(first, second)
     return first, second
 
@@ -237,29 +252,35 @@ def _check_same_grid(first: Volume, second: Volume) -> None:
             )
 
 
-def _read_volumes(paths: OneOrTwo) -> tuple[list[Volume], IntensityScale]:
-    volumes = [read_volume(paths.first)] if paths.second is None else list(_read_halves(paths.first, paths.second))
+def _read_volumes(paths: OneOrTwo, normalization: Normalization) -> tuple[list[Volume], IntensityScale]:
+    volumes = [read_volume(paths.first)] if paths.second is None else list(_read_halves(paths.first, paths.second, paths.permissive))
     tensors = [torch.from_numpy(volume.as_float32().copy()) for volume in volumes]
     for volume, tensor in zip(volumes, tensors, strict=True):
         require_usable(tensor, str(volume.path))
-    return volumes, IntensityScale.of(*tensors)
+    return volumes, IntensityScale.of(*tensors, normalization=normalization)
 
 
 def _geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:
     """From ``LOW,HIGH`` or a file."""
-    parts = tilts.split(",")
-    if len(parts) == 2 and not Path(tilts).exists():
+    if re.fullmatch(r"[-+\d.,\s]+", tilts) and not Path(tilts).exists():
         try:
-            low, high = map(float, parts)
+            low, high = map(float, tilts.split(","))
         except ValueError:
-            raise ValueError(f"--tilts is a file or LOW,HIGH in degrees, got {tilts!r}") from None
+            raise ValueError(f"--tilts is a file or LOW,HIGH in degrees such as -60,60, got {tilts!r}") from None
         return TiltGeometry.from_range(low, high, tilt_axis)
     return TiltGeometry(read_tilts(tilts), tilt_axis)
 
 
+def _run_config(given: PredictFiles, saved: dict[str, Any]) -> TrainingConfig:
+    """The run's configuration, where the command line does not say otherwise."""
+    asked = {"passes": given.passes, "average_first": given.average_first, "precision": given.precision}
+    return TrainingConfig(**{**saved, **{name: value for name, value in asked.items() if value is not None}})
+
+
 def _run_geometry(given: RunGeometry, saved: list[dict[str, Any]]) -> TiltGeometry:
     if given.tilts is not None:
-        return _geometry(given.tilts, given.tilt_axis or "y")
+        axes = {geometry["tilt_axis"] for geometry in saved}
+        return _geometry(given.tilts, given.tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
     if len(saved) > 1:
         raise ValueError("the run was trained on several tilt ranges: say with --tilts which one this tomogram has")
     geometry = TiltGeometry(**saved[0])
@@ -268,14 +289,22 @@ def _run_geometry(given: RunGeometry, saved: list[dict[str, Any]]) -> TiltGeomet
 
 def _trainer(options: Options, folder: Path, pair: TomogramPair) -> IcecreamTrainer:
     run_folder: RunFolder = options[RunFolder]
-    return IcecreamTrainer(
+    trainer = IcecreamTrainer(
         pair,
         options[TrainingConfig],
-        out=folder,
+        out=folder if run_folder.resume else None,
         resume=run_folder.resume,
         init=_initial_network(options[TrainingInput].init),
         preview=_Preview(folder / "previews"),
     )
+    if Prediction in options:
+        # Tiles that do not fit are to be refused before the training, not after it.
+        _predictor(trainer.network, pair.geometry, options[Prediction], trainer.config)
+    if run_folder.overwrite:
+        # All that was given is in order: what is there may go now, and not before.
+        _clear(folder)
+    trainer.out = folder
+    return trainer
 
 
 def _initial_network(init: str | None) -> nn.Module | None:
@@ -334,7 +363,7 @@ def _reconstruct(
 ) -> None:
     """Predict, write the result with the input's header and intensities, draw it, and say what changed."""
     pair = source.pair
-    predictor = _predictor(trainer.network, pair.geometry, prediction, trainer.config.precision)
+    predictor = _predictor(trainer.network, pair.geometry, prediction, trainer.config)
     with _progress("predicting", "tile") as predictor.progress:
         result = predictor(pair.volumes[0], pair.volumes[1])
     target = folder / "reconstruction.mrc"
@@ -360,15 +389,18 @@ def _summarise(pair: TomogramPair, before: Tensor, after: Tensor) -> None:
     print(f"The input halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)")
 
 
-def _predictor(network: nn.Module, geometry: TiltGeometry, prediction: Prediction, precision: Any) -> TiledPredictor:
+def _predictor(
+    network: nn.Module, geometry: TiltGeometry, prediction: Prediction, config: TrainingConfig
+) -> TiledPredictor:
     return TiledPredictor(
         network,
         geometry,
         tile=prediction.tile,
         margin=prediction.tile_margin,
-        passes=prediction.passes,
+        passes=config.passes,
+        average_first=config.average_first,
         wedge=prediction.wedge,
-        precision=precision,
+        precision=config.precision,
     )
 
 

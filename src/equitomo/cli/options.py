@@ -16,10 +16,13 @@ class Halves:
         One half tomogram, an MRC file.
     second
         The other half: the same specimen from the other tilts, frames or doses.
+    permissive
+        Read files without the MAP mark whenever their header agrees with their size.
     """
 
     first: str
     second: str
+    permissive: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,13 @@ class OneOrTwo:
         A tomogram, an MRC file.
     second
         The other half, if there are two; the reconstructions are averaged.
+    permissive
+        Read files without the MAP mark whenever their header agrees with their size.
     """
 
     first: str
     second: str | None = None
+    permissive: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,6 @@ class Prediction:
 
     Parameters
     ----------
-    passes
-        Passes of the network; 2 as in the paper, with the wedge emptied in between.
     wedge
         Empty the wedge of the whole volume ("global") or inside the tiles ("tile").
     tile
@@ -123,7 +127,6 @@ class Prediction:
         The numbers in the output file.
     """
 
-    passes: int = 2
     wedge: Literal["global", "tile"] = "tile"
     tile: int = 96
     tile_margin: int = 16
@@ -146,6 +149,10 @@ class PredictFiles:
         "auto", or a torch device as "cpu" or "cuda:1".
     precision
         Number format of the network.
+    passes
+        Passes of the network, with the wedge emptied in between; as the run was configured if not given.
+    average_first
+        Average the halves before the network in place of after it; as the run was configured if not given.
     """
 
     run: str
@@ -153,6 +160,8 @@ class PredictFiles:
     overwrite: bool = False
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    passes: int | None = None
+    average_first: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,10 @@ class Correlation:
     tilt_axis: Literal["y", "x"] = "y"
     picture: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.picture is not None and not self.picture.lower().endswith(".png"):
+            raise ValueError(f"picture must be the name of a .png file, got {self.picture}")
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -188,3 +201,7 @@ class Demo:
 
     size: int = 64
     snr: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.snr > 0:
+            raise ValueError(f"snr must be positive, got {self.snr}")

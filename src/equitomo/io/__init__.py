@@ -3,7 +3,7 @@
 from .errors import FileFormatError, FileFormatWarning
 from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
-from .mrc_write import write_volume
+from .mrc_write import require_writable, write_volume
 from .tilts import read_tilts
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Volume",
     "read_tilts",
     "read_volume",
+    "require_writable",
     "write_volume",
 ]

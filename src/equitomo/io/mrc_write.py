@@ -100,6 +100,27 @@ def write_volume(
     return path
 
 
+def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
+    """Refuse, before any work, a target that :func:`write_volume` could not write."""
+    target = named(target)
+    if target.suffix.lower() in (".gz", ".bz2"):
+        raise ValueError(f"path must not end in {target.suffix}: packed files are not written, got {target}")
+    try:
+        if not stat.S_ISDIR(target.parent.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot write a volume: the name is taken by a folder", str(target))
+    if not overwrite and os.path.lexists(target):
+        raise _exists(target)
+    if free < n_bytes:
+        raise OSError(errno.ENOSPC, f"the disk has {free} bytes left, the volume needs {n_bytes}", str(target))
+
+
 def _new_header(
     shape: tuple[int, ...], like: Volume | None, voxel_size: float | Axes | None, label: str | None
 ) -> Array:
@@ -178,7 +199,7 @@ def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[flo
 @contextmanager
 def _beside(target: Path, *, overwrite: bool, n_bytes: int) -> Iterator[BinaryIO]:
     """Open a new file beside the target that takes its name at the end, if all went well."""
-    _check_target(target, overwrite, n_bytes)
+    require_writable(target, overwrite=overwrite, n_bytes=n_bytes)
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     # A link put there by someone else must be neither followed nor replaced.
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -194,24 +215,6 @@ def _beside(target: Path, *, overwrite: bool, n_bytes: int) -> Iterator[BinaryIO
         _publish(partial, target, overwrite)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _check_target(target: Path, overwrite: bool, n_bytes: int) -> None:
-    """Refuse, before any work, a target that cannot be written."""
-    if target.suffix.lower() in (".gz", ".bz2"):
-        raise ValueError(f"path must not end in {target.suffix}: packed files are not written, got {target}")
-    try:
-        if not stat.S_ISDIR(target.parent.stat().st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
-        free = shutil.disk_usage(target.parent).free
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "cannot write a volume: the name is taken by a folder", str(target))
-    if not overwrite and os.path.lexists(target):
-        raise _exists(target)
-    if free < n_bytes:
-        raise OSError(errno.ENOSPC, f"the disk has {free} bytes left, the volume needs {n_bytes}", str(target))
 
 
 def _cannot_write(target: Path, error: OSError) -> OSError:

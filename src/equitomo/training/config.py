@@ -13,7 +13,7 @@ Schedule = Literal["constant", "cosine"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
+    r"""Settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
 
     Parameters
     ----------
@@ -64,6 +64,11 @@ class TrainingConfig:
         Steps between checkpoints.
     preview_every
         Steps between pictures of a fixed cube; 0 for none.
+    passes
+        Passes of the network in predictions of this run: 2 as in equation (7), 1 for :math:`f(y)`.
+    average_first
+        Average the two halves before the network in predictions, not after it as equation (7) does. The result then
+        comes from less noise and half the work, but no longer from two independent halves.
 
     Raises
     ------
@@ -99,11 +104,13 @@ class TrainingConfig:
     seed: int = 0
     checkpoint_every: int = 1000
     preview_every: int = 1000
+    passes: int = 2
+    average_first: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
         self._check_cube()
-        for name in ("batch", "steps", "checkpoint_every"):
+        for name in ("batch", "steps", "checkpoint_every", "passes"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("warmup", "margin", "preview_every"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
@@ -168,9 +175,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "averaging": 0.995,
         "margin": 4,
-        "stop_gradient": True,
         "checkpoint_every": 250,
         "preview_every": 250,
+        "passes": 1,
+        "average_first": True,
     },
 }
 

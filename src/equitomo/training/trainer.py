@@ -22,7 +22,7 @@ from equitomo.datasets import SubtomogramDataset, TomogramPair
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.physics import PaddedMissingWedgeOperator
-from equitomo.precision import autocast, chosen_device, resolved
+from equitomo.precision import autocast, chosen_device, trusted
 from equitomo.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -41,7 +41,7 @@ Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
 # Settings that a resumed run may change without becoming another run.
-_FREE = {"device", "precision", "checkpoint_every", "preview_every"}
+_FREE = {"device", "precision", "checkpoint_every", "preview_every", "passes", "average_first"}
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
 # Steps between two readings of what the device has counted.
@@ -210,7 +210,7 @@ class IcecreamTrainer:
             load_weights(network, init.state_dict(), "the given network")
         network.to(self.device).to(memory_format=torch.channels_last_3d)
         self._module = _StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
-        self._dtype = resolved(config.precision, self.device)
+        self._dtype = trusted(config.precision, self.device)
         self._optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
         self._averaged = (

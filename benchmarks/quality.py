@@ -1,0 +1,75 @@
+"""Train configurations on a set with a known truth and score what they predict.
+
+``python -m benchmarks.quality SET [RUNS]``: SET is a folder with ``even.mrc``, ``odd.mrc``, ``gt.mrc``, ``meta.json``
+and perhaps ``gold_mask.mrc``, with the scoring script ``evaluate.py`` beside it; RUNS is a file with one JSON object of
+settings per line, changes of the preset ``tiny``. One Markdown row is printed per run: seconds of training, then for
+each way to predict the correlation with the truth overall, in the measured part and in the missing wedge, gold masked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equitomo import IcecreamTrainer, TiledPredictor, TomogramPair, TrainingConfig, read_volume
+
+_WAYS: dict[str, dict[str, Any]] = {
+    "one pass": {"passes": 1},
+    "two passes, wedge in tiles": {"passes": 2},
+    "two passes, wedge global": {"passes": 2, "wedge": "global"},
+    "one pass, halves averaged first": {"passes": 1, "average_first": True},
+    "two passes, halves averaged first": {"passes": 2, "average_first": True},
+}
+
+
+def main(folder: str, runs: str | None = None) -> None:
+    """Print the table."""
+    scorer = _Scorer(Path(folder))
+    changes = [{}] if runs is None else [json.loads(line) for line in Path(runs).read_text().splitlines() if line]
+    print(f"| run | seconds | {' | '.join(_WAYS)} |\n| --- | --- |{' --- |' * len(_WAYS)}")
+    print(f"| input | | {scorer.score(scorer.pair.volumes.mean(0).numpy())} |{' |' * (len(_WAYS) - 1)}", flush=True)
+    for change in changes:
+        trainer = IcecreamTrainer(scorer.pair, TrainingConfig.preset("tiny", **change))
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+        scores = [
+            scorer.score(TiledPredictor(trainer.network, scorer.pair.geometry, **way)(*scorer.pair.volumes).numpy())
+            for way in _WAYS.values()
+        ]
+        name = ", ".join(f"{key} {value}" for key, value in change.items()) or "tiny"
+        print(f"| {name} | {seconds:.0f} | {' | '.join(scores)} |", flush=True)
+
+
+class _Scorer:
+    """A set, and its own script's idea of a score."""
+
+    def __init__(self, folder: Path) -> None:
+        spec = importlib.util.spec_from_file_location("evaluate", folder.parent / "evaluate.py")
+        assert spec is not None
+        assert spec.loader is not None
+        self._evaluate = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self._evaluate)
+        meta = json.loads((folder / "meta.json").read_text())
+        self._range = meta["tilt_min"], meta["tilt_max"]
+        self._truth = read_volume(folder / "gt.mrc").as_float32()
+        gold = folder / "gold_mask.mrc"
+        self._gold = read_volume(gold).as_float32() > 0 if gold.exists() else None
+        first, second = (read_volume(folder / f"{name}.mrc").as_float32() for name in ("even", "odd"))
+        self.pair = TomogramPair(first, second, self._range)
+
+    def score(self, volume: np.ndarray[Any, Any]) -> str:
+        """Overall, measured and wedge, without gold where it is known."""
+        scores = self._evaluate.scores(volume, self._truth, *self._range, self._gold)
+        prefix = "nogold" if self._gold is not None else "cc"
+        return " / ".join(f"{scores[f'{prefix}_{region}']:.3f}"[1:] for region in ("all", "measured", "wedge"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
