@@ -30,16 +30,14 @@ def main() -> None:
         for first in range(0, 1024, 8):
             dataset.batch(range(number * 1024 + first, number * 1024 + first + 8))
         rates.append(1024 / (time.process_time() - start))
-    print(
-        f"pairs of {_SIDE}^3 cubes per second on one core: {sorted(rates)[2]:.0f}  ({min(rates):.0f} to {max(rates):.0f})"
-    )
+    middle, low, high = sorted(rates)[2], min(rates), max(rates)
+    print(f"pairs of {_SIDE}^3 cubes a second on one core: {middle:.0f} ({low:.0f} to {high:.0f})")
     start = time.perf_counter()
     CubeRotationGroup.moving(PaddedMissingWedgeOperator((_SIDE,) * 3, (-60.0, 60.0)))
     print(f"operator and group at cube {_SIDE}: {time.perf_counter() - start:.2f} s")
     torch_and_deepinv = _seconds("import torch, deepinv")
-    print(
-        f"import equitomo, with all public names: {_seconds(_EVERYTHING) - torch_and_deepinv:+.2f} s beyond torch and deepinv"
-    )
+    beyond = _seconds(_EVERYTHING) - torch_and_deepinv
+    print(f"every public name of equitomo: {beyond:+.2f} s beyond torch and deepinv")
 
 
 _EVERYTHING = "import torch, deepinv, equitomo; [getattr(equitomo, name) for name in equitomo.__all__]"

@@ -158,6 +158,20 @@ def test_two_halves_are_averaged(wedge):
     assert_close(predict(first, second), (predict(first) + predict(second)) / 2, 1e-6)
 
 
+def test_two_halves_may_be_averaged_before_the_network():
+    first, second, calls = volume(20, 25, 30), volume(20, 25, 30, seed=1), []
+    network = Convolutions()
+    once = predictor(network, tile=16, margin=2, average_first=True)
+    twice = predictor(network, tile=16, margin=2)
+    assert_close(once(first, second), twice((first + second) / 2), 1e-6)
+    assert torch.equal(once(first), twice(first))
+    network.register_forward_hook(lambda module, inputs, output: calls.append(1))
+    once(first, second)
+    halved = len(calls)
+    twice(first, second)
+    assert len(calls) == 3 * halved
+
+
 @pytest.mark.parametrize("wedge", ["global", "tile"])
 def test_leading_axes_hold_separate_volumes(wedge):
     x = volume(2, 3, 12, 20, 18)

@@ -21,7 +21,7 @@ LAYERS = (
     ("physics", "precision", "transform", "models"),
     ("loss", "datasets", "inference", "metrics", "simulate"),
     ("training", "report"),
-    ("cli",),
+    ("cli < __main__",),
 )
 
 

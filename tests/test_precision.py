@@ -83,6 +83,12 @@ def test_sixteen_bits_are_trusted_where_they_agree_with_float32():
     assert trusted("bfloat16", CPU) == torch.bfloat16
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_sixteen_bits_are_tried_whatever_the_gradient_mode(context):
+    with context():
+        assert trusted("bfloat16", CPU) == torch.bfloat16
+
+
 def test_a_wrong_convolution_makes_auto_fall_back_to_float32_with_a_warning(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv3d", broken_convolution)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})

@@ -89,12 +89,13 @@ def test_the_number_of_tiles_is_their_count_and_none_is_needless(tiling):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("border", ["reflect", "zero"])
-def test_beyond_the_border_a_tile_reads_what_padding_would_put_there(shape, border):
+# With a margin of one the first tile begins at index -1, which an array would take for its last.
+@pytest.mark.parametrize(("margin", "stride"), [(4, 4), (1, 1)])
+def test_beyond_the_border_a_tile_reads_what_padding_would_put_there(shape, border, margin, stride):
     volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    tiling = Tiling(shape, 16, 4, 4, 0, border)
     pad = 32
     padded = np.pad(volume, pad, mode="reflect" if border == "reflect" else "constant")
-    for placement in tiling:
+    for placement in Tiling(shape, 16, margin, stride, 0, border):
         origin = [t.start - c.start + pad for t, c in zip(placement.target, placement.core, strict=True)]
         expected = padded[tuple(slice(o, o + 16) for o in origin)]
         np.testing.assert_array_equal(placement.read(volume), expected)

@@ -23,7 +23,7 @@ from equitomo import (
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint
-from equitomo.training.trainer import learning_rate
+from equitomo.training.step import learning_rate
 
 TINY = {
     "side": 16,

@@ -135,7 +135,7 @@ class TiledPredictor:
         if halves[0].ndim < 3 or not halves[0].size:
             raise ValueError(f"a volume (..., z, y, x) is needed, got shape {tuple(first.shape)}")
         spatial = halves[0].shape[-3:]
-        if self.average_first:
+        if self.average_first and second is not None:
             halves = [np.mean(halves, axis=0, dtype=np.float32)]
         volumes = [half.reshape(-1, *spatial) for half in halves]
         n_runs = sum(map(len, volumes)) * (self.passes if self.wedge == "global" else 1)

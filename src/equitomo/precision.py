@@ -93,7 +93,8 @@ def known_fault(torch_version: str, cudnn_version: int | None) -> str | None:
 
 
 def _cudnn_version(device: torch.device) -> int | None:
-    return torch.backends.cudnn.version() if device.type == "cuda" else None
+    version = torch.backends.cudnn.version() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    return None if version is None else int(version)
 
 
 def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -103,10 +104,12 @@ def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
     weight = torch.randn(16, 16, 3, 3, 3, generator=generator).to(device) / 21
     results = []
     for enabled in (False, True):
-        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        with torch.autocast(device.type, dtype=dtype, enabled=enabled):
-            y = torch.nn.functional.conv3d(leaves[0], leaves[1], padding=1)
-        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
+        # Whatever the caller has switched off: this needs gradients.
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+            with torch.autocast(device.type, dtype=dtype, enabled=enabled):
+                y = torch.nn.functional.conv3d(leaves[0], leaves[1], padding=1)
+            results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
     for name, exact, found in zip(("values", "input gradient", "weight gradient"), *results, strict=True):
         error = float((found.float() - exact).norm() / exact.norm())
         # Rounding to 8 bits of mantissa gives about 0.004.

@@ -253,7 +253,10 @@ def _check_same_grid(first: Volume, second: Volume) -> None:
 
 
 def _read_volumes(paths: OneOrTwo, normalization: Normalization) -> tuple[list[Volume], IntensityScale]:
-    volumes = [read_volume(paths.first)] if paths.second is None else list(_read_halves(paths.first, paths.second, paths.permissive))
+    if paths.second is None:
+        volumes = [read_volume(paths.first, permissive=paths.permissive)]
+    else:
+        volumes = list(_read_halves(paths.first, paths.second, paths.permissive))
     tensors = [torch.from_numpy(volume.as_float32().copy()) for volume in volumes]
     for volume, tensor in zip(volumes, tensors, strict=True):
         require_usable(tensor, str(volume.path))

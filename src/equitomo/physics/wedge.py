@@ -254,6 +254,10 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
         if self.mask.requires_grad or self.mask.is_inference():
             z, y, n = (slice(margin, length - margin) for length in self.volume_shape)
             return self.A(x)[..., z, y, n]
+        if len(self.mask) > 1:
+            # Masks per sample change with every batch: a filter made anew each time would cost more than it saves.
+            z, y, n = (slice(margin, length - margin) for length in self.volume_shape)
+            return self.A(x)[..., z, y, n]
         if self._inside is None or not self._inside.fits(self.mask, margin):
             # Made in a step under inference mode, it would fail in the next one that is differentiated.
             with torch.inference_mode(False):

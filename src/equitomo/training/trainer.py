@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,7 @@ from torch import Tensor, nn
 
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import SubtomogramDataset, TomogramPair
-from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
-from equitomo.physics import PaddedMissingWedgeOperator
 from equitomo.precision import autocast, chosen_device, trusted
 from equitomo.training.checkpoint import (
     Checkpoint,
@@ -33,6 +30,7 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
+from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.transform import CubeRotationGroup
 
 _log = logging.getLogger(__name__)
@@ -131,7 +129,7 @@ class IcecreamTrainer:
             seed=config.seed,
             min_fraction=config.min_specimen,
         )
-        self.physics, self._masks = _operators(self.dataset.pairs, config, self.device)
+        self.physics, self._masks = operator_for(self.dataset.pairs, config, self.device)
         self.group = CubeRotationGroup.moving(self.physics, config.flips)
         self._build(init)
         self.step = 0
@@ -209,7 +207,7 @@ class IcecreamTrainer:
         if init is not None:
             load_weights(network, init.state_dict(), "the given network")
         network.to(self.device).to(memory_format=torch.channels_last_3d)
-        self._module = _StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
+        self._module = StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
         self._dtype = trusted(config.precision, self.device)
         self._optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
@@ -355,60 +353,6 @@ class IcecreamTrainer:
         with torch.inference_mode(), autocast(self._dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())
-
-
-class _StepLosses(nn.Module):
-    """Both losses of one step in one forward pass, so that two network calls share one backward pass."""
-
-    def __init__(
-        self,
-        model: TwoViewReconstructor,
-        physics: PaddedMissingWedgeOperator,
-        group: CubeRotationGroup,
-        config: TrainingConfig,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.physics = physics
-        self.data = Noise2NoiseLoss(margin=config.margin, mask_target=config.mask_target)
-        self.equivariance = MaskedEquivarianceLoss(
-            group, config.equivariance_weight, margin=config.margin, stop_gradient=config.stop_gradient
-        )
-
-    def forward(self, y: Tensor, elements: Tensor) -> Tensor:
-        x_net = self.model(y, self.physics)
-        data = self.data(x_net=x_net, y=y, physics=self.physics)
-        equivariance = self.equivariance(x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements)
-        return torch.stack([data.mean(), equivariance.mean()])
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Adam's step size at a step counted from 0: a linear rise, then constant or half a cosine to zero."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _operators(
-    pairs: Sequence[TomogramPair], config: TrainingConfig, device: torch.device
-) -> tuple[PaddedMissingWedgeOperator, Tensor | None]:
-    """The operator of a cube; and one mask for each pair where their geometries differ."""
-    operators = [
-        PaddedMissingWedgeOperator(
-            (config.side,) * 3, pair.geometry, padding=config.padding, support=config.support, device=device
-        )
-        for pair in pairs
-    ]
-    first = operators[0]
-    if all(pair.geometry == pairs[0].geometry for pair in pairs):
-        return first, None
-    z, y, x = first.grid_shape
-    masks = torch.cat([operator.mask.expand(1, 1, z, y, x // 2 + 1) for operator in operators])
-    first.update(mask=masks)
-    return first, masks
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""What one training step computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from equitomo.datasets import TomogramPair
+from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
+from equitomo.models import TwoViewReconstructor
+from equitomo.physics import PaddedMissingWedgeOperator
+from equitomo.training.config import TrainingConfig
+from equitomo.transform import CubeRotationGroup
+
+
+class StepLosses(nn.Module):
+    """Both losses of one step in one forward pass, so that two network calls share one backward pass."""
+
+    def __init__(
+        self,
+        model: TwoViewReconstructor,
+        physics: PaddedMissingWedgeOperator,
+        group: CubeRotationGroup,
+        config: TrainingConfig,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.physics = physics
+        self.data = Noise2NoiseLoss(margin=config.margin, mask_target=config.mask_target)
+        self.equivariance = MaskedEquivarianceLoss(
+            group, config.equivariance_weight, margin=config.margin, stop_gradient=config.stop_gradient
+        )
+
+    def forward(self, y: Tensor, elements: Tensor) -> Tensor:
+        x_net = self.model(y, self.physics)
+        data = self.data(x_net=x_net, y=y, physics=self.physics)
+        equivariance = self.equivariance(x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements)
+        return torch.stack([data.mean(), equivariance.mean()])
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Adam's step size at a step counted from 0: a linear rise, then constant or half a cosine to zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def operator_for(
+    pairs: Sequence[TomogramPair], config: TrainingConfig, device: torch.device
+) -> tuple[PaddedMissingWedgeOperator, Tensor | None]:
+    """The operator of a cube; and one mask for each pair where their geometries differ."""
+    operators = [
+        PaddedMissingWedgeOperator(
+            (config.side,) * 3, pair.geometry, padding=config.padding, support=config.support, device=device
+        )
+        for pair in pairs
+    ]
+    first = operators[0]
+    if all(pair.geometry == pairs[0].geometry for pair in pairs):
+        return first, None
+    z, y, x = first.grid_shape
+    masks = torch.cat([operator.mask.expand(1, 1, z, y, x // 2 + 1) for operator in operators])
+    first.update(mask=masks)
+    return first, masks
