@@ -463,3 +463,22 @@ def test_the_inside_works_in_and_after_inference_mode():
         physics.A_inside(x, 1)
         PaddedMissingWedgeOperator((6, 6, 6), (-60, 40)).A_inside(x, 1)
     physics.A_inside(x.requires_grad_(), 1).sum().backward()
+
+
+@pytest.mark.parametrize("operator", [MissingWedgeOperator, PaddedMissingWedgeOperator])
+def test_an_operator_whose_mask_was_given_refuses_to_be_made_for_another_size(operator):
+    physics = operator((8, 8, 8), (-60, 60))
+    assert physics.resized((6, 8, 8)).volume_shape == (6, 8, 8)
+    physics.update(mask=physics.mask.clone())
+    with pytest.raises(ValueError, match=r"mask was given for \(8, 8, 8\) voxels"):
+        physics.resized((6, 8, 8))
+
+
+@pytest.mark.parametrize("operator", [MissingWedgeOperator, PaddedMissingWedgeOperator])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_masks_for_another_number_of_samples_are_refused(operator, batch):
+    physics = operator((8, 8, 8), (-60, 60))
+    physics.update(mask=physics.mask.expand(3, -1, -1, -1, -1).clone())
+    assert physics.A(torch.zeros(3, 1, 8, 8, 8)).shape == (3, 1, 8, 8, 8)
+    with pytest.raises(ValueError, match=f"masks for 3 samples and was given {batch}"):
+        physics.A(torch.zeros(batch, 1, 8, 8, 8))

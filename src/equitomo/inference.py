@@ -184,7 +184,10 @@ class TiledPredictor:
     def _operator_for(self, shape: tuple[int, ...]) -> WedgeOperator:
         if self.operator.volume_shape != shape:
             self.operator = self.operator.resized(shape)
-        return cast(WedgeOperator, self.operator.to(self.device))
+        if self.operator.mask.device != self.device:
+            # A copy: the caller's operator stays where it is.
+            self.operator = cast(WedgeOperator, self.operator.clone().to(self.device))
+        return self.operator
 
     def _tiling(self, shape: tuple[int, ...]) -> Tiling:
         z, y, x = shape

@@ -42,8 +42,8 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
     Parameters
     ----------
     flips
-        Whether mirror images are drawn too. For chiral specimens a mirror image is another specimen, yet
-        the paper and the reference program use all 48, which is the default here.
+        Whether mirror images are drawn too, where ``elements`` does not say. For chiral specimens a mirror image is
+        another specimen, yet the paper and the reference program use all 48, which is the default here.
     n_trans
         Different elements that one call draws, stacked along the batch as deepinv does.
     rng
@@ -74,7 +74,6 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
     ) -> None:
         # deepinv would fold z into the channels: volumes are no videos.
         super().__init__(n_trans=n_trans, rng=rng, flatten_video_input=False)
-        self.flips = flips
         chosen = range(48 if flips else 24) if elements is None else elements
         self.elements = tuple(int(g) for g in chosen)
         if not self.elements or not set(self.elements) <= set(range(48)):
@@ -95,7 +94,8 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
 
         An element that maps the wedge onto itself teaches nothing about it. For a cube and a range
         symmetric about zero 40 of the 48 are left (20 of the 24 rotations), for another one 44. Elements
-        that would exchange axes of different length are left out.
+        that would exchange axes of different length are left out. Of an operator with a mask per sample an element
+        need move only one.
 
         Raises
         ------

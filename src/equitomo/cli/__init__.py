@@ -97,10 +97,12 @@ def _parser(preset: str | None) -> _Parser:
         prog="equitomo",
         description="Denoise electron tomograms and fill their missing wedge, learning from two half tomograms.",
         version=_version(),
+        # Passed on to the commands, whatever they are made with.
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=True, dest="subcommand")
     for name, (purpose, groups, default) in _COMMANDS.items():
-        command = _Parser(description=purpose, allow_abbrev=False)
+        command = _Parser(description=purpose)
         command.add_argument("--config", action="config", help="A YAML file with any of these options.")
         for group in groups:
             skipped = {"second"} if group is OneOrTwo else set[str]()

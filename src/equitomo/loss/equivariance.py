@@ -38,7 +38,8 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
     transform
         The transformations to draw from: any deepinv transform with an inverse. A
         :class:`~equitomo.transform.CubeRotationGroup` gives every sample its own element, as the reference
-        program does; others give the whole batch the same. ``n_trans`` draws are averaged.
+        program does; others give the whole batch the same. ``n_trans`` draws are averaged, of a chain of
+        transforms all their combinations.
     weight
         Factor of the loss; 2 is the paper's.
     masked

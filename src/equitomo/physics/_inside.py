@@ -64,10 +64,10 @@ class InsideFilter:
         length = _next_smooth(2 * longest + 1) if self._varies[axis] else self._inner[axis]
         if self._varies[axis] and not (padded > n and length < padded):
             return kernel
+        # Lags beyond the longest, on a grid longer than need be, reach only what is cut off.
         index = torch.arange(length, device=kernel.device)
         lag = torch.where(index > length // 2, index - length, index)
-        cut = kernel.index_select(axis - 3, lag % padded)
-        return cut * (lag.abs() <= longest).to(kernel.dtype).reshape([-1 if i == axis else 1 for i in range(3)])
+        return kernel.index_select(axis - 3, lag % padded)
 
     def _shifted(self, spectrum: Tensor) -> Tensor:
         """Moved by the margin along the axes that are filtered; one plane for the others."""

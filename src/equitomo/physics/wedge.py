@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics
@@ -16,7 +16,55 @@ from equitomo.geometry import Sampling, Support, TiltGeometry, as_geometry, wedg
 from equitomo.physics._inside import InsideFilter
 
 
-class MissingWedgeOperator(DecomposablePhysics):  # type: ignore[misc]
+class _FourierFilter:
+    """What both operators are: a real, even mask on the half spectrum of a grid that holds the volume."""
+
+    mask: Tensor
+    volume_shape: tuple[int, int, int]
+    grid_shape: tuple[int, int, int]
+    geometry: TiltGeometry
+    _settings: dict[str, Any]
+    _mask_is_given = False
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Apply the operator to volumes ``(batch, C, z, y, x)``."""
+        self.update_parameters(**kwargs)
+        require_spatial(x, self.volume_shape)
+        if len(self.mask) not in (1, len(x)):
+            raise ValueError(
+                f"the operator holds masks for {len(self.mask)} samples and was given {len(x)}: update(mask=...) with "
+                "one mask for each, or with one for all"
+            )
+        return filtered(x, self.mask, self.grid_shape)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """As :meth:`A`, which is its own adjoint."""
+        return self.A(y, **kwargs)
+
+    def resized(self, img_size: Sequence[int]) -> Self:
+        """The same tilts and settings for volumes of another shape, without noise model.
+
+        Raises
+        ------
+        ValueError
+            If the mask was given with ``update``: it is of this shape only.
+        """
+        if self._mask_is_given:
+            raise ValueError(
+                f"this operator's mask was given for {self.volume_shape} voxels (z, y, x) and cannot be made for "
+                f"{tuple(img_size)}: make an operator of that size and update its mask"
+            )
+        return type(self)(img_size, self.geometry, device=self.mask.device, **self._settings)  # type: ignore[call-arg]
+
+    def update_parameters(self, **kwargs: Any) -> None:
+        """Take over ``mask`` after checking it, and whatever else deepinv updates."""
+        if kwargs.get("mask") is not None:
+            _check_mask(kwargs["mask"], self.grid_shape)
+            self._mask_is_given = True
+        super().update_parameters(**kwargs)  # type: ignore[misc]
+
+
+class MissingWedgeOperator(_FourierFilter, DecomposablePhysics):  # type: ignore[misc]
     r"""Keep the Fourier coefficients that a tilt series measures, drop the rest.
 
     .. math:: A = F^{-1} \operatorname{diag}(m)\, F
@@ -86,20 +134,6 @@ class MissingWedgeOperator(DecomposablePhysics):  # type: ignore[misc]
         mask = wedge_mask(self.grid_shape, self.geometry, **self._settings)
         super().__init__(img_size=_with_channel(img_size), mask=laid_out(mask[None, None]), device=device, **kwargs)
 
-    def resized(self, img_size: Sequence[int]) -> MissingWedgeOperator:
-        """The same tilts and settings for volumes of another shape, without noise model or updated mask."""
-        return MissingWedgeOperator(img_size, self.geometry, device=self.mask.device, **self._settings)
-
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Apply the operator to volumes ``(batch, C, z, y, x)``."""
-        self.update_parameters(**kwargs)
-        require_spatial(x, self.volume_shape)
-        return filtered(x, self.mask, self.grid_shape)
-
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """As :meth:`A`, which is its own adjoint."""
-        return self.A(y, **kwargs)
-
     def V_adjoint(self, x: Tensor) -> Tensor:
         """Half spectrum of ``x``."""
         require_spatial(x, self.volume_shape)
@@ -141,13 +175,8 @@ class MissingWedgeOperator(DecomposablePhysics):  # type: ignore[misc]
             spectrum = spectrum + self.V_adjoint(torch.full_like(y, z))
         return self.V(spectrum / (1 + gamma * self.mask**2))
 
-    def update_parameters(self, **kwargs: Any) -> None:
-        """Take over ``mask`` after checking it, and whatever else deepinv updates."""
-        _check_mask(kwargs.get("mask"), self.grid_shape)
-        super().update_parameters(**kwargs)
 
-
-class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
+class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore[misc]
     r"""Zero-pad, empty the missing wedge at the larger size, cut back.
 
     .. math:: A = P^\top F^{-1} \operatorname{diag}(m)\, F P
@@ -224,21 +253,6 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
         self._inside: InsideFilter | None = None
         self.to(device)
 
-    def resized(self, img_size: Sequence[int]) -> PaddedMissingWedgeOperator:
-        """The same tilts and settings for volumes of another shape, without noise model or updated mask."""
-        return PaddedMissingWedgeOperator(img_size, self.geometry, device=self.mask.device, **self._settings)
-
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Apply the operator to volumes ``(batch, C, z, y, x)``."""
-        self.update_parameters(**kwargs)
-        require_spatial(x, self.volume_shape)
-        # Zeros at the end or around: the convolution is the same.
-        return filtered(x, self.mask, self.grid_shape)
-
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """As :meth:`A`, which is its own adjoint."""
-        return self.A(y, **kwargs)
-
     def A_inside(self, x: Tensor, margin: int) -> Tensor:
         """``A(x)`` without its outermost ``margin`` voxels: the same values, on a smaller grid.
 
@@ -273,11 +287,6 @@ class PaddedMissingWedgeOperator(LinearPhysics):  # type: ignore[misc]
             raise ValueError(f"deepinv solves prox_l2 wrongly with solver={solver!r} here: use 'CG' or 'lsqr'")
         return cast(Tensor, super().prox_l2(z, y, gamma, solver=solver, **kwargs))
 
-    def update_parameters(self, **kwargs: Any) -> None:
-        """Take over ``mask`` after checking it, and whatever else deepinv updates."""
-        _check_mask(kwargs.get("mask"), self.grid_shape)
-        super().update_parameters(**kwargs)
-
 
 def _with_channel(img_size: Sequence[int]) -> tuple[int, ...]:
     """deepinv's ``img_size``: channel first, no batch."""
@@ -298,10 +307,8 @@ def _padded_shape(
     return z, y, x
 
 
-def _check_mask(mask: Tensor | None, shape: tuple[int, int, int]) -> None:
+def _check_mask(mask: Tensor, shape: tuple[int, int, int]) -> None:
     """Refuse a mask that does not fit the half spectrum, or would turn real volumes complex."""
-    if mask is None:
-        return
     require_volumes(mask, "mask")
     half = (shape[0], shape[1], shape[2] // 2 + 1)
     if any(n not in (1, wanted) for n, wanted in zip(mask.shape[-3:], half, strict=True)):
