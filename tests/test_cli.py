@@ -706,13 +706,6 @@ def test_a_prediction_that_cannot_be_is_refused(halves, finished, tmp_path, caps
     assert files_in(tmp_path) == set()
 
 
-@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_is_read_only_is_refused(halves, finished, tmp_path, capsys):
-    tmp_path.chmod(0o500)
-    assert run("predict", *halves, "--run", finished, "--out", tmp_path / "a.mrc", "--device", "cpu") == 2
-    assert "cannot write in the folder" in capsys.readouterr().err
-
-
 def test_a_folder_without_permission_to_write_is_refused_before_the_work(
     halves, finished, tmp_path, monkeypatch, capsys
 ):
