@@ -182,6 +182,17 @@ def test_one_half_alone_can_be_predicted(halves, finished, tmp_path):
     assert not np.allclose(one, predict(finished, tmp_path / "two.mrc", *halves))
 
 
+def test_voxels_that_are_no_numbers_hold_the_mean_if_asked(halves, finished, tmp_path, capsys):
+    data = np.array(read_volume(halves[0]).data)
+    holed, filled = data.copy(), data.copy()
+    holed[2:4, 5, 6] = np.nan
+    filled[2:4, 5, 6] = data[np.isfinite(holed)].mean(dtype=np.float64)
+    of_mean = predict(finished, tmp_path / "a.mrc", write(tmp_path / "filled.mrc", filled))
+    of_holes = predict(finished, tmp_path / "b.mrc", write(tmp_path / "holed.mrc", holed), "--nan", "mean")
+    np.testing.assert_array_equal(of_holes, of_mean)
+    assert "holed.mrc: 2 voxels that are NaN or infinite now hold the file's mean" in capsys.readouterr().err
+
+
 def test_predict_takes_other_tilts_than_the_run_s(halves, finished, tmp_path):
     same = predict(finished, tmp_path / "a.mrc", *halves, "--tilts", "-60,60")
     other = predict(finished, tmp_path / "b.mrc", *halves, "--tilts=-20,20")

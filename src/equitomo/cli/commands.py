@@ -7,12 +7,14 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -150,7 +152,7 @@ def _prepare_predict(options: Options) -> Job:
 
 def _prepare_fsc(options: Options) -> Job:
     halves, compare = options[Halves], options[Correlation]
-    first, second = _read_halves(halves.first, halves.second, halves.permissive)
+    first, second = _read_halves(halves)
     for volume in (first, second):
         require_usable(torch.from_numpy(volume.as_float32().copy()), str(volume.path))
     geometry = None if compare.tilts is None else _geometry(compare.tilts, compare.tilt_axis)
@@ -213,7 +215,7 @@ def _require_range(volume: Tensor, dtype: str) -> None:
 
 def _read_pair(options: Options) -> _Input:
     halves, given = options[Halves], options[TrainingInput]
-    first, second = _read_halves(halves.first, halves.second, halves.permissive)
+    first, second = _read_halves(halves)
     geometry = _geometry(options[Geometry].tilts, options[Geometry].tilt_axis)
     voxel_size = first.voxel_size if min(first.voxel_size) > 0 else None
     pair = TomogramPair(
@@ -230,12 +232,26 @@ def _read_pair(options: Options) -> _Input:
     return _Input(pair, first)
 
 
-def _read_halves(first_path: str, second_path: str, permissive: bool) -> tuple[Volume, Volume]:
-    if Path(first_path).exists() and Path(second_path).exists() and Path(first_path).samefile(second_path):
-        raise ValueError(f"{first_path} and {second_path} are the same file: give the two half tomograms")
-    first, second = (read_volume(path, permissive=permissive) for path in (first_path, second_path))
+def _read_halves(files: Halves | OneOrTwo) -> tuple[Volume, Volume]:
+    assert files.second is not None
+    if Path(files.first).exists() and Path(files.second).exists() and Path(files.first).samefile(files.second):
+        raise ValueError(f"{files.first} and {files.second} are the same file: give the two half tomograms")
+    first, second = (_read(path, files) for path in (files.first, files.second))
     _check_same_grid(first, second)
     return first, second
+
+
+def _read(path: str, files: Halves | OneOrTwo) -> Volume:
+    """A volume, with the file's mean where a voxel is no number if that was asked for."""
+    volume = read_volume(path, permissive=files.permissive)
+    if files.nan == "refuse":
+        return volume
+    data = volume.as_float32()
+    finite = np.isfinite(data)
+    if not finite.any() or finite.all():
+        return volume
+    warnings.warn(f"{path}: {np.sum(~finite)} voxels that are NaN or infinite now hold the file's mean", stacklevel=2)
+    return replace(volume, data=np.where(finite, data, data[finite].mean(dtype=np.float64).astype(np.float32)))
 
 
 def _check_same_grid(first: Volume, second: Volume) -> None:
@@ -253,10 +269,7 @@ def _check_same_grid(first: Volume, second: Volume) -> None:
 
 
 def _read_volumes(paths: OneOrTwo, normalization: Normalization) -> tuple[list[Volume], IntensityScale]:
-    if paths.second is None:
-        volumes = [read_volume(paths.first, permissive=paths.permissive)]
-    else:
-        volumes = list(_read_halves(paths.first, paths.second, paths.permissive))
+    volumes = [_read(paths.first, paths)] if paths.second is None else list(_read_halves(paths))
     tensors = [torch.from_numpy(volume.as_float32().copy()) for volume in volumes]
     for volume, tensor in zip(volumes, tensors, strict=True):
         require_usable(tensor, str(volume.path))

@@ -18,11 +18,14 @@ class Halves:
         The other half: the same specimen from the other tilts, frames or doses.
     permissive
         Read files without the MAP mark whenever their header agrees with their size.
+    nan
+        What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
     """
 
     first: str
     second: str
     permissive: bool = False
+    nan: Literal["refuse", "mean"] = "refuse"
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,14 @@ class OneOrTwo:
         The other half, if there are two; the reconstructions are averaged.
     permissive
         Read files without the MAP mark whenever their header agrees with their size.
+    nan
+        What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
     """
 
     first: str
     second: str | None = None
     permissive: bool = False
+    nan: Literal["refuse", "mean"] = "refuse"
 
 
 @dataclass(frozen=True)
