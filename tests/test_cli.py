@@ -182,6 +182,7 @@ def test_one_half_alone_can_be_predicted(halves, finished, tmp_path):
     assert not np.allclose(one, predict(finished, tmp_path / "two.mrc", *halves))
 
 
+@pytest.mark.filterwarnings("default")
 def test_voxels_that_are_no_numbers_hold_the_mean_if_asked(halves, finished, tmp_path, capsys):
     data = np.array(read_volume(halves[0]).data)
     holed, filled = data.copy(), data.copy()
