@@ -174,7 +174,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "warmup": 50,
         "schedule": "cosine",
         "averaging": 0.995,
-        "margin": 4,
+        "margin": 2,
         "checkpoint_every": 250,
         "preview_every": 250,
         "passes": 1,
