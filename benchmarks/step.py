@@ -25,7 +25,7 @@ from equitomo import (
 from equitomo.loss._window import mean_square, measured_inside
 
 GEOMETRY = (-60.0, 60.0)
-ROUNDS = 5
+ROUNDS = 7
 
 
 class _PointWise(nn.Module):

@@ -328,3 +328,10 @@ def test_settings_that_cannot_work_are_refused_before_any_volume(settings, messa
 def test_volumes_that_are_none_are_refused(halves, message):
     with pytest.raises(ValueError, match=message):
         predictor(Identity())(*halves)
+
+
+@pytest.mark.parametrize(("tile", "margin", "blend"), [(128, 24, 16), (96, 16, 12), (72, 18, 0), (16, 4, 0)])
+def test_large_tiles_fade_into_each_other_unless_told_not_to(tile, margin, blend):
+    predictor = TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin)
+    assert predictor.blend == blend
+    assert TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin, blend=0).blend == 0

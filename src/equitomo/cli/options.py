@@ -134,8 +134,8 @@ class Prediction:
     """
 
     wedge: Literal["global", "tile"] = "tile"
-    tile: int = 96
-    tile_margin: int = 16
+    tile: int = 128
+    tile_margin: int = 24
     dtype: Literal["float32", "float16"] = "float32"
 
 
