@@ -264,12 +264,9 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
         require_spatial(x, self.volume_shape)
         if not 0 <= 2 * margin < min(self.volume_shape):
             raise ValueError(f"a margin of {margin} voxels leaves nothing of {self.volume_shape} voxels (z, y, x)")
-        # A learned mask has a gradient to pass on each time; one made in inference mode counts no changes.
-        if self.mask.requires_grad or self.mask.is_inference():
-            z, y, n = (slice(margin, length - margin) for length in self.volume_shape)
-            return self.A(x)[..., z, y, n]
-        if len(self.mask) > 1:
-            # Masks per sample change with every batch: a filter made anew each time would cost more than it saves.
+        # A learned mask has a gradient to pass on each time; one made in inference mode counts no changes; masks per
+        # sample change with every batch, and a filter made anew each time would cost more than it saves.
+        if self.mask.requires_grad or self.mask.is_inference() or len(self.mask) > 1:
             z, y, n = (slice(margin, length - margin) for length in self.volume_shape)
             return self.A(x)[..., z, y, n]
         if self._inside is None or not self._inside.fits(self.mask, margin):
