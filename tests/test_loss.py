@@ -110,6 +110,15 @@ def test_for_a_projection_masking_the_target_changes_no_gradient(model):
     assert_close(parameter_gradient(values[0], model), parameter_gradient(values[1], model))
 
 
+@pytest.mark.parametrize("make", [MissingWedgeOperator, lambda *a: PaddedMissingWedgeOperator(*a, padding=1)])
+def test_where_nothing_is_cut_no_volume_is_filtered(make, monkeypatch):
+    physics, y = make((6, 6, 6), (-60, 40)).double(), normal(2, 2, 6, 6, 6)
+    x_net = normal(2, 2, 6, 6, 6, seed=1)
+    expected = physics.A(x_net - y.flip(1)).square().mean(dim=(1, 2, 3, 4))
+    monkeypatch.setattr(type(physics), "A", None)
+    assert_close(Noise2NoiseLoss(mask_target=True)(x_net=x_net, y=y, physics=physics), expected)
+
+
 @each_operator
 def test_noise2noise_with_a_margin_looks_at_the_centre(kind, model):
     physics, y = wedge(kind, 6, (-60, 40)), normal(2, 2, 6, 6, 6)

@@ -12,7 +12,7 @@ from deepinv.transform import Transform
 from torch import Tensor, nn
 
 from equitomo._checks import require_volumes
-from equitomo.loss._window import check_margin, inside, mean_square, measured_inside
+from equitomo.loss._window import check_margin, inside, mean_square, measured_mean_square
 from equitomo.transform import CubeRotationGroup
 
 _Move = Callable[[Tensor], Tensor]
@@ -121,8 +121,9 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
     ) -> Tensor:
         again = model(physics.A(forth(x_net)), physics)
         residual = back(again) - target
-        margin = self.margin
-        return mean_square(measured_inside(physics, residual, margin) if self.masked else inside(residual, margin))
+        if self.masked:
+            return measured_mean_square(physics, residual, self.margin)
+        return mean_square(inside(residual, self.margin))
 
     def _moves(self, x: Tensor, elements: Tensor | None) -> list[tuple[_Move, _Move]]:
         """Pairs of a drawn transformation and its inverse, one for each of ``n_trans``."""
