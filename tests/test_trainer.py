@@ -212,9 +212,10 @@ def test_the_step_size_of_every_step_is_the_optimiser_s(pair, tmp_path):
 # Stopping and resuming -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precision):
-    config = tiny(precision=precision, schedule="cosine", warmup=2)
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precision, optimizer):
+    config = tiny(precision=precision, schedule="cosine", warmup=2, optimizer=optimizer)
     IcecreamTrainer(pair, config, out=tmp_path / "one").train()
     IcecreamTrainer(pair, config, out=tmp_path / "two").train(until=6)
     IcecreamTrainer(pair, config, out=tmp_path / "two", resume=True).train()
@@ -353,10 +354,12 @@ def state(trainer):
     return weights(trainer) | optimizer | averaged
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pair, tmp_path, value, precision):
-    trainer = spoil(IcecreamTrainer(pair, tiny(precision=precision), out=tmp_path), {3}, value)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pair, tmp_path, value, precision, optimizer):
+    config = tiny(precision=precision, optimizer=optimizer)
+    trainer = spoil(IcecreamTrainer(pair, config, out=tmp_path), {3}, value)
     trainer.train(until=3)
     before = state(trainer)
     trainer.train(until=4)

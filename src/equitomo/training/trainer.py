@@ -30,6 +30,7 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
+from equitomo.training.optimizer import optimizer_for
 from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.transform import CubeRotationGroup
 
@@ -209,7 +210,7 @@ class IcecreamTrainer:
         network.to(self.device).to(memory_format=torch.channels_last_3d)
         self._module = StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
         self._dtype = trusted(config.precision, self.device)
-        self._optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+        self._optimizer = optimizer_for(network, config)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
         self._averaged = (
             {name: value.detach().clone() for name, value in network.state_dict().items()} if config.averaging else {}
@@ -247,7 +248,7 @@ class IcecreamTrainer:
         bad = (~torch.isfinite(norm)).float()
         self._consecutive = (self._consecutive + bad) * bad
         if not self._scaler.is_enabled():
-            # The fused optimiser skips by itself where this is one, as it does for a gradient scaler.
+            # The optimiser skips by itself where this is one, as it does for a gradient scaler.
             vars(self._optimizer).update(grad_scale=None, found_inf=bad)
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -319,13 +320,12 @@ class IcecreamTrainer:
         load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self._averaged.items():
             value.copy_(checkpoint.tensors["averaged"][name])
-        for name, parameter in network.named_parameters():
-            state = self._optimizer.state[parameter]
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = checkpoint.tensors["optimizer"].get(f"{name}.{key}")
-                if value is not None:
-                    like = torch.zeros((), device=self.device) if key == "step" else parameter.detach()
-                    state[key] = torch.zeros_like(like).copy_(value)
+        for key, value in checkpoint.tensors["optimizer"].items():
+            name, _, quantity = key.rpartition(".")
+            parameter = network.get_parameter(name)
+            # In the memory layout of the parameter, where it has its shape.
+            like = parameter.detach() if value.shape == parameter.shape else value
+            self._optimizer.state[parameter][quantity] = torch.empty_like(like, device=self.device).copy_(value)
         # Empty where the run had another precision until now.
         if self._scaler.is_enabled() and checkpoint.state["scaler"]:
             self._scaler.load_state_dict(checkpoint.state["scaler"])
