@@ -79,6 +79,22 @@ def unbroken(pair, tmp_path_factory):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(pair, monkeypatch):
+    """With a backend that traces and runs what it traced, so that no compiler is needed."""
+    compiled, real = [], nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda m: compiled.append(m) or real(m, backend="eager"))
+    plain, other = (IcecreamTrainer(pair, tiny(compile=c)).train(until=2) for c in (False, True))
+    assert [type(m) for m in compiled] == [ScaleEquivariantUNet3D]
+    assert equal(weights(plain), weights(other))
+
+
+def test_checkpointing_changes_no_weight(pair):
+    runs = [IcecreamTrainer(pair, tiny(checkpointing=c)).train(until=3) for c in (False, True)]
+    assert runs[1]._module.model.network.checkpointing
+    assert equal(*map(weights, runs))
+
+
 # Learning --------------------------------------------------------------------------------------------
 
 

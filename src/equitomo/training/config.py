@@ -60,6 +60,10 @@ class TrainingConfig:
     precision
         Of the network: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Physics, losses and
         optimiser stay in float32.
+    checkpointing
+        Compute what the gradient needs a second time in place of keeping it: less memory, more time.
+    compile
+        Compile the network with ``torch.compile``: minutes before the first step, to be tried on a GPU.
     device
         ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``.
     seed
@@ -105,6 +109,8 @@ class TrainingConfig:
     min_specimen: float = 0.3
     normalization: Literal["robust", "scale"] = "robust"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
     device: str = "auto"
     seed: int = 0
     checkpoint_every: int = 1000

@@ -40,7 +40,16 @@ Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
 # Settings that a resumed run may change without becoming another run.
-_FREE = {"device", "precision", "checkpoint_every", "preview_every", "passes", "average_first"}
+_FREE = {
+    "device",
+    "precision",
+    "checkpointing",
+    "compile",
+    "checkpoint_every",
+    "preview_every",
+    "passes",
+    "average_first",
+}
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
 # Steps between two readings of what the device has counted.
@@ -204,10 +213,12 @@ class IcecreamTrainer:
             # torch draws initial weights from its global generator: seed it here, and give it back. Unlike
             # torch.manual_seed this leaves the generators of GPUs alone.
             torch.default_generator.manual_seed(config.seed)
-            network = ScaleEquivariantUNet3D(**self._network_settings())
+            network = ScaleEquivariantUNet3D(**self._network_settings(), checkpointing=config.checkpointing)
         if init is not None:
             load_weights(network, init.state_dict(), "the given network")
         network.to(self.device).to(memory_format=torch.channels_last_3d)
+        if config.compile:
+            network.compile()
         self._module = StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
         self._dtype = trusted(config.precision, self.device)
         self._optimizer = optimizer_for(network, config)
