@@ -149,6 +149,43 @@ def test_a_step_over_tomograms_of_different_tilts_has_the_losses_of_the_equation
     assert float(rows(tmp_path)[0]["equivariance"]) == pytest.approx(equivariance, rel=1e-4)
 
 
+@pytest.mark.parametrize("data_weight", [0.0, 0.5])
+def test_data_can_stand_in_for_estimates_and_rotations_that_keep_the_wedge_be_drawn(pair, tmp_path, data_weight):
+    changes = {"equivariance_source": "data", "equivariance_target": "data", "stop_gradient": "source"}
+    config = tiny(batch=24, steps=1, data_weight=data_weight, equivariance_weight=3.0, stabilizers=True, **changes)
+    trainer = IcecreamTrainer(pair, config, out=tmp_path)
+    network, physics, group = trainer.network, trainer.physics, CubeRotationGroup()
+    cubes, _ = trainer.dataset.batch(range(24))
+    drawn = torch.tensor(draw_integers(config.seed, range(24), 48, ELEMENTS))
+    assert len(trainer.group.elements) == 48
+    assert set(drawn.tolist()) - set(CubeRotationGroup.moving(physics).elements)
+    window = (..., *[slice(config.margin, config.side - config.margin)] * 3)
+    data = equivariance = 0.0
+    with torch.no_grad():
+        for view, other in ((0, 1), (1, 0)):
+            y, goal = cubes[:, [view]], cubes[:, [other]]
+            x_net = network(y)
+            data += data_weight * physics.A(x_net - goal)[window].square().mean().item() / 2
+            again = network(physics.A(group.apply(y + x_net - physics.A(x_net), drawn)))
+            difference = group.apply(again, drawn, inverse=True) - goal
+            equivariance += 3.0 * physics.A(difference)[window].square().mean().item() / 2
+    trainer.train()
+    (row,) = rows(tmp_path)
+    assert float(row["data"]) == pytest.approx(data, rel=1e-4)
+    assert float(row["equivariance"]) == pytest.approx(equivariance, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("data_weight", "stop", "learning"), [(0.0, "source", 1), (0.0, "none", 2), (1.0, "source", 2)]
+)
+def test_a_first_call_that_nothing_judges_keeps_nothing_for_a_gradient(pair, data_weight, stop, learning):
+    config = tiny(data_weight=data_weight, stop_gradient=stop, equivariance_source="data", equivariance_target="data")
+    trainer, grad = IcecreamTrainer(pair, config), []
+    trainer._module.model.network.register_forward_hook(lambda module, x, out: grad.append(out.requires_grad))
+    trainer.train(until=1)
+    assert (len(grad), sum(grad)) == (2, learning)
+
+
 def test_the_averaged_weights_lag_behind_the_last_ones(pair):
     trainer = IcecreamTrainer(pair, tiny(averaging=0.99, learning_rate=1e-2)).train()
     start = IcecreamTrainer(pair, tiny()).network.state_dict()

@@ -140,7 +140,11 @@ class IcecreamTrainer:
             min_fraction=config.min_specimen,
         )
         self.physics, self._masks = operator_for(self.dataset.pairs, config, self.device)
-        self.group = CubeRotationGroup.moving(self.physics, config.flips)
+        self.group = (
+            CubeRotationGroup(flips=config.flips)
+            if config.stabilizers
+            else CubeRotationGroup.moving(self.physics, config.flips)
+        )
         self._build(init)
         self.step = 0
         self.skipped = 0
