@@ -17,12 +17,13 @@ from benchmarks.reference import ReferenceStep
 from equitomo import (
     CubeRotationGroup,
     MaskedEquivarianceLoss,
+    MissingWedgeOperator,
     Noise2NoiseLoss,
     PaddedMissingWedgeOperator,
     ScaleEquivariantUNet3D,
     TwoViewReconstructor,
 )
-from equitomo.loss._window import mean_square, measured_inside
+from equitomo.loss._window import mean_square, measured_inside, measured_mean_square
 
 GEOMETRY = (-60.0, 60.0)
 ROUNDS = 7
@@ -79,6 +80,20 @@ def main(side: int = 48, width: int = 16, batch: int = 2) -> None:
     _compare("whole step, bfloat16", theirs(plain), ours(fused, torch.bfloat16))
     _print_saved("saved activations, float32", plain, fused, y, torch.float32)
     _print_saved("saved activations, bfloat16", plain, fused, y, torch.bfloat16)
+    print("\nof ours, one form against another")
+    unpadded = MissingWedgeOperator((side,) * 3, GEOMETRY)
+    _compare("no window: filter, Parseval", _unwindowed(unpadded, residual), _parseval(unpadded, residual))
+    again = ScaleEquivariantUNet3D(width=width, checkpointing=True).to(memory_format=torch.channels_last_3d)
+    _compare("network, bfloat16: checkpointing", *(_calls(net, y, 2, torch.bfloat16) for net in (fused, again)))
+    _print_saved("saved activations, checkpointing", plain, again, y, torch.bfloat16)
+
+
+def _unwindowed(physics: MissingWedgeOperator, x: Tensor) -> Callable[[], None]:
+    return lambda: mean_square(physics.A(x)).mean().backward()
+
+
+def _parseval(physics: MissingWedgeOperator, x: Tensor) -> Callable[[], None]:
+    return lambda: measured_mean_square(physics, x, 0).mean().backward()
 
 
 def _print_saved(name: str, reference: nn.Module, ours: nn.Module, y: Tensor, dtype: torch.dtype) -> None:
