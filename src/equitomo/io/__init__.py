@@ -5,11 +5,13 @@ from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
 from .mrc_write import require_writable, write_volume
 from .tilts import read_tilts
+from .voxels import StoredVoxels
 
 __all__ = [
     "FileFormatError",
     "FileFormatWarning",
     "MrcHeader",
+    "StoredVoxels",
     "Volume",
     "read_tilts",
     "read_volume",
