@@ -271,7 +271,7 @@ def _named(pair: StoredTomogramPair, stopped: Callable[[], bool]) -> Tensor:
     except (OSError, ReadingStoppedError):
         raise
     except Exception as error:
-        raise OSError(f"{pair.name} could not be read again: {error or type(error).__name__}") from error
+        raise OSError(f"{pair.name} could not be read again: {str(error) or type(error).__name__}") from error
 
 
 def _places(sizes: Sequence[int], memory: int) -> int:

@@ -4,6 +4,7 @@ from .errors import FileFormatError, FileFormatWarning
 from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
 from .mrc_write import require_writable, write_volume
+from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .voxels import StoredVoxels
 
@@ -12,7 +13,9 @@ __all__ = [
     "FileFormatWarning",
     "MrcHeader",
     "StoredVoxels",
+    "TableRow",
     "Volume",
+    "read_table",
     "read_tilts",
     "read_volume",
     "require_writable",
