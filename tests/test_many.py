@@ -166,7 +166,7 @@ def test_a_file_that_breaks_during_the_training_is_named(table, tmp_path, monkey
     monkeypatch.setattr(IcecreamTrainer, "train", breaking)
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
     arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--stretch", "1"]
-    assert train(*arguments, "--steps", "8") == 74
+    assert train(*arguments, "--steps", "40") == 74
     assert "cut or replaced" in (message := capsys.readouterr().err)
     assert "even_" in message
 

@@ -81,7 +81,7 @@ class TomogramPair:
     ----------
     first, second
         The halves: arrays or tensors ``(z, y, x)``, or what :func:`~equitomo.read_volume` returns, whose file is then
-        read from front to back, which is faster than through its memory map. Copied once to float32.
+        read from front to back. Copied once to float32.
     geometry
         The tilts, or a pair ``(low, high)`` of degrees about the y axis.
     voxel_size

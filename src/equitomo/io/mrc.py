@@ -83,8 +83,7 @@ def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool =
     memory_map
         True: ``data`` is a read-only :class:`numpy.memmap` where the file allows it (plain and
         in native byte order), so volumes larger than the memory can be opened. False: an
-        ordinary array that belongs to the caller, read at once, several times faster than
-        through the map.
+        ordinary array that belongs to the caller.
     permissive
         Read a file without the ``MAP`` mark whenever the sizes agree, not only if its header is
         otherwise a valid old one.

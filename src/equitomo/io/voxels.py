@@ -14,15 +14,16 @@ from .opening import open_regular
 from .packing import packer_of, unpacked
 
 Index = tuple[slice, slice, slice]
-SLAB_BYTES = 1 << 25
+# Small enough for the allocator to use one block again and again: fresh memory costs more than reading.
+SLAB_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
 class StoredVoxels:
     """Where the voxels of a volume stand in its file.
 
-    A memory map reads page by page, when a voxel is asked for; a whole volume comes several times faster in large
-    pieces, cubes at random places a hundred times. The file is not kept open.
+    Read in large pieces from front to back, as disks and networks like it best, and with an error where something is
+    wrong with the file: through a memory map the program would be killed. The file is not kept open.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ class StoredVoxels:
     def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
         """Pieces of about ``n_bytes`` in the order of the file, each with its place in the volume ``(z, y, x)``.
 
+        A piece is to be copied: its memory is used again for the next one.
+
         Raises
         ------
         OSError
@@ -69,10 +72,14 @@ class StoredVoxels:
         with open_regular(self.path, "an MRC file") as file:
             packer = packer_of(file)
             content = memoryview(unpacked(self.path, file, packer)) if packer else None
+            buffer = memoryview(bytearray(0 if packer else min(step, n_sections) * section_bytes))
+            file.seek(self.skip)
             for start in range(0, n_sections, step):
                 stop = min(start + step, n_sections)
                 first, last = (self.skip + n * section_bytes for n in (start, stop))
-                piece = content[first:last] if content is not None else self._read(file, first, last)
+                if content is None:
+                    self._fill(buffer[: last - first], file, last)
+                piece = buffer[: last - first] if content is None else content[first:last]
                 block: Array = np.frombuffer(piece, self.dtype).reshape(stop - start, *section)
                 if self.fill is not None:
                     block = np.where(np.isfinite(block), block, np.float32(self.fill))
@@ -80,13 +87,12 @@ class StoredVoxels:
                 places[self.order.index(0)] = slice(start, stop)
                 yield (places[0], places[1], places[2]), block.transpose(self.order)
 
-    def _read(self, file: BinaryIO, first: int, last: int) -> bytes:
+    def _fill(self, buffer: memoryview, file: BinaryIO, last: int) -> None:
+        """The next bytes of the file, up to byte ``last``."""
         try:
-            file.seek(first)
-            piece = file.read(last - first)
+            n_read = file.readinto(buffer)  # type: ignore[attr-defined]
         except OSError as error:
             raise type(error)(error.errno, f"cannot be read: {error.strerror}", str(self.path)) from error
-        if len(piece) < last - first:
+        if n_read < len(buffer):
             remedy = f"ends before byte {last}: it was cut or replaced after it was opened; copy it again"
             raise OSError(errno.EIO, remedy, str(self.path))
-        return piece
