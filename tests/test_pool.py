@@ -204,15 +204,18 @@ def test_a_mask_restricts_the_pool_too(tmp_path):
     assert len(torch.unique(pool.batch(range(50))[0], dim=0)) == 2
 
 
-def test_an_item_depends_on_the_seed_and_its_number_alone(tomograms):
-    whole, sources = pool_of(tomograms).batch(range(200))
+@pytest.mark.parametrize(("memory", "n_held"), [(2 * ONE, 1), (2.4 * ONE, 2)])
+def test_an_item_depends_on_the_seed_and_its_number_alone(tomograms, memory, n_held):
+    pool = pool_of(tomograms, memory=int(memory))
+    assert pool.n_held == n_held
+    whole, sources = pool.batch(range(200))
     # Begun in the middle of a stretch, at the seam of two, backwards, and of a longer run.
     for first, last in ((47, 61), (60, 80), (10, 30), (199, 200)):
-        for pool in (pool_of(tomograms), pool_of(tomograms, length=9000)):
+        for pool in (pool_of(tomograms, memory=memory), pool_of(tomograms, memory=memory, length=9000)):
             cubes, found = pool.batch(range(first, last))
             assert torch.equal(cubes, whole[first:last])
             assert found == sources[first:last]
-    pool = pool_of(tomograms)
+    pool = pool_of(tomograms, memory=memory)
     for first, last in ((150, 170), (0, 20), (90, 110)):
         assert torch.equal(pool.batch(range(first, last))[0], whole[first:last])
     assert torch.equal(pool[33]["y"], whole[33])
@@ -268,6 +271,13 @@ def test_too_little_memory_is_refused_with_what_would_do(tomograms):
         pool_of(tomograms, memory=ONE)
     needed = float(re.search(r"take ([\d.]+): allow", str(caught.value))[1])
     assert pool_of(tomograms, memory=int(needed * 2**30)).n_held >= 1
+
+
+def test_the_two_largest_must_fit_to_the_byte(tomograms):
+    largest = 8 * (12 * 12 * 12 + 12 * 12 * 9)
+    assert pool_of(tomograms, memory=largest).n_held == 1
+    with pytest.raises(ValueError, match="the two largest"):
+        pool_of(tomograms, memory=largest - 1)
 
 
 def test_tomograms_take_turns_only_if_they_do_not_fit_together(tomograms):
