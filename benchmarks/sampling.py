@@ -1,19 +1,35 @@
-"""Cubes per second from memory, the time before the first step, and what importing costs.
+"""Cubes per second from memory, from files and in turns, the time before the first step, and what importing costs.
 
 ``python -m benchmarks.sampling``
 """
 
 from __future__ import annotations
 
+import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from equitomo import CubeRotationGroup, PaddedMissingWedgeOperator, SubtomogramDataset, TomogramPair
+from equitomo import (
+    CubeRotationGroup,
+    PaddedMissingWedgeOperator,
+    StoredTomogramPair,
+    SubtomogramDataset,
+    SubtomogramPool,
+    TomogramPair,
+    read_volume,
+    write_volume,
+)
 
 _SIDE = 72
+_COLD_CUBES, _TURNS = 5, 6
 
 
 def main() -> None:
@@ -38,6 +54,8 @@ def main() -> None:
     torch_and_deepinv = _seconds("import torch, deepinv")
     beyond = _seconds(_EVERYTHING) - torch_and_deepinv
     print(f"every public name of equitomo: {beyond:+.2f} s beyond torch and deepinv")
+    with tempfile.TemporaryDirectory(dir=os.environ.get("EQUITOMO_BENCHMARK_DISK")) as folder:
+        _files(Path(folder))
 
 
 _EVERYTHING = "import torch, deepinv, equitomo; [getattr(equitomo, name) for name in equitomo.__all__]"
@@ -52,6 +70,86 @@ def _pair_with_a_sparse_mask() -> TomogramPair:
     mask[70:130, 160:224, 160:224] = 1
     halves = (specimen + torch.randn(shape, generator=generator) for _ in range(2))
     return TomogramPair(*halves, (-60.0, 60.0), mask=mask)
+
+
+def _files(folder: Path) -> None:
+    """Reading with nothing in the page cache, and tomograms in turns."""
+    generator = np.random.default_rng(0)
+    shape = (200, 400, 400)
+    specimen = generator.standard_normal(shape, np.float32)
+    paths = [
+        write_volume(folder / f"{name}.mrc", specimen + generator.standard_normal(shape, np.float32), voxel_size=10.0)
+        for name in ("a_even", "a_odd", "b_even", "b_odd", "c_even", "c_odd")
+    ]
+    _cold(paths[:2], shape, generator)
+    _in_turns(paths)
+
+
+def _cold(paths: list[Path], shape: tuple[int, int, int], generator: np.random.Generator) -> None:
+    megabytes = 4 * np.prod(shape) / 1e6
+    target = np.empty(shape, np.float32)
+
+    def front_to_back() -> None:
+        stored = read_volume(paths[0]).stored
+        assert stored is not None
+        for place, block in stored.slabs():
+            target[place] = block
+
+    def through_the_map() -> None:
+        target[...] = read_volume(paths[0]).data
+
+    def cubes_through_the_map() -> None:
+        halves = [read_volume(path).data for path in paths]
+        for _ in range(_COLD_CUBES):
+            z, y, x = (slice(o, o + _SIDE) for o in (int(generator.integers(n - _SIDE + 1)) for n in shape))
+            for half in halves:
+                np.array(half[z, y, x])
+
+    print("cold files, medians of six, the ways by turns:")
+    times = _by_turns([front_to_back, through_the_map, cubes_through_the_map], paths)
+    print(f"  one half of {megabytes:.0f} MB, front to back: {megabytes / times[0]:.0f} MB/s")
+    print(f"  one half of {megabytes:.0f} MB, through the memory map: {megabytes / times[1]:.0f} MB/s")
+    print(f"  the first {_COLD_CUBES} pairs of cubes, through the memory map: {_COLD_CUBES / times[2]:.0f} pairs/s")
+
+
+def _by_turns(ways: list[Callable[[], None]], paths: list[Path]) -> list[float]:
+    """Median seconds of each way, each time with files that no page of is in memory."""
+    times: list[list[float]] = [[] for _ in ways]
+    # Forwards and backwards: the host of a virtual machine has a cache of its own.
+    for number in range(_TURNS):
+        for way, found in list(zip(ways, times, strict=True))[:: 1 - 2 * (number % 2)]:
+            for path in paths:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            start = time.perf_counter()
+            way()
+            found.append(time.perf_counter() - start)
+    return [statistics.median(found) for found in times]
+
+
+def _in_turns(paths: list[Path]) -> None:
+    volumes = [read_volume(path) for path in paths]
+    pairs = [StoredTomogramPair(*volumes[n : n + 2], (-60.0, 60.0)) for n in (0, 2, 4)]
+    start = time.perf_counter()
+    pool = SubtomogramPool(pairs, _SIDE, length=4000, memory=2 * pairs[0].n_bytes, stretch=400)
+    print(
+        f"pool of three tomograms of {pairs[0].n_bytes / 1e6:.0f} MB: looked at in {time.perf_counter() - start:.1f} s"
+    )
+    within, at = [], []
+    for first in range(0, pool.length, 8):
+        if first % pool.stretch == 0:
+            # As if a network were at work: what is read ahead has its time.
+            time.sleep(3)
+        start, used = time.perf_counter(), time.thread_time()
+        pool.batch(range(first, first + 8))
+        if first and first % pool.stretch == 0:
+            at.append(time.perf_counter() - start)
+        elif first % pool.stretch > pool.stretch // 2:
+            within.append(8 / (time.thread_time() - used))
+    pool.close()
+    print(f"  pairs of {_SIDE}^3 cubes a second on one core: {statistics.median(within):.0f}")
+    print(f"  longest wait of a batch of 8 at an exchange, read ahead for 3 s: {1e3 * max(at):.0f} ms")
 
 
 def _all_starts(pair: TomogramPair) -> int:

@@ -356,6 +356,65 @@ def test_any_header_is_either_read_or_refused(tmp_path, changes, cut, is_cut, pe
             write_volume(tmp_path / "copy.mrc", np.zeros(SHAPE), like=volume, overwrite=True)
 
 
+# From front to back
+
+
+def gathered(volume, n_bytes):
+    """The voxels of a volume's file, put together from slabs."""
+    found = np.full(volume.data.shape, -99, volume.data.dtype)
+    for place, block in volume.stored.slabs(n_bytes):
+        assert block.shape == found[place].shape
+        found[place] = block
+    return found
+
+
+@pytest.mark.parametrize("n_bytes", [1, 300, 1 << 25])
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("mode", [1, 2])
+def test_slabs_hold_the_voxels_of_the_file(tmp_path, mode, order, packed, n_bytes):
+    path = put(tmp_path, PACK[packed](content(order, TYPES[mode], mode=mode)), "volume.mrc" + packed)
+    np.testing.assert_array_equal(gathered(read_volume(path), n_bytes), values(TYPES[mode]))
+
+
+@pytest.mark.filterwarnings("ignore:.*axes are stored in another order")
+@pytest.mark.parametrize("axes", [(1, 3, 2), (2, 3, 1), (3, 1, 2)])
+def test_slabs_of_permuted_axes_find_their_place(tmp_path, axes):
+    volume = read_volume(put(tmp_path, content(mapc=axes[0], mapr=axes[1], maps=axes[2])))
+    assert volume.stored.shape == volume.shape == volume.data.shape
+    np.testing.assert_array_equal(gathered(volume, 1), volume.data)
+
+
+def test_voxels_that_are_no_numbers_may_be_filled(tmp_path):
+    voxels = values("f4")
+    voxels[1, 2, 3], voxels[3, 0, 0] = np.nan, np.inf
+    volume = read_volume(put(tmp_path, header() + voxels.tobytes()))
+    filled = replace(volume, data=np.array(volume.data))
+    object.__setattr__(filled, "stored", replace(volume.stored, fill=4.5))
+    np.testing.assert_array_equal(gathered(filled, 1), np.where(np.isfinite(voxels), voxels, 4.5))
+
+
+def test_a_volume_with_other_voxels_does_not_point_at_its_file(tmp_path):
+    volume = read_volume(put(tmp_path, content()))
+    assert replace(volume, data=volume.data + 1).stored is None
+
+
+def test_a_file_cut_after_it_was_opened_is_named(tmp_path):
+    path = put(tmp_path, content())
+    stored = read_volume(path).stored
+    path.write_bytes(content()[:-1])
+    with pytest.raises(OSError, match=r"ends before byte 1504: it was cut or replaced.*volume\.mrc"):
+        list(stored.slabs())
+
+
+def test_a_file_gone_after_it_was_opened_is_named(tmp_path):
+    path = put(tmp_path, content())
+    stored = read_volume(path).stored
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"volume\.mrc"):
+        list(stored.slabs())
+
+
 # Writing
 
 

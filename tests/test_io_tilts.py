@@ -212,7 +212,7 @@ def test_a_missing_tilt_file_a_folder_and_a_pipe_say_what_they_are(tmp_path):
 
 
 def test_a_file_too_large_for_angles_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("equitomo.io.tilts.MAX_BYTES", 100)
+    monkeypatch.setattr("equitomo.io.opening.MAX_TEXT_BYTES", 100)
     with pytest.raises(FileFormatError, match="not a text file"):
         read_tilts(put(tmp_path, "a.tlt", "1\n" * 100))
 

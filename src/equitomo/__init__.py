@@ -7,7 +7,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from equitomo.datasets import IntensityScale, SubtomogramDataset, TomogramPair, specimen_mask
+    from equitomo.datasets import (
+        IntensityScale,
+        StoredTomogramPair,
+        SubtomogramDataset,
+        SubtomogramPool,
+        TomogramPair,
+        specimen_mask,
+    )
     from equitomo.geometry import TiltGeometry, wedge_mask
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
@@ -27,7 +34,9 @@ __all__ = [
     "Noise2NoiseLoss",
     "PaddedMissingWedgeOperator",
     "ScaleEquivariantUNet3D",
+    "StoredTomogramPair",
     "SubtomogramDataset",
+    "SubtomogramPool",
     "TiledPredictor",
     "TiltGeometry",
     "TomogramPair",
@@ -56,7 +65,9 @@ _HOMES = {
     "Noise2NoiseLoss": "loss",
     "PaddedMissingWedgeOperator": "physics",
     "ScaleEquivariantUNet3D": "models",
+    "StoredTomogramPair": "datasets",
     "SubtomogramDataset": "datasets",
+    "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
     "TomogramPair": "datasets",

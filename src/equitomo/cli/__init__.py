@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +18,13 @@ from equitomo.cli.options import (
     Demo,
     Geometry,
     Halves,
+    HalvesOrTable,
     OneOrTwo,
     PredictFiles,
     Prediction,
     RunFolder,
     RunGeometry,
+    TrainingGeometry,
     TrainingInput,
 )
 from equitomo.training.config import TrainingConfig
@@ -41,8 +44,8 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
         "tiny",
     ),
     "train": (
-        "Train a network on two half tomograms.",
-        (Halves, Geometry, RunFolder, TrainingInput, TrainingConfig),
+        "Train a network on two half tomograms, or on those of many specimens.",
+        (HalvesOrTable, TrainingGeometry, RunFolder, TrainingInput, TrainingConfig),
         "paper",
     ),
     "predict": (
@@ -53,6 +56,11 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
     "fsc": ("Fourier shell correlation of two volumes.", (Halves, Correlation), None),
 }
 _POSITIONAL = (Halves, OneOrTwo)
+# Positions that may stay empty: jsonargparse would make options of them.
+_MAY_BE_EMPTY = {
+    OneOrTwo: {"second": "The other half; the reconstructions are averaged."},
+    HalvesOrTable: {"first": "One half tomogram, an MRC file.", "second": "The other half."},
+}
 # Options that are switched on by their name alone.
 _SWITCHES = {
     f"--{name}"
@@ -105,11 +113,10 @@ def _parser(preset: str | None) -> _Parser:
         command = _Parser(description=purpose)
         command.add_argument("--config", action="config", help="A YAML file with any of these options.")
         for group in groups:
-            skipped = {"second"} if group is OneOrTwo else set[str]()
-            command.add_class_arguments(group, None, as_positional=group in _POSITIONAL, skip=skipped)
-            if group is OneOrTwo:
-                # jsonargparse would make an option of a position that may stay empty.
-                command.add_argument("second", nargs="?", help="The other half; the reconstructions are averaged.")
+            may_be_empty = _MAY_BE_EMPTY.get(group, {})
+            command.add_class_arguments(group, None, as_positional=group in _POSITIONAL, skip=set(may_be_empty))
+            for position, meaning in may_be_empty.items():
+                command.add_argument(position, nargs="?", default=SUPPRESS, help=meaning)
         if default is not None:
             command.add_argument("--preset", default=preset or default, help="Training settings to start from.")
             command.set_defaults(TrainingConfig.preset(preset or default).as_dict())  # type: ignore[arg-type]
@@ -122,7 +129,9 @@ def _options(parser: _Parser, command: str, parsed: Namespace) -> dict[type, Any
     groups = {}
     for group in _COMMANDS[command][1]:
         try:
-            groups[group] = group(**{name: parsed[name] for name in group.__dataclass_fields__})  # type: ignore[attr-defined]
+            # A position that was left empty is not there: its place in the group has a default.
+            given = {name: parsed[name] for name in group.__dataclass_fields__ if name in parsed}  # type: ignore[attr-defined]
+            groups[group] = group(**given)
         except ValueError as error:
             parser.error(str(error))
     return groups

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,17 +25,27 @@ from equitomo.cli.options import (
     Demo,
     Geometry,
     Halves,
+    HalvesOrTable,
     OneOrTwo,
     PredictFiles,
     Prediction,
     RunFolder,
     RunGeometry,
+    TrainingGeometry,
     TrainingInput,
 )
-from equitomo.datasets import IntensityScale, Normalization, TomogramPair, require_usable, specimen_mask
+from equitomo.datasets import (
+    IntensityScale,
+    Normalization,
+    StoredTomogramPair,
+    TomogramPair,
+    require_two_halves,
+    require_usable,
+    specimen_mask,
+)
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.inference import TiledPredictor
-from equitomo.io import Volume, read_tilts, read_volume, require_writable, write_volume
+from equitomo.io import TableRow, Volume, read_table, read_tilts, read_volume, require_writable, write_volume
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
 from equitomo.models import load_icecream_checkpoint
 from equitomo.precision import chosen_device
@@ -81,8 +91,16 @@ class _Input:
 
 
 def _prepare_train(options: Options) -> Job:
-    folder, source = _claim(options[RunFolder]), _read_pair(options)
-    trainer = _trainer(options, folder, source.pair)
+    folder = _claim(options[RunFolder])
+    given, tilts = options[HalvesOrTable], options[TrainingGeometry]
+    if given.table is not None:
+        trainer = _trainer(options, folder, _read_table(options))
+    else:
+        if tilts.tilts is None:
+            raise ValueError("--tilts is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
+        halves = Halves(given.first, given.second, given.permissive, given.nan)
+        source = _read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
+        trainer = _trainer(options, folder, source.pair)
     return lambda: _train(trainer, folder)
 
 
@@ -219,11 +237,11 @@ def _read_pair(options: Options) -> _Input:
     geometry = _geometry(options[Geometry].tilts, options[Geometry].tilt_axis)
     voxel_size = first.voxel_size if min(first.voxel_size) > 0 else None
     pair = TomogramPair(
-        first.data,
-        second.data,
+        first,
+        second,
         geometry,
         voxel_size=voxel_size,
-        mask=None if given.mask in (None, "auto") else read_volume(given.mask).data,
+        mask=None if given.mask in (None, "auto") else read_volume(given.mask),
         normalization=options[TrainingConfig].normalization,
         name=f"{halves.first} and {halves.second}",
     )
@@ -232,12 +250,39 @@ def _read_pair(options: Options) -> _Input:
     return _Input(pair, first)
 
 
+def _read_table(options: Options) -> list[StoredTomogramPair]:
+    """The tomograms of a table, of which no more than the headers are read."""
+    given, tilts, mask = options[HalvesOrTable], options[TrainingGeometry], options[TrainingInput].mask
+    if mask not in (None, "auto"):
+        raise ValueError(f"--mask {mask} cannot fit all tomograms of a table: name their masks in its column mask")
+
+    def pair(row: TableRow) -> StoredTomogramPair:
+        if (of_row := row.tilts or tilts.tilts) is None:
+            raise ValueError("no tilts: name them in the column tilts, or with --tilts for all")
+        inside = row.mask or mask
+        return StoredTomogramPair(
+            read_volume(row.first, permissive=given.permissive),
+            read_volume(row.second, permissive=given.permissive),
+            _geometry(of_row, row.tilt_axis or tilts.tilt_axis),
+            mask=None if inside is None else "auto" if inside == "auto" else read_volume(inside),
+            normalization=options[TrainingConfig].normalization,
+            nan=given.nan,
+            name=f"{row.first} and {row.second} (line {row.line} of {given.table})",
+        )
+
+    pairs = []
+    for row in read_table(given.table):
+        try:
+            pairs.append(pair(row))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{given.table}: line {row.line}: {error}") from error
+    return pairs
+
+
 def _read_halves(files: Halves | OneOrTwo) -> tuple[Volume, Volume]:
     assert files.second is not None
-    if Path(files.first).exists() and Path(files.second).exists() and Path(files.first).samefile(files.second):
-        raise ValueError(f"{files.first} and {files.second} are the same file: give the two half tomograms")
     first, second = (_read(path, files) for path in (files.first, files.second))
-    _check_same_grid(first, second)
+    require_two_halves(first, second)
     return first, second
 
 
@@ -252,20 +297,6 @@ def _read(path: str, files: Halves | OneOrTwo) -> Volume:
         return volume
     warnings.warn(f"{path}: {np.sum(~finite)} voxels that are NaN or infinite now hold the file's mean", stacklevel=2)
     return replace(volume, data=np.where(finite, data, data[finite].mean(dtype=np.float64).astype(np.float32)))
-
-
-def _check_same_grid(first: Volume, second: Volume) -> None:
-    if first.data.shape != second.data.shape:
-        raise ValueError(
-            f"the two volumes differ in shape: {first.path} has {first.data.shape} and {second.path} "
-            f"{second.data.shape} voxels (z, y, x)"
-        )
-    for one, other in zip(first.voxel_size, second.voxel_size, strict=True):
-        if abs(one - other) > 0.01 * max(one, other):
-            raise ValueError(
-                f"the two volumes differ in voxel size: {first.path} has {first.voxel_size} and {second.path} "
-                f"{second.voxel_size} Å (z, y, x); correct the header that is wrong"
-            )
 
 
 def _read_volumes(paths: OneOrTwo, normalization: Normalization) -> tuple[list[Volume], IntensityScale]:
@@ -303,10 +334,12 @@ def _run_geometry(given: RunGeometry, saved: list[dict[str, Any]]) -> TiltGeomet
     return geometry if given.tilt_axis is None else replace(geometry, tilt_axis=given.tilt_axis)
 
 
-def _trainer(options: Options, folder: Path, pair: TomogramPair) -> IcecreamTrainer:
+def _trainer(
+    options: Options, folder: Path, pairs: TomogramPair | Sequence[TomogramPair | StoredTomogramPair]
+) -> IcecreamTrainer:
     run_folder: RunFolder = options[RunFolder]
     trainer = IcecreamTrainer(
-        pair,
+        pairs,
         options[TrainingConfig],
         out=folder if run_folder.resume else None,
         resume=run_folder.resume,
@@ -315,7 +348,7 @@ def _trainer(options: Options, folder: Path, pair: TomogramPair) -> IcecreamTrai
     )
     if Prediction in options:
         # Tiles that do not fit are to be refused before the training, not after it.
-        _predictor(trainer.network, pair.geometry, options[Prediction], trainer.config)
+        _predictor(trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config)
     if run_folder.overwrite:
         # All that was given is in order: what is there may go now, and not before.
         _clear(folder)

@@ -29,6 +29,38 @@ class Halves:
 
 
 @dataclass(frozen=True)
+class HalvesOrTable:
+    """The half tomograms.
+
+    Parameters
+    ----------
+    first
+        One half tomogram, an MRC file.
+    second
+        The other half: the same specimen from the other tilts, frames or doses.
+    table
+        Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first, second and, if wanted, tilts,
+        tilt_axis and mask; paths are relative to its folder.
+    permissive
+        Read files without the MAP mark whenever their header agrees with their size.
+    nan
+        What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
+    """
+
+    first: str | None = None
+    second: str | None = None
+    table: str | None = None
+    permissive: bool = False
+    nan: Literal["refuse", "mean"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.table is not None and self.first is not None:
+            raise ValueError("give two half tomograms or a --table of many, not both")
+        if self.table is None and (self.first is None or self.second is None):
+            raise ValueError("give the two half tomograms FIRST and SECOND, or a --table of many")
+
+
+@dataclass(frozen=True)
 class OneOrTwo:
     """What to reconstruct.
 
@@ -63,6 +95,23 @@ class Geometry:
     """
 
     tilts: str
+    tilt_axis: Literal["y", "x"] = "y"
+
+
+@dataclass(frozen=True)
+class TrainingGeometry:
+    """How the specimens were tilted.
+
+    Parameters
+    ----------
+    tilts
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .mdoc, .aln, .star), or LOW,HIGH such as -60,60; with a table
+        those of the tomograms for which it names none.
+    tilt_axis
+        The axis of the volume that the specimen was tilted about, unless a table says so; the beam is along z.
+    """
+
+    tilts: str | None = None
     tilt_axis: Literal["y", "x"] = "y"
 
 
@@ -108,7 +157,8 @@ class TrainingInput:
     Parameters
     ----------
     mask
-        A file that is non-zero where the specimen is, or "auto" to find it; cubes elsewhere are not used.
+        A file that is non-zero where the specimen is, or "auto" to find it; cubes elsewhere are not used. With a table
+        "auto" is for the tomograms for which it names none.
     init
         A run, a checkpoint, or a checkpoint of the reference program to start from.
     """

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from equitomo._draws import CUBES, draw_integers
 from equitomo.datasets.pair import TomogramPair
+from equitomo.datasets.starts import ValidStarts
+from equitomo.datasets.stored import StoredTomogramPair
 
 
-class SubtomogramDataset(Dataset[dict[str, Tensor]]):
+class Cubes(Dataset[dict[str, Tensor]]):
+    """What training asks of cubes, wherever they come from."""
+
+    length: int
+
+    @property
+    @abstractmethod
+    def n_starts(self) -> int:
+        """Number of different cubes that can be drawn."""
+
+    @property
+    @abstractmethod
+    def example(self) -> Tensor:
+        """The cube in the middle of the first pair, ``(2, side, side, side)``, always the same."""
+
+    @abstractmethod
+    def batch(self, indices: range) -> tuple[Tensor, list[int]]:
+        """The items ``indices`` as one tensor ``(len(indices), 2, side, side, side)``.
+
+        Returns
+        -------
+        tuple
+            The cubes, on the device of the volumes, and for each the number of the pair it was cut from.
+        """
+
+    def close(self) -> None:
+        """End what goes on in the background; :meth:`batch` begins it again."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """The cube of both halves, ``{"y": (2, side, side, side)}``."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"item {index} of {self.length}")
+        return {"y": self.batch(range(index, index + 1))[0][0]}
+
+
+class SubtomogramDataset(Cubes):
     """Cubes of both halves, drawn uniformly over all places where enough specimen is.
 
     Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the cubes they would
@@ -35,12 +74,14 @@ class SubtomogramDataset(Dataset[dict[str, Tensor]]):
     min_fraction
         Share of a cube's voxels that must lie inside the pair's mask, where it has one. 0.3 is
         DeepDeWedge's default (:cite:t:`wiedemann2024deep`).
+    mixed_voxel_sizes
+        Accept pairs whose voxel sizes differ.
 
     Raises
     ------
     ValueError
-        If a volume is smaller than the cube (the largest side that fits is named), or no cube holds enough
-        specimen (the largest fraction that one holds is named).
+        If a volume is smaller than the cube (the largest side that fits is named), no cube holds enough specimen
+        (the largest fraction that one holds is named), or voxel sizes differ by more than one part in a hundred.
 
     Examples
     --------
@@ -58,96 +99,54 @@ class SubtomogramDataset(Dataset[dict[str, Tensor]]):
         length: int,
         seed: int = 0,
         min_fraction: float = 0.3,
+        mixed_voxel_sizes: bool = False,
     ) -> None:
         self.pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
         if not self.pairs:
             raise ValueError("at least one pair of half tomograms is needed")
         self.side, self.length, self.seed = int(side), int(length), int(seed)
-        self._starts = [_Starts(pair, self.side, min_fraction) for pair in self.pairs]
+        if not mixed_voxel_sizes:
+            require_one_voxel_size(self.pairs)
+        self._starts = [ValidStarts(pair, self.side, min_fraction) for pair in self.pairs]
         self._ends = np.cumsum([starts.count for starts in self._starts])
 
     @property
     def n_starts(self) -> int:
-        """Number of different cubes that can be drawn."""
         return int(self._ends[-1])
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The cube of both halves, ``{"y": (2, side, side, side)}``."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"item {index} of {self.length}")
-        return {"y": self.batch(range(index, index + 1))[0][0]}
+    @property
+    def example(self) -> Tensor:
+        return central_cube(self.pairs[0].volumes, self.side)
 
     def batch(self, indices: range) -> tuple[Tensor, list[int]]:
-        """The items ``indices`` as one tensor ``(len(indices), 2, side, side, side)``.
-
-        Returns
-        -------
-        tuple
-            The cubes, on the device of the volumes, and for each the number of the pair it was cut from.
-        """
         ranks = draw_integers(self.seed, indices, self.n_starts, CUBES)
         cubes, sources = [], []
         for rank in ranks:
             source = int(np.searchsorted(self._ends, rank, side="right"))
             before = int(self._ends[source - 1]) if source else 0
-            z, y, x = (slice(o, o + self.side) for o in self._starts[source].locate(rank - before))
-            cubes.append(self.pairs[source].volumes[:, z, y, x])
+            cubes.append(cube_at(self.pairs[source].volumes, self._starts[source].locate(rank - before), self.side))
             sources.append(source)
         return torch.stack(cubes), sources
 
 
-class _Starts:
-    """The valid starts of one volume, in (z, y, x) order, found by rank."""
+def cube_at(volumes: Tensor, start: Sequence[int], side: int) -> Tensor:
+    """The cube of both halves that begins at ``start``, not copied."""
+    z, y, x = (slice(first, first + side) for first in start)
+    return volumes[:, z, y, x]
 
-    def __init__(self, pair: TomogramPair, side: int, min_fraction: float) -> None:
-        if side < 1 or side > min(pair.shape):
+
+def central_cube(volumes: Tensor, side: int) -> Tensor:
+    """The cube in the middle, not copied."""
+    return cube_at(volumes, [(n - side) // 2 for n in volumes.shape[1:]], side)
+
+
+def require_one_voxel_size(pairs: Sequence[TomogramPair | StoredTomogramPair]) -> None:
+    """Refuse pairs whose known voxel sizes differ by more than one part in a hundred."""
+    known = [(pair, pair.voxel_size) for pair in pairs if pair.voxel_size is not None]
+    for pair, sizes in known[1:]:
+        reference, expected = known[0]
+        if any(abs(one - other) > 0.01 * max(one, other) for one, other in zip(sizes, expected, strict=True)):
             raise ValueError(
-                f"cubes of {side} voxels do not fit into {pair.name} of {pair.shape} (z, y, x): "
-                f"the largest side that does is {min(pair.shape)}"
+                f"the voxel sizes of {reference.name} and {pair.name} differ, {expected} and {sizes} Å (z, y, x): "
+                "bring them to one scale, correct the header that is wrong, or allow it with mixed_voxel_sizes"
             )
-        self._shape = tuple(n - side + 1 for n in pair.shape)
-        # Without a mask every start is valid and the table is not needed.
-        self._valid = None if pair.mask is None else _valid_starts(pair, side, min_fraction)
-        # Ranks are found by row, then within the row: a table of one number per start would weigh more
-        # than the volume.
-        self._row_ends = None if self._valid is None else np.cumsum(self._valid.sum(axis=2).ravel())
-        self.count = int(np.prod(self._shape) if self._row_ends is None else self._row_ends[-1])
-
-    def locate(self, rank: int) -> tuple[int, int, int]:
-        if self._valid is None or self._row_ends is None:
-            start = np.unravel_index(rank, self._shape)
-            return int(start[0]), int(start[1]), int(start[2])
-        row = int(np.searchsorted(self._row_ends, rank, side="right"))
-        before = int(self._row_ends[row - 1]) if row else 0
-        z, y = divmod(row, int(self._shape[1]))
-        return z, y, int(np.flatnonzero(self._valid[z, y])[rank - before])
-
-
-def _valid_starts(pair: TomogramPair, side: int, min_fraction: float) -> NDArray[np.bool_]:
-    assert pair.mask is not None
-    inside = _box_sums(pair.mask.cpu().numpy(), side)
-    valid: NDArray[np.bool_] = inside >= min_fraction * side**3
-    if not valid.any():
-        # Rounded down: what the message names must do.
-        fullest = math.floor(1e6 * inside.max() / side**3) / 1e6
-        raise ValueError(
-            f"no cube of {side} voxels in {pair.name} holds a share of {min_fraction:g} of specimen by its mask, the "
-            f"fullest one holds {fullest:.6f}: lower min_fraction (min_specimen) to at most that, or widen the mask"
-        )
-    return valid
-
-
-def _box_sums(mask: NDArray[np.bool_], side: int) -> NDArray[np.int32]:
-    """Number of voxels inside the mask, for the cube at each start."""
-    sums = mask.astype(np.int32)
-    for axis in range(3):
-        # Differences of running sums, one axis after the other.
-        running = np.cumsum(sums, axis=axis, dtype=np.int32)
-        running = np.insert(running, 0, 0, axis=axis)
-        count = running.shape[axis]
-        upper = np.take(running, range(side, count), axis=axis)
-        sums = upper - np.take(running, range(count - side), axis=axis)
-    return sums

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equitomo.geometry import TiltGeometry, as_geometry
+from equitomo.io import StoredVoxels, Volume
 
 Normalization = Literal["robust", "scale"]
-Volume = NDArray[np.generic] | Tensor
+Voxels = NDArray[np.generic] | Tensor | Volume | StoredVoxels
 
 # In robust standard deviations from the median: what lies beyond the first does not enter the scale
 # (a Gaussian loses nothing by it), what lies beyond the second is worth a word.
@@ -79,7 +80,8 @@ class TomogramPair:
     Parameters
     ----------
     first, second
-        The halves, arrays or tensors ``(z, y, x)``; copied once to float32.
+        The halves: arrays or tensors ``(z, y, x)``, or what :func:`~equitomo.read_volume` returns, whose file is then
+        read from front to back. Copied once to float32.
     geometry
         The tilts, or a pair ``(low, high)`` of degrees about the y axis.
     voxel_size
@@ -122,12 +124,12 @@ class TomogramPair:
 
     def __init__(
         self,
-        first: Volume,
-        second: Volume,
+        first: Voxels,
+        second: Voxels,
         geometry: TiltGeometry | tuple[float, float],
         *,
         voxel_size: float | tuple[float, float, float] | None = None,
-        mask: Volume | None = None,
+        mask: Voxels | None = None,
         normalization: Normalization = "robust",
         name: str = "the pair",
     ) -> None:
@@ -139,7 +141,9 @@ class TomogramPair:
                 f"{name}: the halves must be volumes (z, y, x) of one shape, got {tuple(first.shape)} and "
                 f"{tuple(second.shape)}"
             )
-        volumes = torch.stack([_as_float32(first), _as_float32(second)])
+        volumes = torch.empty((2, *first.shape), device=first.device if isinstance(first, Tensor) else None)
+        for half, given in zip(volumes, (first, second), strict=True):
+            copy_into(half, given)
         for label, volume in zip(("first", "second"), volumes, strict=True):
             require_usable(volume, f"the {label} half of {name}")
         self.scale = IntensityScale.of(*volumes, normalization=normalization)
@@ -188,11 +192,17 @@ def _three(voxel_size: float | tuple[float, float, float] | None) -> tuple[float
     return sizes[0], sizes[1], sizes[2]
 
 
-def _as_float32(volume: Volume) -> Tensor:
+def copy_into(target: Tensor, volume: Voxels) -> None:
+    """Voxels as float32, without a second copy in memory. Read-only, swapped and reversed arrays are settled by it."""
     if isinstance(volume, Tensor):
-        return volume.detach().float()
-    # Read-only, byte-swapped and reversed arrays are all settled by one copy.
-    return torch.from_numpy(np.array(volume, dtype=np.float32, copy=True))
+        target.copy_(volume.detach())
+    elif isinstance(volume, Volume):
+        copy_into(target, volume.stored if volume.stored and isinstance(volume.data, np.memmap) else volume.data)
+    elif isinstance(volume, StoredVoxels):
+        for place, block in volume.slabs():
+            target.numpy()[place] = block
+    else:
+        target.numpy()[...] = volume
 
 
 def _sample(volume: Tensor) -> NDArray[np.float32]:
@@ -244,7 +254,8 @@ def _check_independence(volumes: Tensor, name: str) -> None:
 
 
 def _warn_of_outliers(volumes: Tensor, name: str) -> None:
-    largest = float(volumes.abs().max())
+    lowest, highest = (float(value) for value in volumes.aminmax())
+    largest = max(-lowest, highest)
     if largest > _OUTLIER:
         warnings.warn(
             f"{name} holds values {largest:.0f} standard deviations from the mean (hot pixels?): they do not enter the "
@@ -253,10 +264,11 @@ def _warn_of_outliers(volumes: Tensor, name: str) -> None:
         )
 
 
-def _checked_mask(mask: Volume, shape: tuple[int, int, int], name: str) -> Tensor:
+def _checked_mask(mask: Voxels, shape: tuple[int, int, int], name: str) -> Tensor:
     if tuple(mask.shape) != shape:
         raise ValueError(f"{name}: the mask has shape {tuple(mask.shape)}, the tomogram {shape} (z, y, x)")
-    values = _as_float32(mask)
+    values = torch.empty(shape, device=mask.device if isinstance(mask, Tensor) else None)
+    copy_into(values, mask)
     _require_finite(values, f"the mask of {name}")
     if not bool(((values == 0) | (values == 1)).all()):
         warnings.warn(f"{name}: the mask is not binary; every voxel other than 0 counts as specimen", stacklevel=3)

@@ -1,38 +1,31 @@
 """Read tomograms in the MRC format (MRC2014 and the older headers of IMOD)."""
 
-import bz2
-import gzip
 import math
 import os
 import warnings
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FileFormatError, FileFormatWarning
+from .errors import FileFormatWarning
 from .mrc_header import (
     HEADER_BYTES,
-    STAMPS,
     Array,
     Axes,
     MrcHeader,
-    as_record,
     axis_numbers,
     axis_order,
     check_one_volume,
-    expected_size,
     stored_layout,
     understood,
     voxel_size_of,
 )
 from .opening import named, open_regular
-
-PACKERS = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2"}
-MAX_TRAILING = 1 << 16
+from .packing import packer_of, unpacked
+from .voxels import StoredVoxels
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +43,25 @@ class Volume:
         The rest of the header, for :func:`write_volume`.
     path
         The file it was read from.
+
+    Attributes
+    ----------
+    stored : StoredVoxels or None
+        The same voxels in the file, to be read from front to back; ``None`` if ``data`` are others.
     """
 
     data: Array
     voxel_size: Axes
     header: MrcHeader
     path: Path
+    # Not an argument: dataclasses.replace(volume, data=...) must not leave the file's voxels behind.
+    stored: StoredVoxels | None = field(default=None, init=False, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along ``(z, y, x)``."""
+        z, y, x = self.data.shape
+        return z, y, x
 
     def as_float32(self) -> npt.NDArray[np.float32]:
         """Voxels as float32: ``data`` itself if it has that type, else a converted copy."""
@@ -109,9 +115,8 @@ def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool =
     path = named(path)
     notes: list[str] = []
     with open_regular(path, "an MRC file") as file:
-        packer = PACKERS.get(file.read(3))
-        file.seek(0)
-        content = _unpacked(path, file, packer) if packer else None
+        packer = packer_of(file)
+        content = unpacked(path, file, packer) if packer else None
         size = len(content) if content is not None else os.fstat(file.fileno()).st_size
         head = bytes(content[:HEADER_BYTES]) if content is not None else file.read(HEADER_BYTES)
         record = understood(path, head, size, permissive, notes)
@@ -122,46 +127,26 @@ def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool =
             data: Array = np.frombuffer(content, dtype, math.prod(shape), skip).reshape(shape)
         else:
             extended = file.read(skip - HEADER_BYTES)
-            data = np.memmap(cast(Any, file), dtype, "r", skip, shape)
+            data = (
+                np.memmap(cast(Any, file), dtype, "r", skip, shape)
+                if memory_map
+                else np.fromfile(cast(Any, file), dtype, math.prod(shape)).reshape(shape)
+            )
     voxel_size = voxel_size_of(record, notes)
     order = axis_order(record)
     if order != (0, 1, 2):
         notes.append(f"axes are stored in another order (mapc, mapr, maps = {axis_numbers(record)}); made (z, y, x)")
     for note in notes:
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=2)
-    data = _native(data.transpose(order), memory_map)
-    return Volume(data, voxel_size, MrcHeader(record, extended), path)
-
-
-def _unpacked(path: Path, file: BinaryIO, packer: str) -> bytearray:
-    """Content of a packed file, never more than its header asks for."""
-    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file) if packer == "gzip" else bz2.BZ2File(file))
-    try:
-        content = bytearray(stream.read(HEADER_BYTES))
-        order = STAMPS.get(bytes(content[212:214]))
-        if order is None or len(content) < HEADER_BYTES:
-            raise FileFormatError(
-                f"{path}: the {packer} file holds no MRC header with a machine stamp, so how much it may "
-                "unpack to is unknown; if it is an MRC file with an old header, unpack it first"
-            )
-        expected = expected_size(as_record(bytes(content), order)) or 0
-        # Grow with what is really there: the header of a small file may ask for terabytes.
-        while len(content) <= expected + MAX_TRAILING and (part := stream.read(1 << 22)):
-            content += part
-    except (EOFError, OSError, zlib.error) as error:
-        raise FileFormatError(f"{path}: the {packer} file is damaged ({error}); pack or copy it again") from error
-    if len(content) > expected + MAX_TRAILING and expected:
-        raise FileFormatError(
-            f"{path}: unpacks to more than the {expected} bytes that its header states; refused as damaged "
-            "or hostile. Unpack it elsewhere and look at it"
-        )
-    return content
+    volume = Volume(_native(data.transpose(order), memory_map), voxel_size, MrcHeader(record, extended), path)
+    object.__setattr__(volume, "stored", StoredVoxels(path, dtype, shape, skip, order))
+    return volume
 
 
 def _native(data: Array, memory_map: bool) -> Array:
     """Voxels in native byte order and aligned, copied only where needed."""
     if not data.dtype.isnative:
         return np.array(data, data.dtype.newbyteorder("="), order="C")
-    if not data.flags.aligned or not memory_map:
-        return np.array(data, order="C")
-    return data
+    if not memory_map:
+        return np.require(data, requirements=["C", "W", "A"])
+    return data if data.flags.aligned else np.array(data, order="C")

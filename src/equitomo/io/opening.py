@@ -7,6 +7,8 @@ from typing import BinaryIO
 
 from .errors import FileFormatError
 
+MAX_TEXT_BYTES = 1 << 26
+
 
 def open_regular(path: str | Path, kind: str) -> BinaryIO:
     """Open a file for reading, with an error that says what to do."""
@@ -24,6 +26,17 @@ def open_regular(path: str | Path, kind: str) -> BinaryIO:
             errno.EACCES: "no permission to read; change it with chmod, or ask the owner",
         }.get(error.errno or 0, error.strerror)
         raise type(error)(error.errno, remedy, str(path)) from error
+
+
+def read_text(path: Path, kind: str, expected: str) -> str:
+    """The text of a file, refused if it is none or empty."""
+    with open_regular(path, f"a {kind}") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES or b"\0" in content:
+        raise FileFormatError(f"{path}: not a text file; {expected}")
+    if not content.strip():
+        raise FileFormatError(f"{path}: the {kind} is empty; {expected}")
+    return content.decode("utf-8-sig", "replace")
 
 
 def named(path: str | Path) -> Path:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import FileFormatError, FileFormatWarning
-from .opening import open_regular
+from .opening import read_text
+from .star import Lines, star_tables
 
 # One angle and the number of its line, counted from 1.
 Found = tuple[int, float]
 
-MAX_BYTES = 1 << 26
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
 UNDERSTOOD = (
@@ -78,7 +78,7 @@ def read_tilts(
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise FileFormatError(f"{path}: {_refusal(path)}; {UNDERSTOOD}")
-    found = reader(path, list(enumerate(_text(path).splitlines(), 1)), name)
+    found = reader(path, list(enumerate(read_text(path, "tilt file", UNDERSTOOD).splitlines(), 1)), name)
     _check_angles(path, found)
     angles = [angle for _, angle in found]
     for note in _surprises(angles, n_expected, is_list=reader is _read_list):
@@ -86,25 +86,11 @@ def read_tilts(
     return tuple(sorted(angles) if sort else angles)
 
 
-Lines = list[tuple[int, str]]
-
-
 def _refusal(path: Path) -> str:
     """Why a file of another kind is refused."""
     if path.suffix.lower() in (".xf", ".prexf", ".prexg", ".xg"):
         return "IMOD's transforms hold no tilt angles; give the .tlt file beside it"
     return f"the extension {path.suffix!r} does not tell a file of tilt angles"
-
-
-def _text(path: Path) -> str:
-    """Text of the file, refused if it is none."""
-    with open_regular(path, "a tilt file") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES or b"\0" in content:
-        raise FileFormatError(f"{path}: not a text file; {UNDERSTOOD}")
-    if not content.strip():
-        raise FileFormatError(f"{path}: the tilt file is empty; {UNDERSTOOD}")
-    return content.decode("utf-8-sig", "replace")
 
 
 def _angle(path: Path, line: int, text: str) -> Found:
@@ -179,7 +165,7 @@ def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
     """The tilt column of the only series of a STAR file, or of the named one."""
     series: dict[str, list[Found]] = {}
     linked = False
-    for block, columns, rows in _star_tables(path, lines):
+    for block, columns, rows in star_tables(path, lines):
         linked |= "_rlnTomoTiltSeriesStarFile" in columns
         tilt = next((column for column in TILT_COLUMNS if column in columns), None)
         if tilt is None:
@@ -201,33 +187,6 @@ def _some(series: dict[str, list[Found]]) -> str:
     """A few names, for messages."""
     names = list(series)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list[tuple[int, list[str]]]]]:
-    """Name, columns and rows of every ``loop_`` of a STAR file."""
-    block, columns, rows = "", list[str](), list[tuple[int, list[str]]]()
-    state = "pairs"  # then "head" below loop_, then "rows"
-    for line, text in [*lines, (len(lines) + 1, "data_")]:
-        # A comment is a word that begins with #; column heads end in one, "#3".
-        words = re.findall(r"\"[^\"]*\"|'[^']*'|#.*|\S+", text)
-        words = [word.strip("\"'") for word in words if not word.startswith("#")]
-        first = words[0] if words else ""
-        if first.startswith("data_") or first == "loop_":
-            if rows:
-                yield block, columns, rows
-            block = first[5:] if first.startswith("data_") else block
-            state, columns, rows = ("head" if first == "loop_" else "pairs"), [], []
-        elif state == "head" and first.startswith("_"):
-            columns.append(first)
-        elif words and state != "pairs":
-            if len(words) != len(columns):
-                raise FileFormatError(
-                    f"{path}: line {line} has {len(words)} values, the table has {len(columns)} columns"
-                )
-            state = "rows"
-            rows.append((line, words))
-        elif words and not first.startswith("_"):
-            raise FileFormatError(f"{path}: line {line}: expected data_, loop_ or a label, so not a STAR file")
 
 
 def _check_angles(path: Path, found: list[Found]) -> None:

@@ -64,6 +64,13 @@ class TrainingConfig:
         Draw mirror images besides rotations.
     min_specimen
         Share of a cube that must lie inside the specimen mask, where there is one.
+    mixed_voxel_sizes
+        Accept tomograms whose voxel sizes differ by more than one part in a hundred.
+    memory
+        GiB of memory that tomograms read from files may take; 0 for no limit. If all together take more, they take
+        turns, see :class:`equitomo.SubtomogramPool`.
+    stretch
+        Steps from one exchange of tomograms to the next, where they take turns.
     normalization
         ``"robust"`` or ``"scale"``; see :class:`equitomo.TomogramPair`.
     precision
@@ -120,6 +127,9 @@ class TrainingConfig:
     support: Literal["ball", "box"] = "ball"
     flips: bool = True
     min_specimen: float = 0.3
+    mixed_voxel_sizes: bool = False
+    memory: float = 0.0
+    stretch: int = 100
     normalization: Literal["robust", "scale"] = "robust"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     checkpointing: bool = False
@@ -134,7 +144,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         self._check_types()
         self._check_cube()
-        for name in ("batch", "steps", "checkpoint_every", "passes"):
+        for name in ("batch", "steps", "stretch", "checkpoint_every", "passes"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("warmup", "margin", "preview_every"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
@@ -146,6 +156,7 @@ class TrainingConfig:
             _require(math.isfinite(weight) and weight >= 0, name, "zero or more", weight)
         _require(0 <= self.averaging < 1, "averaging", "in [0, 1)", self.averaging)
         _require(0 <= self.min_specimen <= 1, "min_specimen", "a share in [0, 1]", self.min_specimen)
+        _require(0 <= self.memory < math.inf, "memory", "zero or more GiB and finite", self.memory)
         _require(1 <= self.padding < math.inf, "padding", "at least 1 and finite", self.padding)
         _require(2 * self.margin < self.side, "margin", f"less than half of side {self.side}", self.margin)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from equitomo.datasets import TomogramPair
+from equitomo.datasets import StoredTomogramPair, TomogramPair
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import PaddedMissingWedgeOperator
@@ -60,7 +60,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def operator_for(
-    pairs: Sequence[TomogramPair], config: TrainingConfig, device: torch.device
+    pairs: Sequence[TomogramPair | StoredTomogramPair], config: TrainingConfig, device: torch.device
 ) -> tuple[PaddedMissingWedgeOperator, Tensor | None]:
     """The operator of a cube; and one mask for each pair where their geometries differ."""
     operators = [

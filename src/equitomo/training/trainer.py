@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from equitomo._draws import ELEMENTS, draw_integers
-from equitomo.datasets import SubtomogramDataset, TomogramPair
+from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast, chosen_device, trusted
 from equitomo.training.checkpoint import (
@@ -76,7 +76,7 @@ class IcecreamTrainer:
     Parameters
     ----------
     pairs
-        One pair of half tomograms or several.
+        One pair of half tomograms or several, in memory or in files.
     config
         The settings; ``None`` for the paper's.
     out
@@ -117,7 +117,7 @@ class IcecreamTrainer:
 
     def __init__(
         self,
-        pairs: TomogramPair | Sequence[TomogramPair],
+        pairs: TomogramPair | StoredTomogramPair | Sequence[TomogramPair | StoredTomogramPair],
         config: TrainingConfig | None = None,
         *,
         out: str | Path | None = None,
@@ -132,12 +132,15 @@ class IcecreamTrainer:
             raise FileExistsError(f"{self.out} holds a training run already: resume it, or choose another folder")
         self.progress, self.preview = progress, preview
         self.device = chosen_device(config.device)
-        self.dataset = SubtomogramDataset(
-            pairs,
+        self.dataset = cubes_of(
+            (pairs,) if isinstance(pairs, (TomogramPair, StoredTomogramPair)) else pairs,
             config.side,
             length=config.steps * config.batch,
+            memory=round(config.memory * 2**30) or None,
+            stretch=config.stretch * config.batch,
             seed=config.seed,
             min_fraction=config.min_specimen,
+            mixed_voxel_sizes=config.mixed_voxel_sizes,
         )
         self.physics, self._masks = operator_for(self.dataset.pairs, config, self.device)
         self.group = (
@@ -164,7 +167,7 @@ class IcecreamTrainer:
             If several steps in a row have no finite gradient.
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
-        with _stop_signals() as stop, torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with _stop_signals() as stop, closing(self.dataset), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             while self.step < last:
                 self._rows.append(self._one_step())
                 self.step += 1
@@ -362,9 +365,7 @@ class IcecreamTrainer:
 
     def _show(self) -> None:
         assert self.preview is not None
-        pair = self.dataset.pairs[0]
-        z, y, x = (slice((n - self.config.side) // 2, (n + self.config.side) // 2) for n in pair.shape)
-        cube = pair.volumes[:, z, y, x].mean(0)
+        cube = self.dataset.example.mean(0)
         with torch.inference_mode(), autocast(self._dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())

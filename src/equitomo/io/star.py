@@ -1,0 +1,37 @@
+"""STAR files, as RELION and others write them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import FileFormatError
+
+# The lines of a file with their numbers, counted from 1.
+Lines = list[tuple[int, str]]
+
+
+def star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list[tuple[int, list[str]]]]]:
+    """Name, columns and rows of every ``loop_`` of a STAR file."""
+    block, columns, rows = "", list[str](), list[tuple[int, list[str]]]()
+    state = "pairs"  # then "head" below loop_, then "rows"
+    for line, text in [*lines, (len(lines) + 1, "data_")]:
+        # A comment is a word that begins with #; column heads end in one, "#3".
+        words = re.findall(r"\"[^\"]*\"|'[^']*'|#.*|\S+", text)
+        words = [word.strip("\"'") for word in words if not word.startswith("#")]
+        first = words[0] if words else ""
+        if first.startswith("data_") or first == "loop_":
+            if rows:
+                yield block, columns, rows
+            block = first[5:] if first.startswith("data_") else block
+            state, columns, rows = ("head" if first == "loop_" else "pairs"), [], []
+        elif state == "head" and first.startswith("_"):
+            columns.append(first)
+        elif words and state != "pairs":
+            if len(words) != len(columns):
+                raise FileFormatError(
+                    f"{path}: line {line} has {len(words)} values, the table has {len(columns)} columns"
+                )
+            state = "rows"
+            rows.append((line, words))
+        elif words and not first.startswith("_"):
+            raise FileFormatError(f"{path}: line {line}: expected data_, loop_ or a label, so not a STAR file")
