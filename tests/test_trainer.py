@@ -17,6 +17,7 @@ from equitomo import (
     IcecreamTrainer,
     PaddedMissingWedgeOperator,
     ScaleEquivariantUNet3D,
+    TiltGeometry,
     TrainingConfig,
     load_network,
 )
@@ -184,6 +185,20 @@ def test_a_first_call_that_nothing_judges_keeps_nothing_for_a_gradient(pair, dat
     trainer._module.model.network.register_forward_hook(lambda module, x, out: grad.append(out.requires_grad))
     trainer.train(until=1)
     assert (len(grad), sum(grad)) == (2, learning)
+
+
+def test_tomograms_of_one_geometry_share_one_mask():
+    pairs = [noisy_pair((16, 16, 20), seed=seed, geometry=(-60.0, 60.0)) for seed in range(2)]
+    other = noisy_pair((16, 20, 16), seed=2, geometry=(-40.0, 55.0))
+    assert not IcecreamTrainer(pairs, tiny())._masks
+    assert len(IcecreamTrainer([*pairs, other], tiny())._masks) == 2
+
+
+def test_tilt_axes_that_pad_differently_do_not_train_together():
+    pairs = [noisy_pair((16, 16, 20), geometry=TiltGeometry.from_range(-60, 60, tilt_axis=axis)) for axis in "xy"]
+    IcecreamTrainer(pairs, tiny()).train(until=1)
+    with pytest.raises(ValueError, match="with support 'ball' only"):
+        IcecreamTrainer(pairs, tiny(support="box"))
 
 
 def test_the_averaged_weights_lag_behind_the_last_ones(pair):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.datasets import StoredTomogramPair, TomogramPair
+from equitomo.geometry import TiltGeometry
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import PaddedMissingWedgeOperator
@@ -61,18 +62,25 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 def operator_for(
     pairs: Sequence[TomogramPair | StoredTomogramPair], config: TrainingConfig, device: torch.device
-) -> tuple[PaddedMissingWedgeOperator, Tensor | None]:
-    """The operator of a cube; and one mask for each pair where their geometries differ."""
-    operators = [
-        PaddedMissingWedgeOperator(
-            (config.side,) * 3, pair.geometry, padding=config.padding, support=config.support, device=device
+) -> tuple[PaddedMissingWedgeOperator, dict[TiltGeometry, Tensor]]:
+    """The operator of a cube; and the mask of each geometry where there are several.
+
+    Raises
+    ------
+    ValueError
+        If tilt axes differ and cubes are padded across one of them only.
+    """
+    operators = {
+        geometry: PaddedMissingWedgeOperator(
+            (config.side,) * 3, geometry, padding=config.padding, support=config.support, device=device
         )
-        for pair in pairs
-    ]
-    first = operators[0]
-    if all(pair.geometry == pairs[0].geometry for pair in pairs):
-        return first, None
-    z, y, x = first.grid_shape
-    masks = torch.cat([operator.mask.expand(1, 1, z, y, x // 2 + 1) for operator in operators])
-    first.update(mask=masks)
+        for geometry in dict.fromkeys(pair.geometry for pair in pairs)
+    }
+    first, *others = operators.values()
+    if not others:
+        return first, {}
+    if any(other.grid_shape != first.grid_shape for other in others):
+        raise ValueError("tomograms with tilt axes along x and along y train together with support 'ball' only")
+    masks = {geometry: operator.mask for geometry, operator in operators.items()}
+    first.update(mask=torch.cat(list(masks.values())))
     return first, masks

@@ -243,8 +243,8 @@ class IcecreamTrainer:
         config = self.config
         indices = range(self.step * config.batch, (self.step + 1) * config.batch)
         y, sources = self.dataset.batch(indices)
-        if self._masks is not None:
-            self.physics.update(mask=self._masks[sources])
+        if self._masks:
+            self.physics.update(mask=torch.cat([self._masks[self.dataset.pairs[s].geometry] for s in sources]))
         drawn = draw_integers(config.seed, indices, len(self.group.elements), ELEMENTS)
         elements = torch.tensor([self.group.elements[i] for i in drawn])
         self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
