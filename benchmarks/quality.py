@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.quality SET [RUNS]``: SET is a folder with ``even.mrc``, ``odd.mrc``, ``gt.mrc``, ``meta.json``
 and perhaps ``gold_mask.mrc``, with the scoring script ``evaluate.py`` beside it; RUNS is a file with one JSON object of
-settings per line, changes of the preset ``tiny``. One Markdown row is printed per run: seconds of training, then for
-each way to predict the correlation with the truth overall, in the measured part and in the missing wedge, gold masked.
+settings per line, changes of the preset that ``preset`` names, or of ``tiny``. One Markdown row is printed per run:
+seconds of training, then for each way to predict the correlation with the truth overall, in the measured part and in
+the missing wedge, gold masked.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def main(folder: str, runs: str | None = None) -> None:
     print(f"| run | seconds | {' | '.join(_WAYS)} |\n| --- | --- |{' --- |' * len(_WAYS)}")
     print(f"| input | | {scorer.score(scorer.pair.volumes.mean(0).numpy())} |{' |' * (len(_WAYS) - 1)}", flush=True)
     for change in changes:
-        trainer = IcecreamTrainer(scorer.pair, TrainingConfig.preset("tiny", **change))
+        settings = {"preset": "tiny"} | change
+        trainer = IcecreamTrainer(scorer.pair, TrainingConfig.preset(settings.pop("preset"), **settings))
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start

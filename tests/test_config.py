@@ -91,9 +91,10 @@ def test_the_default_is_the_published_configuration():
     assert config.equivariance_weight == 2.0
 
 
-def test_the_tiny_preset_is_smaller_in_every_size():
-    paper, tiny = TrainingConfig.preset("paper"), TrainingConfig.preset("tiny")
-    assert all(getattr(tiny, name) < getattr(paper, name) for name in ("side", "batch", "width", "steps"))
+@pytest.mark.parametrize("name", ["fast", "tiny"])
+def test_the_quick_presets_are_smaller_in_every_size(name):
+    paper, quick = TrainingConfig.preset("paper"), TrainingConfig.preset(name)
+    assert all(getattr(quick, name) < getattr(paper, name) for name in ("side", "batch", "width", "steps"))
 
 
 def test_a_preset_takes_changes():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.datasets import StoredTomogramPair, TomogramPair
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import PaddedMissingWedgeOperator
@@ -63,24 +63,23 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 def operator_for(
     pairs: Sequence[TomogramPair | StoredTomogramPair], config: TrainingConfig, device: torch.device
 ) -> tuple[PaddedMissingWedgeOperator, dict[TiltGeometry, Tensor]]:
-    """The operator of a cube; and the mask of each geometry where there are several.
-
-    Raises
-    ------
-    ValueError
-        If tilt axes differ and cubes are padded across one of them only.
-    """
-    operators = {
-        geometry: PaddedMissingWedgeOperator(
-            (config.side,) * 3, geometry, padding=config.padding, support=config.support, device=device
+    """The operator of a cube; and the mask of each geometry where there are several."""
+    geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
+    shape = (config.side,) * 3
+    if len(geometries) == 1:
+        operator = PaddedMissingWedgeOperator(
+            shape, geometries[0], padding=config.padding, support=config.support, device=device
         )
-        for geometry in dict.fromkeys(pair.geometry for pair in pairs)
+        return operator, {}
+    # Padded along every axis, as a ball needs it: for tilt axes along x and along y no axis can be left out.
+    operator = PaddedMissingWedgeOperator(shape, geometries[0], padding=config.padding, support="ball", device=device)
+    z, y, x = operator.grid_shape
+    masks = {
+        geometry: wedge_mask((z, y, x), geometry, support=config.support)
+        .to(device)
+        .expand(1, 1, z, y, x // 2 + 1)
+        .contiguous()
+        for geometry in geometries
     }
-    first, *others = operators.values()
-    if not others:
-        return first, {}
-    if any(other.grid_shape != first.grid_shape for other in others):
-        raise ValueError("tomograms with tilt axes along x and along y train together with support 'ball' only")
-    masks = {geometry: operator.mask for geometry, operator in operators.items()}
-    first.update(mask=torch.cat(list(masks.values())))
-    return first, masks
+    operator.update(mask=torch.cat(list(masks.values())))
+    return operator, masks
