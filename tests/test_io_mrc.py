@@ -542,7 +542,7 @@ def test_a_folder_without_permission_says_so(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_noticed_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 0, 1000))
-    with pytest.raises(OSError, match="the disk has 1000 bytes left, the volume needs 1504"):
+    with pytest.raises(OSError, match="the disk has 1000 bytes left, the file needs 1504"):
         write_volume(tmp_path / "out.mrc", values("f4"))
     assert_only(tmp_path)
 

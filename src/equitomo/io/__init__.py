@@ -4,15 +4,21 @@ from .errors import FileFormatError, FileFormatWarning
 from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
 from .mrc_write import require_writable, write_volume
+from .placing import PARTIAL, beside, flush_folder, require_place, write_whole
 from .tilts import read_tilts
 
 __all__ = [
+    "PARTIAL",
     "FileFormatError",
     "FileFormatWarning",
     "MrcHeader",
     "Volume",
+    "beside",
+    "flush_folder",
     "read_tilts",
     "read_volume",
+    "require_place",
     "require_writable",
     "write_volume",
+    "write_whole",
 ]
