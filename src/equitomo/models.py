@@ -178,8 +178,8 @@ def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = 
     """The network of a checkpoint of the reference program, ``model_iteration_*.pt``.
 
     The file is a pickle; only tensors and plain containers are read from it, no code is run. Width and
-    levels are read from the weights, and the prefixes that DistributedDataParallel and ``torch.compile``
-    leave (``module.``, ``_orig_mod.``) are dropped.
+    levels are read from the weights, and the prefixes that DistributedDataParallel, ``torch.compile`` and
+    :class:`TwoViewReconstructor` leave (``module.``, ``_orig_mod.``, ``network.``) are dropped.
 
     Parameters
     ----------
@@ -226,7 +226,8 @@ def _find_state(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def _bare(key: str) -> str:
-    while key.startswith(("module.", "_orig_mod.")):
+    # DistributedDataParallel, torch.compile, TwoViewReconstructor and a module around that one.
+    while key.startswith(("module.", "_orig_mod.", "network.", "model.")):
         key = key.partition(".")[2]
     return key
 

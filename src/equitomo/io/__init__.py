@@ -4,6 +4,7 @@ from .errors import FileFormatError, FileFormatWarning
 from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
 from .mrc_write import require_writable, write_volume
+from .opening import named
 from .placing import PARTIAL, beside, flush_folder, require_place, write_whole
 from .tilts import read_tilts
 
@@ -15,6 +16,7 @@ __all__ = [
     "Volume",
     "beside",
     "flush_folder",
+    "named",
     "read_tilts",
     "read_volume",
     "require_place",

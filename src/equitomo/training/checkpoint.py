@@ -132,6 +132,11 @@ def has_checkpoint(path: Path) -> bool:
     return bool(_candidates(path))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint, sound or not."""
+    return (path / _STATE).is_file()
+
+
 def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
     """The trained network of a run, or of one of its checkpoints.
 
@@ -177,7 +182,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source
 
 def _candidates(path: Path) -> list[Path]:
     """Checkpoint folders, the latest first."""
-    if (path / _STATE).is_file():
+    if is_checkpoint(path):
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     return sorted((p for p in folder.glob("step_*") if p.is_dir() and _step_of(p) >= 0), key=_step_of, reverse=True)
