@@ -27,7 +27,7 @@ _PACKAGES = ("equitomo", "torch", "deepinv", "numpy", "mrcfile", "safetensors")
 
 @dataclasses.dataclass(frozen=True)
 class Invocation:
-    """How the program was called."""
+    """The command, and all arguments as they were given."""
 
     command: str
     arguments: tuple[str, ...]
@@ -57,7 +57,7 @@ class Manifest:
     ) -> None:
         self._path = folder / NAME
         invocation: Invocation = options[Invocation]
-        self._command = [invocation.command, *invocation.arguments]
+        self._command = ["equitomo", *invocation.arguments]
         settings = {group.__name__: values for group, values in options.items() if group is not Invocation}
         self._content: dict[str, Any] = {
             "configuration": {name: dataclasses.asdict(values) for name, values in settings.items()},

@@ -5,7 +5,7 @@ from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
 from .mrc_write import require_writable, write_volume
 from .opening import named
-from .placing import PARTIAL, beside, flush_folder, require_place, write_whole
+from .placing import PARTIAL, beside, flush_folder, no_link, require_place, write_whole
 from .tilts import read_tilts
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "beside",
     "flush_folder",
     "named",
+    "no_link",
     "read_tilts",
     "read_volume",
     "require_place",

@@ -63,6 +63,11 @@ def write_whole(target: str | Path, content: bytes, *, overwrite: bool = False) 
         file.write(content)
 
 
+def no_link(path: str, flags: int) -> int:
+    """An ``opener`` for :func:`open` that follows no symbolic link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def flush_folder(folder: Path) -> None:
     """Make the names in a folder last through a power failure."""
     if os.name == "posix":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import SubtomogramDataset, TomogramPair
-from equitomo.io import write_whole
+from equitomo.io import no_link, write_whole
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast, chosen_device, trusted
 from equitomo.training.checkpoint import (
@@ -317,7 +317,8 @@ class IcecreamTrainer:
         path = self.out / "losses.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
-        with path.open("a", newline="") as file:
+        # A link put there by someone else is not followed, which Path.open cannot say.
+        with open(path, "a", newline="", opener=no_link) as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "data", "equivariance", "learning_rate", "skipped"])
