@@ -15,7 +15,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mrcfile.dtypes import HEADER_DTYPE
 
@@ -332,12 +332,6 @@ WORDS = st.one_of(
 )
 
 
-@settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 @given(st.lists(st.tuples(PLACES, WORDS), max_size=4), st.integers(0, len(VALID)), st.booleans(), st.booleans())
 def test_any_header_is_either_read_or_refused(tmp_path, changes, cut, is_cut, permissive):
     raw = bytearray(VALID)

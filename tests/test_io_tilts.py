@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from equitomo.geometry import TiltGeometry
@@ -221,12 +221,6 @@ SEEDS = {".tlt": LIST, ".mdoc": MDOC, ".aln": ALN, ".star": SERIES}
 PIECES = st.one_of(st.text(max_size=8), st.sampled_from(["\n", "loop_", "data_", "[ZValue = 9]", "1e999", "#", '"']))
 
 
-@settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 @given(st.sampled_from(list(SEEDS)), st.lists(st.tuples(st.integers(0, 700), PIECES), max_size=5))
 def test_any_text_is_either_read_or_refused(tmp_path, extension, changes):
     text = SEEDS[extension]
