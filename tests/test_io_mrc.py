@@ -234,7 +234,7 @@ def compressed(**fields):
     return gzip.compress(content(**fields))
 
 
-# Fault number of docs/faults_io.md, content of the file, what the message says.
+# Fault number of docs/faults.md, content of the file, what the message says.
 REFUSED = [
     (1, content()[:-1], r"truncated: the header asks for 1504 bytes, found 1503"),
     (1, content()[:1025], r"truncated: the header asks for 1504 bytes, found 1025"),

@@ -122,7 +122,7 @@ def test_a_star_file_of_several_series_needs_a_name(tmp_path, text, name, low):
 
 GLOBAL = "data_global\nloop_\n_rlnTomoName #1\n_rlnTomoTiltSeriesStarFile #2\nTS_01 tilt_series/TS_01.star\n"
 
-# Fault number of docs/faults_io.md, name, content, what the message says.
+# Fault number of docs/faults.md, name, content, what the message says.
 REFUSED = [
     (30, "a.tlt", "", "the tilt file is empty"),
     (30, "a.tlt", " \n\n", "the tilt file is empty"),
