@@ -963,7 +963,7 @@ assert "torch" not in sys.modules and "matplotlib" not in sys.modules
 def test_help_names_every_command():
     done = shell(sys.executable, "-m", "equitomo", "--help")
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("reconstruct", "demo", "train", "predict", "fsc"))
+    assert all(command in done.stdout for command in ("reconstruct", "demo", "train", "predict", "convert", "fsc"))
 
 
 def test_the_console_script_compares_two_files(halves):

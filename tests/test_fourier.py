@@ -6,7 +6,16 @@ import pytest
 import torch
 from asserting import SHAPES, assert_close, normal
 
-from equitomo.fourier import filtered, frequencies, full_spectrum, irfftn, is_even, mirrored, rfftn
+from equitomo.fourier import (
+    filtered,
+    filtered_mean_square,
+    frequencies,
+    full_spectrum,
+    irfftn,
+    is_even,
+    mirrored,
+    rfftn,
+)
 
 GRIDS = [(shape, tuple(factor * n for n in shape)) for shape in SHAPES for factor in (1, 2)]
 AXES = (-3, -2, -1)
@@ -185,3 +194,31 @@ def test_filtering_keeps_no_spectrum_for_the_gradient():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         filtered(x, mask, (16, 16, 16))
     assert [tuple(t.shape) for t in kept] == [tuple(mask.shape)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "lengths", [(1, 1, 1), (3, 1, 1), (1, 1, 0)], ids=["one mask", "each its own", "constant along y"]
+)
+def test_by_parseval_the_mean_square_and_its_gradient_are_those_of_the_filtered_volume(shape, lengths):
+    n_masks, channels, along_y = lengths
+    mask = torch.stack([even_half(shape, seed) for seed in range(n_masks)])[:, None]
+    if not along_y:
+        mask = mask[..., :1, :]
+        mask = (mask + mirrored(mask.expand(1, 1, shape[0], 1, shape[2] // 2 + 1), (-3,))) / 2
+    x = normal(3, 2 * channels, *shape).requires_grad_()
+    weight = torch.tensor([1.0, 2.0, -3.0], dtype=x.dtype)
+    value = filtered_mean_square(x, mask)
+    expected = filtered(x, mask, shape).square().mean(dim=(1, 2, 3, 4))
+    assert_close(value, expected)
+    assert_close(*(torch.autograd.grad((weight * v).sum(), x)[0] for v in (value, expected)))
+
+
+def test_parsevals_mean_square_takes_one_transform_each_way(monkeypatch):
+    calls = []
+    for name in ("rfft", "irfft"):
+        real = getattr(torch.fft, name)
+        monkeypatch.setattr(torch.fft, name, lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k))
+    x = normal(1, 1, 6, 6, 6).requires_grad_()
+    filtered_mean_square(x, even_half((6, 6, 6))).sum().backward()
+    assert calls == ["rfft", "irfft"]

@@ -110,6 +110,15 @@ def test_for_a_projection_masking_the_target_changes_no_gradient(model):
     assert_close(parameter_gradient(values[0], model), parameter_gradient(values[1], model))
 
 
+@pytest.mark.parametrize("make", [MissingWedgeOperator, lambda *a: PaddedMissingWedgeOperator(*a, padding=1)])
+def test_where_nothing_is_cut_no_volume_is_filtered(make, monkeypatch):
+    physics, y = make((6, 6, 6), (-60, 40)).double(), normal(2, 2, 6, 6, 6)
+    x_net = normal(2, 2, 6, 6, 6, seed=1)
+    expected = physics.A(x_net - y.flip(1)).square().mean(dim=(1, 2, 3, 4))
+    monkeypatch.setattr(type(physics), "A", None)
+    assert_close(Noise2NoiseLoss(mask_target=True)(x_net=x_net, y=y, physics=physics), expected)
+
+
 @each_operator
 def test_noise2noise_with_a_margin_looks_at_the_centre(kind, model):
     physics, y = wedge(kind, 6, (-60, 40)), normal(2, 2, 6, 6, 6)
@@ -213,21 +222,87 @@ def test_a_margin_looks_at_the_centre(model):
     assert_close(actual[0], expected)
 
 
-def test_a_stopped_gradient_leaves_the_value_and_the_path_through_the_target_out(model):
+@pytest.mark.parametrize("terms", ["estimate", "data"])
+def test_a_stopped_gradient_leaves_the_value_and_a_path_out(terms, model):
     physics, y, elements = wedge(MissingWedgeOperator, 4, (-60, 40)), normal(2, 2, 4, 4, 4), torch.tensor([3, 30])
     x_net = model(y)
-    flowing, stopped = (
-        MaskedEquivarianceLoss(GROUP, weight=1.0, stop_gradient=stop)(
-            x_net=x_net, y=y, physics=physics, model=model, elements=elements
-        ).sum()
-        for stop in (False, True)
-    )
-    assert_close(stopped, flowing)
-    again = model(physics.A(GROUP.apply(x_net, elements)))
-    residual = physics.A(GROUP.apply(again, elements, inverse=True) - x_net.flip(1).detach())
-    expected = residual.square().mean(dim=(1, 2, 3, 4)).sum()
-    assert_close(parameter_gradient(stopped, model), parameter_gradient(expected, model))
-    assert_differs(parameter_gradient(flowing, model), parameter_gradient(stopped, model))
+
+    def loss(stop):
+        loss = MaskedEquivarianceLoss(GROUP, weight=1.0, stop_gradient=stop, source=terms, target=terms)
+        value = loss(x_net=x_net, y=y, physics=physics, model=model, elements=elements).sum()
+        (through,) = torch.autograd.grad(value, x_net, retain_graph=True, allow_unused=True)
+        assert (through is not None and bool(through.abs().max() > 0)) == loss.teaches_first_call
+        return value
+
+    def expected(source, target):
+        again = model(physics.A(GROUP.apply(source, elements)))
+        residual = physics.A(GROUP.apply(again, elements, inverse=True) - target)
+        return residual.square().mean(dim=(1, 2, 3, 4)).sum()
+
+    source = x_net if terms == "estimate" else y + x_net - physics.A(x_net)
+    target = x_net.flip(1) if terms == "estimate" else y.flip(1)
+    for stop, one, other in (
+        ("none", source, target),
+        ("source", source.detach(), target),
+        ("target", source, target.detach()),
+        ("both", source.detach(), target.detach()),
+    ):
+        assert_close(loss(stop), expected(one, other))
+        assert_close(parameter_gradient(loss(stop), model), parameter_gradient(expected(one, other), model))
+
+
+@each_operator
+@each_range
+@pytest.mark.parametrize(("source", "target"), [("data", "estimate"), ("estimate", "data"), ("data", "data")])
+def test_data_stand_in_for_estimates(kind, tilts, source, target, model):
+    physics, y, chosen = wedge(kind, 4, tilts), normal(3, 2, 4, 4, 4), (3, 40, 21)
+    x_net = model(y)
+    loss = MaskedEquivarianceLoss(GROUP, weight=1.0, source=source, target=target)
+    actual = loss(x_net=x_net, y=y, physics=physics, model=model, elements=torch.tensor(chosen))
+    expected = []
+    for sample, reconstruction, g in zip(y, x_net, chosen, strict=True):
+        value = 0.0
+        for view in (0, 1):
+            seen, other = sample[None, [view]], sample[None, [1 - view]]
+            own, crossed = reconstruction[None, [view]], reconstruction[None, [1 - view]]
+            filled = seen + (own - physics.A(own)) if source == "data" else own
+            again = model(physics.A(GROUP.transform(filled, element=g)))
+            goal = GROUP.transform(other if target == "data" else crossed, element=g)
+            value = value + 0.5 * turned_operator(physics, g)(again - goal).square().mean()
+        expected.append(value)
+    expected = torch.stack(expected)
+    assert_close(actual, expected)
+    assert_close(parameter_gradient(actual.sum(), model), parameter_gradient(expected.sum(), model))
+
+
+def test_a_perfect_reconstruction_of_complete_data_has_no_loss():
+    """With all of Fourier space measured and equal halves, the identity is right and the data say so."""
+    physics, y = wedge(MissingWedgeOperator, 5, (-60, 60)), normal(2, 1, 5, 5, 5)
+    physics.update(mask=torch.ones_like(physics.mask))
+    y = y.expand(-1, 2, -1, -1, -1)
+    model = TwoViewReconstructor(nn.Identity())
+    loss = MaskedEquivarianceLoss(GROUP, source="data", target="data")
+    assert loss(x_net=model(y), y=y, physics=physics, model=model, elements=torch.tensor([5, 30])).max() < 1e-28
+
+
+@pytest.mark.parametrize("settings", [{"source": "y"}, {"target": "network"}, {"stop_gradient": True}])
+def test_unknown_terms_are_refused(settings):
+    with pytest.raises(ValueError, match=r"is one of .*, got"):
+        MaskedEquivarianceLoss(GROUP, **settings)
+
+
+def test_data_cannot_judge_all_of_fourier_space():
+    with pytest.raises(ValueError, match="needs masked=True"):
+        MaskedEquivarianceLoss(GROUP, masked=False, target="data")
+
+
+@pytest.mark.parametrize("settings", [{"source": "data"}, {"target": "data"}])
+def test_data_that_are_no_volumes_like_the_reconstructions_are_refused(settings, model):
+    physics, x_net = wedge(MissingWedgeOperator, 4, (-60, 60)), normal(1, 2, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 4, 4\), got y \(1, 2, 4, 4, 5\)"):
+        MaskedEquivarianceLoss(GROUP, **settings)(
+            x_net=x_net, y=normal(1, 2, 4, 4, 5), physics=physics, model=model, elements=torch.tensor([3])
+        )
 
 
 def test_several_draws_are_averaged(model):

@@ -40,6 +40,25 @@ def textbook(net: ScaleEquivariantUNet3D, x: Tensor) -> Tensor:
     return F.conv3d(x, net.final_conv.weight)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_checkpointing_keeps_less_and_changes_nothing(fused):
+    network, x = ScaleEquivariantUNet3D(width=4, levels=3, fused=fused), torch.randn(1, 1, 16, 16, 16)
+    kept, gradients = [], []
+    for network.checkpointing in (False, True):
+        sizes = {}
+
+        def note(t, sizes=sizes):
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            value = network(x).square().sum()
+        kept.append(sum(sizes.values()))
+        gradients.append(torch.autograd.grad(value, list(network.parameters())))
+    assert kept[1] < 0.7 * kept[0]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_scaled_input_gives_the_output_scaled(shape, fused):

@@ -47,6 +47,7 @@ HEAD = "step,data,equivariance,learning_rate,skipped\n"
         pytest.param("1,0.5,0.25,0.001,0\n", id="one"),
         pytest.param("1,0.5,nan,0.001,1\n2,nan,0.5,0.001,1\n", id="not finite"),
         pytest.param("1,0.0,0.0,0.001,0\n2,0.0,0.0,0.001,0\n", id="zero"),
+        pytest.param("1,0.0,0.5,0.001,0\n2,0.0,0.2,0.001,0\n", id="no data loss"),
         pytest.param("", id="none"),
     ],
 )

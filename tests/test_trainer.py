@@ -79,6 +79,22 @@ def unbroken(pair, tmp_path_factory):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(pair, monkeypatch):
+    """With a backend that traces and runs what it traced, so that no compiler is needed."""
+    compiled, real = [], nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda m: compiled.append(m) or real(m, backend="eager"))
+    plain, other = (IcecreamTrainer(pair, tiny(compile=c)).train(until=2) for c in (False, True))
+    assert [type(m) for m in compiled] == [ScaleEquivariantUNet3D]
+    assert equal(weights(plain), weights(other))
+
+
+def test_checkpointing_changes_no_weight(pair):
+    runs = [IcecreamTrainer(pair, tiny(checkpointing=c)).train(until=3) for c in (False, True)]
+    assert runs[1]._module.model.network.checkpointing
+    assert equal(*map(weights, runs))
+
+
 # Learning --------------------------------------------------------------------------------------------
 
 
@@ -131,6 +147,43 @@ def test_a_step_over_tomograms_of_different_tilts_has_the_losses_of_the_equation
     data, equivariance = torch.tensor(expected).mean(0).tolist()
     assert float(rows(tmp_path)[0]["data"]) == pytest.approx(data, rel=1e-4)
     assert float(rows(tmp_path)[0]["equivariance"]) == pytest.approx(equivariance, rel=1e-4)
+
+
+@pytest.mark.parametrize("data_weight", [0.0, 0.5])
+def test_data_can_stand_in_for_estimates_and_rotations_that_keep_the_wedge_be_drawn(pair, tmp_path, data_weight):
+    changes = {"equivariance_source": "data", "equivariance_target": "data", "stop_gradient": "source"}
+    config = tiny(batch=24, steps=1, data_weight=data_weight, equivariance_weight=3.0, stabilizers=True, **changes)
+    trainer = IcecreamTrainer(pair, config, out=tmp_path)
+    network, physics, group = trainer.network, trainer.physics, CubeRotationGroup()
+    cubes, _ = trainer.dataset.batch(range(24))
+    drawn = torch.tensor(draw_integers(config.seed, range(24), 48, ELEMENTS))
+    assert len(trainer.group.elements) == 48
+    assert set(drawn.tolist()) - set(CubeRotationGroup.moving(physics).elements)
+    window = (..., *[slice(config.margin, config.side - config.margin)] * 3)
+    data = equivariance = 0.0
+    with torch.no_grad():
+        for view, other in ((0, 1), (1, 0)):
+            y, goal = cubes[:, [view]], cubes[:, [other]]
+            x_net = network(y)
+            data += data_weight * physics.A(x_net - goal)[window].square().mean().item() / 2
+            again = network(physics.A(group.apply(y + x_net - physics.A(x_net), drawn)))
+            difference = group.apply(again, drawn, inverse=True) - goal
+            equivariance += 3.0 * physics.A(difference)[window].square().mean().item() / 2
+    trainer.train()
+    (row,) = rows(tmp_path)
+    assert float(row["data"]) == pytest.approx(data, rel=1e-4)
+    assert float(row["equivariance"]) == pytest.approx(equivariance, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("data_weight", "stop", "learning"), [(0.0, "source", 1), (0.0, "none", 2), (1.0, "source", 2)]
+)
+def test_a_first_call_that_nothing_judges_keeps_nothing_for_a_gradient(pair, data_weight, stop, learning):
+    config = tiny(data_weight=data_weight, stop_gradient=stop, equivariance_source="data", equivariance_target="data")
+    trainer, grad = IcecreamTrainer(pair, config), []
+    trainer._module.model.network.register_forward_hook(lambda module, x, out: grad.append(out.requires_grad))
+    trainer.train(until=1)
+    assert (len(grad), sum(grad)) == (2, learning)
 
 
 def test_the_averaged_weights_lag_behind_the_last_ones(pair):
@@ -212,9 +265,10 @@ def test_the_step_size_of_every_step_is_the_optimiser_s(pair, tmp_path):
 # Stopping and resuming -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precision):
-    config = tiny(precision=precision, schedule="cosine", warmup=2)
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precision, optimizer):
+    config = tiny(precision=precision, schedule="cosine", warmup=2, optimizer=optimizer)
     IcecreamTrainer(pair, config, out=tmp_path / "one").train()
     IcecreamTrainer(pair, config, out=tmp_path / "two").train(until=6)
     IcecreamTrainer(pair, config, out=tmp_path / "two", resume=True).train()
@@ -387,10 +441,12 @@ def state(trainer):
     return weights(trainer) | optimizer | averaged
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pair, tmp_path, value, precision):
-    trainer = spoil(IcecreamTrainer(pair, tiny(precision=precision), out=tmp_path), {3}, value)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pair, tmp_path, value, precision, optimizer):
+    config = tiny(precision=precision, optimizer=optimizer)
+    trainer = spoil(IcecreamTrainer(pair, config, out=tmp_path), {3}, value)
     trainer.train(until=3)
     before = state(trainer)
     trainer.train(until=4)

@@ -7,10 +7,12 @@ half-precision input, the transforms run in float32: sixteen bits do not hold a 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _AXES = (-3, -2, -1)
 
@@ -88,6 +90,33 @@ def filtered(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[i
         return result
 
 
+def filtered_mean_square(x: Tensor, mask: Tensor) -> Tensor:
+    r"""Mean of the squared filtered volumes, one value per sample, without computing them.
+
+    .. math:: \frac1N \lVert F^{-1} \operatorname{diag}(m)\, F x \rVert^2 = \frac1N \sum_k m(k)^2 |\hat x(k)|^2
+
+    Parseval's theorem; nothing may be cut off or padded. One transform, and one more for the gradient
+    :math:`\frac2N F^{-1} \operatorname{diag}(m^2) F x`, where :func:`filtered` needs two and two. It can be
+    differentiated once.
+
+    Parameters
+    ----------
+    x
+        Real volumes ``(batch, C, z, y, x)``.
+    mask
+        On the half spectrum of ``x``, broadcastable; real, or that of a real filter.
+
+    Examples
+    --------
+    >>> x = torch.randn(2, 1, 4, 5, 6)
+    >>> torch.allclose(filtered_mean_square(x, torch.ones(1, 1, 1)), x.square().mean(dim=(1, 2, 3, 4)))
+    True
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        value: Tensor = _MeanSquare.apply(_at_least_float32(x), mask)
+        return value
+
+
 def frequencies(
     shape: tuple[int, int, int],
     *,
@@ -149,14 +178,25 @@ def is_even(half: Tensor, length_x: int) -> bool:
 
 
 def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
-    # The axis in hand comes last: a transform along another one would copy twice, to pad and to reorder.
-    # A mask that is constant along y commutes with everything along y.
     along_y = mask.shape[-2] > 1
-    spectrum = torch.fft.rfft(x, n=grid[2])
+    return _inverse(_forward(x, grid, along_y) * _turned(mask, along_y), grid, shape, along_y)
+
+
+# The axis in hand comes last: a transform along another one would copy twice, to pad and to reorder. A mask that is
+# constant along y commutes with everything along y, which is then left out.
+
+
+def _forward(x: Tensor, grid: tuple[int, int, int], along_y: bool) -> Tensor:
+    """Half spectrum on a grid, its axes ordered as :func:`_turned` says."""
+    spectrum: Tensor = torch.fft.rfft(x, n=grid[2])
     if along_y:
         spectrum = torch.fft.fft(spectrum.transpose(-1, -2), n=grid[1])
     spectrum = torch.fft.fft(spectrum.movedim(-3, -1), n=grid[0])
-    spectrum = spectrum * (mask.transpose(-3, -1) if along_y else mask.movedim(-3, -1))
+    return spectrum
+
+
+def _inverse(spectrum: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int], along_y: bool) -> Tensor:
+    """Back from :func:`_forward`, cut to a shape."""
     spectrum = torch.fft.ifft(spectrum)[..., : shape[0]]
     if along_y:
         spectrum = torch.fft.ifft(spectrum.transpose(-1, -2))[..., : shape[1]].movedim(-3, -1)
@@ -164,6 +204,11 @@ def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[in
         spectrum = spectrum.movedim(-1, -3)
     volume: Tensor = torch.fft.irfft(spectrum, n=grid[2])
     return volume[..., : shape[2]]
+
+
+def _turned(mask: Tensor, along_y: bool) -> Tensor:
+    """A mask in the order that :func:`_forward` leaves: ``(..., kx, y, z)``, or without y ``(..., y, kx, z)``."""
+    return mask.transpose(-3, -1) if along_y else mask.movedim(-3, -1)
 
 
 def laid_out(mask: Tensor) -> Tensor:
@@ -188,6 +233,39 @@ class _Filter(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (mask,) = ctx.saved_tensors
         return _Filter.apply(gradient, mask.conj(), ctx.grid, ctx.shape), None, None, None
+
+
+class _MeanSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        z, y, n = x.shape[-3:]
+        along_y = mask.shape[-2] > 1
+        spectrum = _forward(x, (z, y, n), along_y)
+        ctx.shape = tuple(x.shape)
+        ctx.save_for_backward(spectrum, mask)
+        energy = torch.view_as_real(spectrum).square().sum(-1) * _turned(_power(mask) * _multiplicity(n, x), along_y)
+        return energy.sum(dim=(1, 2, 3, 4)) / (x[0].numel() * z * n * (y if along_y else 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        spectrum, mask = ctx.saved_tensors
+        grid, along_y = ctx.shape[-3:], mask.shape[-2] > 1
+        scale = 2 * gradient[:, None, None, None, None] / math.prod(ctx.shape[1:])
+        return scale * _inverse(spectrum * _turned(_power(mask), along_y), grid, grid, along_y), None
+
+
+def _power(mask: Tensor) -> Tensor:
+    return mask.abs().square()
+
+
+def _multiplicity(n: int, like: Tensor) -> Tensor:
+    """How often each plane ``kx`` of the half spectrum counts: twice, but for kx = 0 and an even axis' Nyquist."""
+    count = like.new_full((n // 2 + 1,), 2.0)
+    count[0] = 1.0
+    if n % 2 == 0:
+        count[-1] = 1.0
+    return count
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,6 +13,7 @@ from deepinv.models import Reconstructor
 from deepinv.physics import Physics
 from einops import einsum, rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from equitomo._checks import require_volumes
 
@@ -36,6 +38,9 @@ class ScaleEquivariantUNet3D(nn.Module):
     fused
         Compute a decoder's first convolution of the upsampled maps as one transposed convolution, see
         :meth:`forward`. The parameters and, up to rounding, the values are the same.
+    checkpointing
+        Keep only what passes between levels for the gradient, and compute the rest a second time: a third of the
+        memory, a third more time.
 
     Raises
     ------
@@ -57,6 +62,7 @@ class ScaleEquivariantUNet3D(nn.Module):
         width: int = 64,
         levels: int = 4,
         fused: bool = True,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if width < 2 or width % 2 or levels < 2:
@@ -71,6 +77,7 @@ class ScaleEquivariantUNet3D(nn.Module):
         )
         self.final_conv = nn.Conv3d(width, out_channels, kernel_size=1, bias=False)
         self.fused = fused
+        self.checkpointing = checkpointing
         self.stride = 2 ** (levels - 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,11 +96,16 @@ class ScaleEquivariantUNet3D(nn.Module):
             )
         skips: list[Tensor] = []
         for level, encoder in enumerate(self.encoders):
-            x = encoder(F.max_pool3d(x, 2) if level else x)
+            x = self._run(cast(_Level, encoder).descend if level else encoder, x)
             skips.append(x)
         for skip, decoder in zip(skips[-2::-1], self.decoders, strict=True):
-            x = cast(_Level, decoder).join(skip, x, fused=self.fused)
+            x = self._run(partial(cast(_Level, decoder).join, fused=self.fused), skip, x)
         return cast(Tensor, self.final_conv(x))
+
+    def _run(self, level: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return level(*inputs)
+        return checkpoint(level, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Level(nn.Module):
@@ -109,6 +121,10 @@ class _Level(nn.Module):
         for layer in self.basic_module.values():
             x = layer(x).relu_()
         return x
+
+    def descend(self, x: Tensor) -> Tensor:
+        """The level on maps of the finer one."""
+        return cast(Tensor, self(F.max_pool3d(x, 2)))
 
     def join(self, skip: Tensor, coarse: Tensor, *, fused: bool) -> Tensor:
         """The level on the encoder's maps and the upsampled coarser ones, in this order."""

@@ -80,6 +80,8 @@ def draw_losses(path: str | Path, losses: str | Path) -> Path:
     names = {"data": "data, (4)", "equivariance": "equivariance, (5), weighted"}
     for colour, (column, label) in zip(("tab:blue", "tab:orange"), names.items(), strict=True):
         values = np.array([float(row[column]) for row in rows])
+        if len(values) and not values.any() and column == "data":  # left out of the training
+            continue
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
         axes.plot(steps, _running_mean(values, max(len(values) // 50, 1)), color=colour, label=label)
     if any(float(row[column]) > 0 for row in rows for column in names):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from deepinv.physics import Physics
 from torch import Tensor
 
-from equitomo.physics import PaddedMissingWedgeOperator
+from equitomo.fourier import filtered_mean_square
+from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 
 
 def check_margin(margin: int) -> int:
@@ -28,6 +29,15 @@ def measured_inside(physics: Physics, u: Tensor, margin: int) -> Tensor:
     if margin and isinstance(physics, PaddedMissingWedgeOperator) and 2 * margin < min(u.shape[-3:]):
         return physics.A_inside(u, margin)
     return inside(physics.A(u), margin)
+
+
+def measured_mean_square(physics: Physics, u: Tensor, margin: int) -> Tensor:
+    """Mean square of ``physics.A(u)`` inside the margin, one value per sample."""
+    # Without padding and without a margin nothing is cut, and the spectrum tells.
+    whole = isinstance(physics, MissingWedgeOperator | PaddedMissingWedgeOperator) and not margin
+    if whole and physics.grid_shape == tuple(u.shape[-3:]):
+        return filtered_mean_square(u, physics.mask)
+    return mean_square(measured_inside(physics, u, margin))
 
 
 def mean_square(residual: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from deepinv.loss import Loss
@@ -12,9 +12,11 @@ from deepinv.transform import Transform
 from torch import Tensor, nn
 
 from equitomo._checks import require_volumes
-from equitomo.loss._window import check_margin, inside, mean_square, measured_inside
+from equitomo.loss._window import check_margin, inside, mean_square, measured_mean_square
 from equitomo.transform import CubeRotationGroup
 
+Term = Literal["estimate", "data"]
+Stop = Literal["none", "source", "target", "both"]
 _Move = Callable[[Tensor], Tensor]
 
 
@@ -33,6 +35,12 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
     one call of the network for all views and one transform of a difference. The norm is the mean over
     voxels, so with two views the value is the mean over all.
 
+    In place of two of the three estimates the data themselves can stand, as in the training of DeepDeWedge
+    (:cite:t:`wiedemann2024deep`): with ``source`` and ``target`` both ``"data"``
+
+    .. math:: \lVert A \{ R_g^{-1} f(A R_g z_v) - y_{\bar v} \} \rVert^2 ,
+        \qquad z_v = y_v + (1 - A) f(y_v) .
+
     Parameters
     ----------
     transform
@@ -48,12 +56,21 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
     margin
         Voxels left out at every face; see :class:`~equitomo.loss.Noise2NoiseLoss`.
     stop_gradient
-        Treat the target :math:`f(y_{\bar v})` as data, without a gradient through it. The paper's loss has one.
+        Whether estimates count as data, without a gradient through them: ``"none"`` as in the paper, those in the
+        ``"target"``, those in the ``"source"``, or ``"both"``.
+    source
+        What is turned and measured again: ``"estimate"``, the paper's :math:`f(y_v)`, which has hardly any noise; or
+        ``"data"``, the measurement with the estimate where nothing was measured, so that the network learns to fill
+        the wedge of what it is given, noise and all.
+    target
+        What the result is compared with: ``"estimate"``, the paper's :math:`f(y_{\bar v})`, or ``"data"``,
+        :math:`y_{\bar v}`, whose noise is independent.
 
     Raises
     ------
     ValueError
-        If the margin leaves nothing, an element does not fit the shape, or elements are given for another transform.
+        If the margin leaves nothing, an element does not fit the shape, elements are given for another transform, data
+        are no volumes like ``x_net``, or the whole of Fourier space is to be compared with data.
 
     Examples
     --------
@@ -74,14 +91,29 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
         masked: bool = True,
         *,
         margin: int = 0,
-        stop_gradient: bool = False,
+        stop_gradient: Stop = "none",
+        source: Term = "estimate",
+        target: Term = "estimate",
     ) -> None:
         super().__init__()
+        given = {"source": (source, Term), "target": (target, Term), "stop_gradient": (stop_gradient, Stop)}
+        for name, (value, kind) in given.items():
+            if value not in get_args(kind):
+                raise ValueError(f"{name} is one of {', '.join(get_args(kind))}, got {value!r}")
+        if target == "data" and not masked:
+            raise ValueError("target 'data' needs masked=True: data say nothing where they were not measured")
         self.transform = transform
         self.weight = weight
         self.masked = masked
         self.margin = check_margin(margin)
         self.stop_gradient = stop_gradient
+        self.source, self.target = source, target
+
+    @property
+    def teaches_first_call(self) -> bool:
+        """Whether the loss has a gradient with respect to ``x_net``."""
+        through_target = self.target == "estimate" and self.stop_gradient not in ("target", "both")
+        return through_target or self.stop_gradient not in ("source", "both")
 
     def forward(
         self,
@@ -99,7 +131,7 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
         x_net
             Reconstruction of each view, ``(batch, views, z, y, x)``; it is not computed again.
         y
-            Not used: the reconstructions stand for the measurements.
+            The measurements, of the same shape; not used where estimates stand for them.
         physics
             The measurement operator :math:`A`.
         model
@@ -108,21 +140,29 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
             The element of a ``CubeRotationGroup`` for each sample, integers of shape (batch,); ``None`` draws them.
         """
         require_volumes(x_net, "x_net")
-        target = x_net.flip(1)
-        if self.stop_gradient:
+        if "data" in (self.source, self.target) and y.shape != x_net.shape:
+            raise ValueError(
+                f"data must be volumes like the reconstructions {tuple(x_net.shape)}, got y {tuple(y.shape)}"
+            )
+        source = x_net if self.source == "estimate" else y + x_net - physics.A(x_net)
+        target = (x_net if self.target == "estimate" else y).flip(1)
+        if self.stop_gradient in ("source", "both"):
+            source = source.detach()
+        if self.stop_gradient in ("target", "both"):
             target = target.detach()
         values = [
-            self._compare(forth, back, x_net, target, physics, model) for forth, back in self._moves(x_net, elements)
+            self._compare(forth, back, source, target, physics, model) for forth, back in self._moves(x_net, elements)
         ]
         return self.weight * torch.stack(values).mean(0)
 
     def _compare(
-        self, forth: _Move, back: _Move, x_net: Tensor, target: Tensor, physics: Physics, model: nn.Module
+        self, forth: _Move, back: _Move, source: Tensor, target: Tensor, physics: Physics, model: nn.Module
     ) -> Tensor:
-        again = model(physics.A(forth(x_net)), physics)
+        again = model(physics.A(forth(source)), physics)
         residual = back(again) - target
-        margin = self.margin
-        return mean_square(measured_inside(physics, residual, margin) if self.masked else inside(residual, margin))
+        if self.masked:
+            return measured_mean_square(physics, residual, self.margin)
+        return mean_square(inside(residual, self.margin))
 
     def _moves(self, x: Tensor, elements: Tensor | None) -> list[tuple[_Move, _Move]]:
         """Pairs of a drawn transformation and its inverse, one for each of ``n_trans``."""

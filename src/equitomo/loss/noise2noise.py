@@ -9,7 +9,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from equitomo._checks import require_volumes
-from equitomo.loss._window import check_margin, inside, mean_square, measured_inside
+from equitomo.loss._window import check_margin, inside, mean_square, measured_inside, measured_mean_square
 
 
 class Noise2NoiseLoss(Loss):  # type: ignore[misc]
@@ -78,7 +78,5 @@ class Noise2NoiseLoss(Loss):  # type: ignore[misc]
             )
         other = y.flip(1)
         if self.mask_target:
-            residual = measured_inside(physics, x_net - other, self.margin)
-        else:
-            residual = measured_inside(physics, x_net, self.margin) - inside(other, self.margin)
-        return self.weight * mean_square(residual)
+            return self.weight * measured_mean_square(physics, x_net - other, self.margin)
+        return self.weight * mean_square(measured_inside(physics, x_net, self.margin) - inside(other, self.margin))

@@ -99,7 +99,8 @@ def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], stat
 
 
 def checkpoint_bytes(network: torch.nn.Module, *, averaged: bool) -> int:
-    """About how large a checkpoint of a training of this network is: the weights, Adam's two moments, an average."""
+    """About how large a checkpoint is: the weights, an optimiser's state (Adam's is the
+    larger, two moments), an average."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     return weights * (4 if averaged else 3) + _OTHER_BYTES
 

@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Preset = Literal["paper", "tiny"]
 Schedule = Literal["constant", "cosine"]
+Optimizer = Literal["adam", "muon"]
+Term = Literal["estimate", "data"]
+Stop = Literal["none", "source", "target", "both"]
 
 
 @dataclass(frozen=True)
@@ -27,22 +30,32 @@ class TrainingConfig:
         Resolutions of the network.
     steps
         Number of steps.
+    optimizer
+        ``"adam"``, or ``"muon"``, which orthogonalises the momentum of every kernel and learns faster; see the
+        benchmarks.
     learning_rate
-        Adam's step size, at its highest.
+        The optimiser's step size, at its highest.
     warmup
         Steps over which the step size rises linearly to ``learning_rate``.
     schedule
         What follows: ``"constant"``, or ``"cosine"`` down to zero at the last step.
     averaging
         Decay of the moving average of the weights that predictions use; 0 for none.
+    data_weight
+        Weight of the Noise2Noise loss, 1 in equation (6); 0 leaves it out.
     equivariance_weight
         Weight of the equivariance loss, lambda in equation (6).
     margin
         Voxels at each face of a cube that the losses do not look at. The paper judges the central half.
     mask_target
         Compare half tomograms within the measured region on both sides, as the reference program does.
+    equivariance_source, equivariance_target
+        ``"estimate"``, as in equation (5), or ``"data"``; see :class:`equitomo.MaskedEquivarianceLoss`.
     stop_gradient
-        No gradient through the target of the equivariance loss.
+        Estimates in the equivariance loss without a gradient: ``"none"``, ``"source"``, ``"target"`` or ``"both"``.
+    stabilizers
+        Draw also the rotations that leave the wedge where it is, which the paper leaves out. With data as source and
+        target the loss is Noise2Noise for those.
     padding
         Factor by which cubes are zero-padded before the wedge is emptied; 1 for none.
     support
@@ -56,6 +69,10 @@ class TrainingConfig:
     precision
         Of the network: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Physics, losses and
         optimiser stay in float32.
+    checkpointing
+        Compute what the gradient needs a second time in place of keeping it: less memory, more time.
+    compile
+        Compile the network with ``torch.compile``: minutes before the first step, to be tried on a GPU.
     device
         ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``.
     seed
@@ -88,20 +105,27 @@ class TrainingConfig:
     width: int = 64
     levels: int = 4
     steps: int = 50_000
+    optimizer: Optimizer = "adam"
     learning_rate: float = 1e-4
     warmup: int = 0
     schedule: Schedule = "constant"
     averaging: float = 0.0
+    data_weight: float = 1.0
     equivariance_weight: float = 2.0
     margin: int = 18
     mask_target: bool = True
-    stop_gradient: bool = False
+    equivariance_source: Term = "estimate"
+    equivariance_target: Term = "estimate"
+    stop_gradient: Stop = "none"
+    stabilizers: bool = False
     padding: float = 2.0
     support: Literal["ball", "box"] = "ball"
     flips: bool = True
     min_specimen: float = 0.3
     normalization: Literal["robust", "scale"] = "robust"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
     device: str = "auto"
     seed: int = 0
     checkpoint_every: int = 1000
@@ -120,8 +144,9 @@ class TrainingConfig:
         _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
         rate = self.learning_rate
         _require(math.isfinite(rate) and rate > 0, "learning_rate", "a positive number", rate)
-        weight = self.equivariance_weight
-        _require(math.isfinite(weight) and weight >= 0, "equivariance_weight", "zero or more", weight)
+        for name in ("data_weight", "equivariance_weight"):
+            weight = getattr(self, name)
+            _require(math.isfinite(weight) and weight >= 0, name, "zero or more", weight)
         _require(0 <= self.averaging < 1, "averaging", "in [0, 1)", self.averaging)
         _require(0 <= self.min_specimen <= 1, "min_specimen", "a share in [0, 1]", self.min_specimen)
         _require(1 <= self.padding < math.inf, "padding", "at least 1 and finite", self.padding)

@@ -29,14 +29,22 @@ class StepLosses(nn.Module):
         super().__init__()
         self.model = model
         self.physics = physics
-        self.data = Noise2NoiseLoss(margin=config.margin, mask_target=config.mask_target)
+        self.data = Noise2NoiseLoss(config.data_weight, margin=config.margin, mask_target=config.mask_target)
         self.equivariance = MaskedEquivarianceLoss(
-            group, config.equivariance_weight, margin=config.margin, stop_gradient=config.stop_gradient
+            group,
+            config.equivariance_weight,
+            margin=config.margin,
+            stop_gradient=config.stop_gradient,
+            source=config.equivariance_source,
+            target=config.equivariance_target,
         )
 
     def forward(self, y: Tensor, elements: Tensor) -> Tensor:
-        x_net = self.model(y, self.physics)
-        data = self.data(x_net=x_net, y=y, physics=self.physics)
+        # A weight of zero leaves a loss out, and a first call that nothing judges needs no gradient.
+        judged = self.data.weight > 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (judged or self.equivariance.teaches_first_call)):
+            x_net = self.model(y, self.physics)
+        data = self.data(x_net=x_net, y=y, physics=self.physics) if judged else y.new_zeros(len(y))
         equivariance = self.equivariance(x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements)
         return torch.stack([data.mean(), equivariance.mean()])
 

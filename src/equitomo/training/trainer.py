@@ -33,6 +33,7 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
+from equitomo.training.optimizer import optimizer_for
 from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.transform import CubeRotationGroup
 
@@ -42,7 +43,17 @@ Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
 # Settings that a resumed run may change without becoming another run.
-_FREE = {"device", "precision", "checkpoint_every", "keep_every", "preview_every", "passes", "average_first"}
+_FREE = {
+    "device",
+    "precision",
+    "checkpointing",
+    "compile",
+    "checkpoint_every",
+    "keep_every",
+    "preview_every",
+    "passes",
+    "average_first",
+}
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
 # Of losses.csv, in bytes, at most.
@@ -135,7 +146,11 @@ class IcecreamTrainer:
             min_fraction=config.min_specimen,
         )
         self.physics, self._masks = operator_for(self.dataset.pairs, config, self.device)
-        self.group = CubeRotationGroup.moving(self.physics, config.flips)
+        self.group = (
+            CubeRotationGroup(flips=config.flips)
+            if config.stabilizers
+            else CubeRotationGroup.moving(self.physics, config.flips)
+        )
         self._build(init)
         self.step = 0
         self.skipped = 0
@@ -226,13 +241,15 @@ class IcecreamTrainer:
             # torch draws initial weights from its global generator: seed it here, and give it back. Unlike
             # torch.manual_seed this leaves the generators of GPUs alone.
             torch.default_generator.manual_seed(config.seed)
-            network = ScaleEquivariantUNet3D(**self._network_settings())
+            network = ScaleEquivariantUNet3D(**self._network_settings(), checkpointing=config.checkpointing)
         if init is not None:
             load_weights(network, init.state_dict(), "the given network")
         network.to(self.device).to(memory_format=torch.channels_last_3d)
+        if config.compile:
+            network.compile()
         self._module = StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
         self._dtype = trusted(config.precision, self.device)
-        self._optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+        self._optimizer = optimizer_for(network, config)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
         self._averaged = (
             {name: value.detach().clone() for name, value in network.state_dict().items()} if config.averaging else {}
@@ -270,7 +287,7 @@ class IcecreamTrainer:
         bad = (~torch.isfinite(norm)).float()
         self._consecutive = (self._consecutive + bad) * bad
         if not self._scaler.is_enabled():
-            # The fused optimiser skips by itself where this is one, as it does for a gradient scaler.
+            # The optimiser skips by itself where this is one, as it does for a gradient scaler.
             vars(self._optimizer).update(grad_scale=None, found_inf=bad)
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -353,13 +370,12 @@ class IcecreamTrainer:
         load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self._averaged.items():
             value.copy_(checkpoint.tensors["averaged"][name])
-        for name, parameter in network.named_parameters():
-            state = self._optimizer.state[parameter]
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = checkpoint.tensors["optimizer"].get(f"{name}.{key}")
-                if value is not None:
-                    like = torch.zeros((), device=self.device) if key == "step" else parameter.detach()
-                    state[key] = torch.zeros_like(like).copy_(value)
+        for key, value in checkpoint.tensors["optimizer"].items():
+            name, _, quantity = key.rpartition(".")
+            parameter = network.get_parameter(name)
+            # In the memory layout of the parameter, where it has its shape.
+            like = parameter.detach() if value.shape == parameter.shape else value
+            self._optimizer.state[parameter][quantity] = torch.empty_like(like, device=self.device).copy_(value)
         # Empty where the run had another precision until now.
         if self._scaler.is_enabled() and checkpoint.state["scaler"]:
             self._scaler.load_state_dict(checkpoint.state["scaler"])

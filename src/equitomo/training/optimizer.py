@@ -1,0 +1,84 @@
+"""The optimisers of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitomo.training.config import TrainingConfig
+
+
+def optimizer_for(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The configured optimiser; where ``found_inf`` is set to 1, its step changes nothing."""
+    if config.optimizer == "muon":
+        return KernelMuon(network.parameters(), config.learning_rate)
+    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+
+
+class KernelMuon(torch.optim.Optimizer):
+    """Muon for convolution kernels, each taken as a matrix from its inputs and taps to its output maps.
+
+    The momentum of each matrix is orthogonalised before it is applied (Jordan et al., "Muon: an optimizer for hidden
+    layers in neural networks", 2024), so that all directions in a kernel learn alike. The step size is that of Adam,
+    scaled as in Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982. Kernels with a single map are
+    vectors and learn with Adam.
+
+    ``torch.optim.Muon`` takes matrices only and cannot be told to skip a step. The matrices here are views of the
+    kernels, and ``found_inf`` is understood as the fused Adam does, without asking the device.
+
+    Parameters
+    ----------
+    parameters
+        Kernels ``(out, in, z, y, x)``, on the device and in the memory layout that they keep.
+    lr
+        Step size.
+    """
+
+    # As GradScaler asks: it hands over ``found_inf`` in place of reading it.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        parameters = list(parameters)
+        super().__init__(parameters, {"lr": lr})
+        self._matrices = {p: nn.Parameter(_matrix(p.detach(), p)) for p in parameters if p.shape[0] > 1}
+        if any(matrix.data_ptr() != p.data_ptr() for p, matrix in self._matrices.items()):
+            raise ValueError("kernels must be contiguous, or contiguous with channels last")
+        rest = [p for p in parameters if p not in self._matrices]
+        self._muon = torch.optim.Muon(self._matrices.values(), lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self._adam = torch.optim.Adam(rest, lr=lr, fused=True)
+        # One state for both views of a kernel, under the kernel.
+        for parameter, matrix in self._matrices.items():
+            self.state[parameter] = self._muon.state[matrix]
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(matrix, requires_grad=False)
+        for parameter in rest:
+            self.state[parameter] = self._adam.state[parameter]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of all kernels."""
+        device = self.param_groups[0]["params"][0].device
+        bad = getattr(self, "found_inf", None)
+        bad = torch.zeros((), device=device) if bad is None else bad
+        for optimizer in (self._muon, self._adam):
+            optimizer.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        before = [matrix.clone() for matrix in self._matrices.values()]
+        for parameter, matrix in self._matrices.items():
+            # A momentum that meets itself as a gradient stays as it is.
+            momentum = self.state[parameter]["momentum_buffer"]
+            if parameter.grad is not None:
+                matrix.grad = torch.where(bad > 0, momentum, _matrix(parameter.grad, parameter))
+        self._muon.step()  # type: ignore[no-untyped-call]
+        for matrix, old in zip(self._matrices.values(), before, strict=True):
+            matrix.copy_(torch.where(bad > 0, old, matrix))
+        vars(self._adam).update(grad_scale=None, found_inf=bad)
+        self._adam.step()
+
+
+def _matrix(kernel: Tensor, like: Tensor) -> Tensor:
+    """``(out, in, z, y, x)`` as ``(out, inputs and taps)``, in the order in which ``like`` lies in memory."""
+    if like.is_contiguous(memory_format=torch.channels_last_3d):
+        kernel = kernel.permute(0, 2, 3, 4, 1)
+    return kernel.flatten(1)

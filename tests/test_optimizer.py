@@ -1,0 +1,118 @@
+"""Muon on kernels: the orthogonal direction, whatever the memory layout, and steps that change nothing."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from equitomo.training.optimizer import KernelMuon
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
+each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels last"])
+
+
+def kernels(layout=torch.contiguous_format):
+    """Two kernels that are matrices, wide and tall, and one with a single map."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4, 3, 3, 3), (40, 1, 3, 3, 3), (1, 6, 1, 1, 1)]
+    return [nn.Parameter(torch.randn(s, generator=generator).to(memory_format=layout)) for s in shapes]
+
+
+def give_gradients(parameters, seed=1, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    for p in parameters:
+        p.grad = scale * torch.randn(p.shape, generator=generator)
+
+
+def values(parameters):
+    return [p.detach().clone() for p in parameters]
+
+
+@each_layout
+def test_the_first_step_goes_along_the_nearest_orthogonal_matrix(layout):
+    parameters = kernels(layout)
+    before, lr = values(parameters), 0.01
+    give_gradients(parameters)
+    KernelMuon(parameters, lr).step()
+    for old, p in list(zip(before, parameters, strict=True))[:2]:
+        taken, gradient = ((old - p).detach().flatten(1), p.grad.flatten(1))
+        u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+        along = torch.diagonal(u.T @ taken @ v.T) / (lr * 0.2 * math.sqrt(max(gradient.shape)))
+        # Five Newton-Schulz iterations leave singular values between about .7 and 1.2, in sixteen bits.
+        assert along.min() > 0.6
+        assert along.max() < 1.3
+        assert (taken - u @ torch.diag(torch.diagonal(u.T @ taken @ v.T)) @ v).norm() < 0.1 * taken.norm()
+
+
+def test_the_scale_of_a_gradient_does_not_matter_to_a_matrix():
+    one, other = kernels(), kernels()
+    for parameters, scale in ((one, 1.0), (other, 1024.0)):
+        give_gradients(parameters, scale=scale)
+        KernelMuon(parameters, 0.01).step()
+    assert all(torch.equal(a, b) for a, b in zip(one[:2], other[:2], strict=True))
+
+
+@each_layout
+def test_a_kernel_with_one_map_learns_with_adam(layout):
+    parameters = kernels(layout)
+    alone = nn.Parameter(parameters[2].detach().clone())
+    mine, adam = KernelMuon(parameters, 0.01), torch.optim.Adam([alone], lr=0.01, fused=True)
+    for seed in range(3):
+        give_gradients(parameters, seed)
+        alone.grad = parameters[2].grad.clone()
+        mine.step()
+        adam.step()
+    assert torch.equal(parameters[2], alone)
+
+
+def test_memory_layout_changes_rounding_only():
+    moved = []
+    for layout in LAYOUTS:
+        parameters = kernels(layout)
+        before = values(parameters)
+        optimizer = KernelMuon(parameters, 0.01)
+        for seed in range(3):
+            give_gradients(parameters, seed)
+            optimizer.step()
+        moved.append([p.detach() - old for p, old in zip(parameters, before, strict=True)])
+    for one, other in zip(*moved, strict=True):
+        assert (one - other).norm() < 0.02 * one.norm()
+
+
+@each_layout
+@pytest.mark.parametrize("already", [0, 2])
+def test_a_bad_step_changes_nothing_and_leaves_no_trace(layout, already):
+    parameters = kernels(layout)
+    optimizer = KernelMuon(parameters, 0.01)
+    for seed in range(already):
+        give_gradients(parameters, seed)
+        optimizer.step()
+    before, state = values(parameters), copy.deepcopy([optimizer.state[p] for p in parameters])
+    give_gradients(parameters, scale=float("nan"))
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+    for p, old in zip(parameters, state, strict=True):
+        assert all(torch.equal(optimizer.state[p][key], value) for key, value in old.items())
+    optimizer.found_inf = torch.zeros(())
+    give_gradients(parameters)
+    optimizer.step()
+    assert not any(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+
+
+def test_the_step_size_is_read_at_every_step():
+    parameters = kernels()
+    before = values(parameters)
+    optimizer = KernelMuon(parameters, 0.01)
+    optimizer.param_groups[0]["lr"] = 0.0
+    give_gradients(parameters)
+    optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+
+
+def test_kernels_that_are_no_matrices_in_memory_are_refused():
+    cut = nn.Parameter(torch.randn(4, 2, 3, 3, 6)[..., :3])
+    with pytest.raises(ValueError, match="kernels must be contiguous"):
+        KernelMuon([cut, *kernels()], 0.01)
