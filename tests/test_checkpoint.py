@@ -1,8 +1,11 @@
 """Checkpoints: whole or not there, checked when read, and never unpickled."""
 
+import hashlib
 import json
 import logging
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -12,6 +15,7 @@ from equitomo import ScaleEquivariantUNet3D, load_network
 from equitomo.training import checkpoint as module
 from equitomo.training.checkpoint import (
     CheckpointError,
+    checkpoint_bytes,
     has_checkpoint,
     load_checkpoint,
     load_weights,
@@ -73,9 +77,42 @@ def test_only_the_last_two_are_kept(tmp_path):
     assert steps(tmp_path) == ["step_00000015", "step_00000020"]
 
 
+def test_every_n_th_is_kept_for_good(tmp_path):
+    for step in (5, 10, 15, 20, 25, 30, 35):
+        save(tmp_path, step, keep_every=10)
+    assert steps(tmp_path) == [f"step_{step:08d}" for step in (10, 20, 30, 35)]
+
+
+def test_checkpoints_of_runs_longer_than_their_names_are_sorted_by_number(tmp_path):
+    for step in (99_999_999, 100_000_000, 100_000_001):
+        save(tmp_path, step)
+    assert load_checkpoint(tmp_path).state["step"] == 100_000_001
+    assert steps(tmp_path) == ["step_100000000", "step_100000001"]
+
+
+def test_a_folder_of_another_name_is_no_checkpoint_and_is_left_alone(tmp_path):
+    (tmp_path / "step_by_step").mkdir()
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    assert load_checkpoint(tmp_path).state["step"] == 15
+    assert (tmp_path / "step_by_step").is_dir()
+
+
+def test_the_size_of_a_checkpoint_is_known_before(tmp_path):
+    weights = dict(network().state_dict())
+    optimizer = {f"{name}.{key}": value.clone() for name, value in weights.items() for key in ("exp_avg", "exp_avg_sq")}
+    tensors = {"weights": weights, "optimizer": optimizer, "averaged": weights}
+    path = save_checkpoint(tmp_path, 1, tensors, {"network": SETTINGS})
+    size = sum(file.stat().st_size for file in path.iterdir())
+    assert size <= checkpoint_bytes(network(), averaged=True) <= size + 100_000
+    without = checkpoint_bytes(network(), averaged=False)
+    assert checkpoint_bytes(network(), averaged=True) - without == sum(4 * value.numel() for value in weights.values())
+
+
 def test_the_same_step_can_be_saved_again(run):
     save(run / "checkpoints", 20, averaged=True)
     assert "averaged" in load_checkpoint(run).tensors
+    assert steps(run / "checkpoints") == ["step_00000010", "step_00000020"]
 
 
 @pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/step_00000020"])
@@ -93,10 +130,16 @@ def test_the_averaged_weights_are_taken_unless_told_otherwise(tmp_path):
     assert equal(load_network(tmp_path, averaged=False), network(5))
 
 
+def test_the_hashes_are_those_of_the_field_s_tool(run):
+    folder = run / "checkpoints" / "step_00000020"
+    done = subprocess.run(["sha256sum", "-c", "state.json.sha256"], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "state.json: OK\n")
+
+
 # Writing ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_written", [0, 1, 2])
+@pytest.mark.parametrize("n_written", [0, 1, 2, 3])
 def test_a_failure_in_the_middle_leaves_nothing_and_the_one_before_loads(run, monkeypatch, n_written):
     written = []
     write = module._write_bytes
@@ -147,12 +190,37 @@ def test_an_older_checkpoint_is_dropped_only_after_the_new_one_is_whole(run, mon
     assert steps(run / "checkpoints") == ["step_00000010", "step_00000020"]
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_stands_in_place_of_the_partial_folder_is_not_written_through(run, tmp_path_factory, kind):
+    outside = tmp_path_factory.mktemp("outside")
+    partial = run / "checkpoints" / ".step_00000030.partial"
+    partial.symlink_to(outside) if kind == "link" else partial.write_text("a file")
+    with pytest.raises(FileExistsError):
+        save(run / "checkpoints", 30)
+    assert list(outside.iterdir()) == []
+    assert load_checkpoint(run).state["step"] == 20
+
+
+def test_files_and_then_folders_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    done = []
+    sync, rename = module.os.fsync, module.Path.rename
+    monkeypatch.setattr(module.os, "fsync", lambda number: (done.append(_name_of(number)), sync(number)))
+    monkeypatch.setattr(module.Path, "rename", lambda self, to: (done.append("rename"), rename(self, to))[1])
+    save(tmp_path / "checkpoints", 5)
+    files = ["weights.safetensors", "optimizer.safetensors", "state.json", "state.json.sha256"]
+    assert done == [tmp_path.name, *files, ".step_00000005.partial", "rename", "checkpoints"]
+
+
+def _name_of(descriptor):
+    return Path(f"/proc/self/fd/{descriptor}").readlink().name
+
+
 # Damage ----------------------------------------------------------------------------------------------
 
 
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
-    content[-10] ^= 1
+    content[len(content) // 3] ^= 1
     path.write_bytes(content)
 
 
@@ -164,14 +232,24 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+NAMES = ["weights.safetensors", "optimizer.safetensors", "state.json", "state.json.sha256"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(run, caplog, damage, name):
     DAMAGES[damage](run / "checkpoints" / "step_00000020" / name)
     with caplog.at_level(logging.WARNING, logger="equitomo"):
         assert equal(load_network(run), network(10))
     assert "step_00000020 cannot be used" in caplog.text
-    assert name in caplog.text
+    assert name.removesuffix(".sha256") in caplog.text
+
+
+def put_state(folder, content):
+    """A state of another program, or of an attacker: its hash is right."""
+    content = content.encode(errors="surrogateescape")
+    (folder / "state.json").write_bytes(content)
+    (folder / "state.json.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  state.json\n")
 
 
 STATES = {
@@ -187,8 +265,7 @@ STATES = {
 
 @pytest.mark.parametrize("content", STATES.values(), ids=STATES.keys())
 def test_a_damaged_state_is_passed_over(run, content):
-    path = run / "checkpoints" / "step_00000020" / "state.json"
-    path.write_text(content, errors="surrogateescape")
+    put_state(run / "checkpoints" / "step_00000020", content)
     assert equal(load_network(run), network(10))
 
 
@@ -198,7 +275,7 @@ def test_a_state_that_points_out_of_its_folder_is_not_followed(run):
     outside = run / "outside.safetensors"
     shutil.copy(path.with_name("weights.safetensors"), outside)
     state["sha256"] = {"../../outside": state["sha256"]["weights"]}
-    path.write_text(json.dumps(state))
+    put_state(path.parent, json.dumps(state))
     assert load_checkpoint(run).path.name == "step_00000010"
 
 
@@ -221,8 +298,8 @@ def test_a_huge_safetensors_header_is_refused(run):
     content = (1 << 62).to_bytes(8, "little") + b"{}"
     (folder / "weights.safetensors").write_bytes(content)
     state = json.loads((folder / "state.json").read_text())
-    state["sha256"]["weights"] = module.hashlib.sha256(content).hexdigest()
-    (folder / "state.json").write_text(json.dumps(state))
+    state["sha256"]["weights"] = hashlib.sha256(content).hexdigest()
+    put_state(folder, json.dumps(state))
     with pytest.raises(CheckpointError, match=r"(?i)header"):
         load_network(folder)
 

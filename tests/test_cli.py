@@ -15,6 +15,7 @@ import pytest
 import torch
 from making import noisy_halves
 
+import equitomo
 from equitomo import (
     IcecreamTrainer,
     TiledPredictor,
@@ -446,12 +447,13 @@ def test_fsc_draws_its_curves(halves, tmp_path):
 class Case:
     """Two good halves in a folder, for a fault to be put in."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, patch=None):
         self.folder, self.out = folder, folder / "run"
         self.first, self.second = noisy_halves((18, 20, 22))
         self.voxel_sizes = [10.0, 10.0]
         self.paths = [folder / "even.mrc", folder / "odd.mrc"]
         self.tilts, self.settings = "-60,60", []
+        self.patch = patch
 
     def write(self):
         for path, half, size in zip(self.paths, (self.first, self.second), self.voxel_sizes, strict=True):
@@ -578,6 +580,54 @@ def out_is_a_file(case):
     case.out.write_text("a file")
 
 
+def init_is_a_pickle(case):
+    torch.save({}, case.folder / "model.pt")
+    case.settings = ["--init", case.folder / "model.pt"]
+
+
+def out_is_a_loop(case):
+    case.out.symlink_to("run")
+
+
+def nul_in_out(case):
+    case.out = "a\0b"
+
+
+def out_without_permission(case):
+    case.write()
+    case.out.mkdir()
+    case.patch.setattr(os, "access", lambda path, mode: False)
+
+
+def full_disk(case):
+    case.write()
+    case.patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40 - 10**5, 10**5))
+
+
+def link_for_a_lock(case):
+    case.out.mkdir()
+    (case.out / "run.lock").symlink_to("/nowhere")
+
+
+def link_for_the_losses(case):
+    case.out.mkdir()
+    (case.out / "losses.csv").symlink_to("/nowhere")
+
+
+def input_among_the_results(case):
+    (case.out / "previews").mkdir(parents=True)
+    case.paths[0] = case.out / "previews" / "even.mrc"
+    case.settings = ["--overwrite"]
+
+
+def configuration(content):
+    def fault(case):
+        (case.folder / "config.yaml").write_bytes(content)
+        case.settings = ["--config", case.folder / "config.yaml"]
+
+    return fault
+
+
 def out_below_a_file(case):
     (case.folder / "file").write_text("a file")
     case.out = case.folder / "file" / "run"
@@ -623,6 +673,25 @@ FAULTS = {
     "50 unknown option": (settings("--stpes", "3"), r"--stpes 3; did you mean 'steps'"),
     "50 abbreviated option": (settings("--checkpoint", "3"), r"[Uu]nrecognized arguments: --checkpoint 3"),
     "55 out is a file": (out_is_a_file, r"--out .*run is a file: name a folder"),
+    "52 an alias bomb": (configuration(b"a: &a [x, x]\nb: [*a, *a]"), r"config\.yaml uses YAML anchors or aliases"),
+    "52 too deep": (configuration(b"steps: " + b"[" * 9999), r"config\.yaml is nested more than 3 deep"),
+    "52 too large": (configuration(b"#" * 70_000), r"config\.yaml has more than 65536 bytes"),
+    "52 a key twice": (configuration(b"steps: 3\nsteps: 4"), r"config\.yaml names 'steps' twice"),
+    "52 another file": (configuration(b"config: other.yaml"), r"config\.yaml names another configuration"),
+    "52 no text": (configuration(b"\xff\xfe"), r"config\.yaml is not a text file"),
+    "52 a long number": (configuration(b"steps: " + b"9" * 5000), r"4300 digits"),
+    "52 a list for a preset": (configuration(b"preset: [tiny]"), r"preset.*\n?.*str"),
+    "53 NUL in out": (nul_in_out, r"without NUL characters, got 'a\\x00b'"),
+    "55 out is a loop": (out_is_a_loop, r"cannot write into --out .*run: File exists"),
+    "55 out without permission": (out_without_permission, r"cannot write into --out .*run: Permission denied"),
+    "56 a link for the lock": (link_for_a_lock, r"cannot write into --out .*run: Too many levels of symbolic links"),
+    "56 a link for the losses": (link_for_the_losses, r"run holds a run already \(losses\.csv\)"),
+    "56 an input among the results": (
+        input_among_the_results,
+        r"even\.mrc is among what a run in .*run writes: move it",
+    ),
+    "57 a full disk": (full_disk, r"disk has 0\.1 MB for this run, which needs about [\d.]+ MB .*Free some space.*run"),
+    "62 init is a pickle": (init_is_a_pickle, r"--init .*model\.pt is a file.*equitomo convert FILE --out CHECKPOINT"),
     "55 out below a file": (out_below_a_file, r"cannot write into --out .*run"),
     "61 init of other width": (None, r"weights of the given network do not fit.*width and levels"),
     "61 init is no checkpoint": (settings("--init", "nowhere"), r"no sound checkpoint in nowhere.*give a run's folder"),
@@ -637,19 +706,20 @@ def assert_refused(status, message, case, before, capsys):
     assert status == 2, captured.err
     assert re.search(message, captured.err), captured.err
     assert "Traceback" not in captured.err
-    assert files_in(case.folder) == before
+    # No folder either.
+    assert set(case.folder.rglob("*")) == before
 
 
 @pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_refused_before_any_work(name, tmp_path, capsys, request):
-    case = Case(tmp_path)
+def test_a_fault_is_refused_before_any_work(name, tmp_path, capsys, request, monkeypatch):
+    case = Case(tmp_path, monkeypatch)
     fault, message = FAULTS[name]
     if fault is None:
         fault = settings("--init", request.getfixturevalue("finished"), "--width", "6")
     fault(case)
     case.write()
-    before = files_in(tmp_path)
+    before = set(tmp_path.rglob("*"))
     assert_refused(case.run(), message, case, before, capsys)
 
 
@@ -820,6 +890,18 @@ def test_a_file_without_the_mark_is_read_if_it_is_asked_for(tmp_path):
 # Exit statuses and the shell -------------------------------------------------------------------------
 
 
+def test_a_stopped_run_goes_on_to_the_bit_wherever_it_was_stopped():
+    """A few of the random moments; `python tests/kills.py` tries as many as one likes."""
+    folder = Path(__file__).parent
+    places = os.pathsep.join([str(Path(equitomo.__file__).parents[1]), str(folder)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
+    arguments = ["--kills", "3", "--steps", "6", "--signals", "SIGKILL", "SIGKILL", "SIGTERM"]
+    command = [sys.executable, str(folder / "kills.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "every run ended as the unbroken one, to the bit" in done.stdout
+
+
 @pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT"])
 def test_a_full_disk_is_74_and_says_what_to_do(halves, tmp_path, monkeypatch, capsys, number):
     def full(*arguments, **settings):
@@ -881,7 +963,7 @@ assert "torch" not in sys.modules and "matplotlib" not in sys.modules
 def test_help_names_every_command():
     done = shell(sys.executable, "-m", "equitomo", "--help")
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("reconstruct", "demo", "train", "predict", "fsc"))
+    assert all(command in done.stdout for command in ("reconstruct", "demo", "train", "predict", "convert", "fsc"))
 
 
 def test_the_console_script_compares_two_files(halves):

@@ -36,6 +36,7 @@ OUT_OF_RANGE = [
     ("margin", -1, "zero or more"),
     ("margin", 36, "less than half of side 72"),
     ("preview_every", -1, "zero or more"),
+    ("keep_every", -1, "zero or more"),
     ("seed", -1, "zero or more"),
     ("seed", 2**64, "zero or more and below"),
     ("levels", 1, "at least 2"),

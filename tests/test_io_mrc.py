@@ -15,7 +15,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mrcfile.dtypes import HEADER_DTYPE
 
@@ -234,7 +234,7 @@ def compressed(**fields):
     return gzip.compress(content(**fields))
 
 
-# Fault number of docs/faults_io.md, content of the file, what the message says.
+# Fault number of docs/faults.md, content of the file, what the message says.
 REFUSED = [
     (1, content()[:-1], r"truncated: the header asks for 1504 bytes, found 1503"),
     (1, content()[:1025], r"truncated: the header asks for 1504 bytes, found 1025"),
@@ -332,12 +332,6 @@ WORDS = st.one_of(
 )
 
 
-@settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 @given(st.lists(st.tuples(PLACES, WORDS), max_size=4), st.integers(0, len(VALID)), st.booleans(), st.booleans())
 def test_any_header_is_either_read_or_refused(tmp_path, changes, cut, is_cut, permissive):
     raw = bytearray(VALID)
@@ -601,7 +595,7 @@ def test_a_folder_without_permission_says_so(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_noticed_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 0, 1000))
-    with pytest.raises(OSError, match="the disk has 1000 bytes left, the volume needs 1504"):
+    with pytest.raises(OSError, match="the disk has 1000 bytes left, the file needs 1504"):
         write_volume(tmp_path / "out.mrc", values("f4"))
     assert_only(tmp_path)
 

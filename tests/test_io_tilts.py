@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from equitomo.geometry import TiltGeometry
@@ -122,7 +122,7 @@ def test_a_star_file_of_several_series_needs_a_name(tmp_path, text, name, low):
 
 GLOBAL = "data_global\nloop_\n_rlnTomoName #1\n_rlnTomoTiltSeriesStarFile #2\nTS_01 tilt_series/TS_01.star\n"
 
-# Fault number of docs/faults_io.md, name, content, what the message says.
+# Fault number of docs/faults.md, name, content, what the message says.
 REFUSED = [
     (30, "a.tlt", "", "the tilt file is empty"),
     (30, "a.tlt", " \n\n", "the tilt file is empty"),
@@ -221,12 +221,6 @@ SEEDS = {".tlt": LIST, ".mdoc": MDOC, ".aln": ALN, ".star": SERIES}
 PIECES = st.one_of(st.text(max_size=8), st.sampled_from(["\n", "loop_", "data_", "[ZValue = 9]", "1e999", "#", '"']))
 
 
-@settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 @given(st.sampled_from(list(SEEDS)), st.lists(st.tuples(st.integers(0, 700), PIECES), max_size=5))
 def test_any_text_is_either_read_or_refused(tmp_path, extension, changes):
     text = SEEDS[extension]

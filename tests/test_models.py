@@ -190,6 +190,7 @@ CONTAINERS = {
     "in a checkpoint": lambda state: {"iteration": 100, "model_state_dict": state, "loss": [0.5]},
     "of a distributed run": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
     "of a compiled run": lambda state: {"model": {f"_orig_mod.{key}": value for key, value in state.items()}},
+    "of two views": lambda state: {"state_dict": {f"module.network.{key}": value for key, value in state.items()}},
     "of both": lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
 }
 
@@ -282,6 +283,11 @@ def without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
         (lambda s: without(s, "encoders"), "holds no encoder"),
         (lambda s: without(s, "decoders.0"), "does not fit a U-Net of width 4 with 3 levels"),
         (lambda s: s | {"final_conv.weight": torch.zeros(1, 6, 1, 1, 1)}, "does not fit a U-Net of width 6"),
+        (lambda s: s | {"final_conv.weight": torch.zeros(())}, "holds no encoder"),
+        (
+            lambda s: s | {"final_conv.weight": torch.zeros(1).expand(1, 10**9, 1, 1, 1)},
+            "does not fit a U-Net of width 1",
+        ),
         (lambda s: s | {"extra": torch.zeros(1)}, "does not fit a U-Net of width 4"),
     ],
 )

@@ -68,8 +68,8 @@ def test_the_running_mean_looks_back_over_its_window():
 
 
 def test_a_picture_that_fails_leaves_no_file(tmp_path, monkeypatch):
-    def fail(self, path, **kwargs):
-        path.write_bytes(b"half a picture")
+    def fail(self, file, **kwargs):
+        file.write(b"half a picture")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", fail)
@@ -148,3 +148,11 @@ def test_the_spectrum_of_a_plane_wave_peaks_at_its_frequency():
     spectrum = report.log_power(volume)
     peaks = {tuple(place) for place in (spectrum > spectrum.max() - 0.5).nonzero().tolist()}
     assert {(22, 19), (10, 13)} <= peaks
+
+
+def test_a_link_under_the_name_of_a_picture_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "picture.png").symlink_to("victim")
+    report.draw_preview(tmp_path / "picture.png", torch.rand(8, 8, 8), torch.rand(8, 8, 8), "title")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -23,7 +23,7 @@ from equitomo import (
 )
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
-from equitomo.training.checkpoint import CheckpointError, load_checkpoint
+from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.step import learning_rate
 
 TINY = {
@@ -388,6 +388,40 @@ def test_resuming_with_another_network_is_refused(pair, unbroken):
         IcecreamTrainer(pair, tiny(width=6), out=unbroken, resume=True)
 
 
+def test_resuming_with_other_tilts_is_refused_with_both(unbroken):
+    other = noisy_pair((20, 20, 20), geometry=(-50.0, 50.0))
+    with pytest.raises(CheckpointError, match=r"run with other tilts: .*\[-60\.0, 60\.0\].*now .*\[-50\.0, 50\.0\]"):
+        IcecreamTrainer(other, tiny(), out=unbroken, resume=True)
+
+
+def test_resuming_a_network_without_its_training_is_refused(pair, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    last = load_checkpoint(tmp_path)
+    write_checkpoint(last.path, {"weights": last.tensors["weights"]}, last.state)
+    with pytest.raises(CheckpointError, match="no training to go on with"):
+        IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
+
+
+def test_losses_of_another_program_are_not_taken_for_those_of_the_run(pair, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "losses.csv").write_text("epoch;loss\none;2\n")
+    with pytest.raises(CheckpointError, match=r"losses\.csv holds rows that this program did not write: move it away"):
+        IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
+
+
+def test_checkpoints_at_multiples_of_a_number_are_kept(pair, tmp_path):
+    IcecreamTrainer(pair, tiny(checkpoint_every=5, keep_every=4), out=tmp_path).train()
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
+
+
+def test_a_run_says_how_much_it_writes_at_most(pair, tmp_path):
+    trainer = IcecreamTrainer(pair, tiny(checkpoint_every=4, keep_every=4), out=tmp_path).train()
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    # One more checkpoint while it is written, and the last two besides those kept for good.
+    assert written < trainer.bytes_to_write < 3 * written + 600_000
+
+
 @pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("float16", "float32"), ("float16", "bfloat16")])
 def test_the_precision_may_change_when_a_run_is_resumed(pair, tmp_path, before, after):
     IcecreamTrainer(pair, tiny(precision=before), out=tmp_path).train(until=2)
@@ -489,6 +523,27 @@ def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
     assert resumed.skipped == 2
     with pytest.raises(TrainingDivergedError, match="last 3 steps, up to step 7"):
         resumed.train()
+
+
+def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tmp_path):
+    trainer = IcecreamTrainer(pair, tiny(precision="float16"), out=tmp_path)
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**34)
+    before = state(trainer)
+    trainer.train(until=1)
+    assert equal(before, {name: value for name, value in state(trainer).items() if name in before})
+    assert trainer.skipped == 1
+    trainer.train()
+    assert 1 < trainer.skipped < 12
+    assert sum(int(row["skipped"]) for row in rows(tmp_path)) == trainer.skipped
+    assert trainer._scaler.get_scale() == 2.0 ** (34 - trainer.skipped)
+    assert not equal(state(trainer), before)
+
+
+def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
+    trainer = spoil(IcecreamTrainer(pair, tiny(precision="float16", steps=40), out=tmp_path), set(range(6, 40)), 1e30)
+    with pytest.raises(TrainingDivergedError, match=r"no finite gradient in the last 24 steps, up to step 30"):
+        trainer.train()
+    assert all(torch.isfinite(value).all() for value in load_network(tmp_path).state_dict().values())
 
 
 def test_float16_scales_its_losses(pair):

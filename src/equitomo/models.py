@@ -194,8 +194,8 @@ def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = 
     """The network of a checkpoint of the reference program, ``model_iteration_*.pt``.
 
     The file is a pickle; only tensors and plain containers are read from it, no code is run. Width and
-    levels are read from the weights, and the prefixes that DistributedDataParallel and ``torch.compile``
-    leave (``module.``, ``_orig_mod.``) are dropped.
+    levels are read from the weights, and the prefixes that DistributedDataParallel, ``torch.compile`` and
+    :class:`TwoViewReconstructor` leave (``module.``, ``_orig_mod.``, ``network.``) are dropped.
 
     Parameters
     ----------
@@ -242,7 +242,8 @@ def _find_state(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def _bare(key: str) -> str:
-    while key.startswith(("module.", "_orig_mod.")):
+    # DistributedDataParallel, torch.compile, TwoViewReconstructor and a module around that one.
+    while key.startswith(("module.", "_orig_mod.", "network.", "model.")):
         key = key.partition(".")[2]
     return key
 
@@ -253,12 +254,22 @@ def _network_from(state: dict[str, Tensor], path: str | Path) -> ScaleEquivarian
         raise ValueError(f"{path} was trained with biases ({biased[0]}, ...): that network is not scale-equivariant")
     first = state.get("encoders.0.basic_module.SingleConv1.conv.weight")
     levels = sum(key.endswith("SingleConv2.conv.weight") and key.startswith("encoders.") for key in state)
-    out_channels, width = state["final_conv.weight"].shape[:2]
-    if first is None or levels < 2:
+    last = state["final_conv.weight"]
+    if first is None or first.ndim != 5 or last.ndim != 5 or levels < 2:
         raise ValueError(f"{path} holds no encoder of a U-Net of the reference program")
-    network = ScaleEquivariantUNet3D(first.shape[1], out_channels, width=width, levels=levels)
+    out_channels, width = last.shape[:2]
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+        # Without memory as yet: a small file can name any size.
+        with torch.device("meta"):
+            network = ScaleEquivariantUNet3D(first.shape[1], out_channels, width=width, levels=levels)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit a U-Net of width {width} with {levels} levels: {error}") from error
+    expected, found = ({key: value.shape for key, value in d.items()} for d in (network.state_dict(), state))
+    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if differing:
+        raise ValueError(
+            f"{path} does not fit a U-Net of width {width} with {levels} levels: {', '.join(differing[:3])}"
+        )
+    network.to_empty(device="cpu")
+    network.load_state_dict(state)
     return network

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from equitomo.fourier import rfftn
 from equitomo.geometry import TiltGeometry
+from equitomo.io import beside
 from equitomo.metrics import FourierShellCorrelation, cosine_taper
 
 if TYPE_CHECKING:
@@ -180,9 +181,6 @@ def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) ->
 def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, dpi=110, format=path.suffix.lstrip("."))
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with beside(path, overwrite=True) as file:
+        figure.savefig(file, dpi=110, format=path.suffix.lstrip("."))
+    return path

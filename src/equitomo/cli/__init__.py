@@ -8,18 +8,20 @@ import sys
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from equitomo.cli.configuration import preset_of, values_of
 from equitomo.cli.options import (
+    Converted,
     Correlation,
     Demo,
     Geometry,
     Halves,
     HalvesOrTable,
     OneOrTwo,
+    Pickle,
     PredictFiles,
     Prediction,
     RunFolder,
@@ -53,9 +55,14 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
         (OneOrTwo, PredictFiles, RunGeometry, Prediction),
         None,
     ),
+    "convert": (
+        "Make a checkpoint of one that torch.save wrote (a pickle: only tensors are taken from it, no code is run).",
+        (Pickle, Converted),
+        None,
+    ),
     "fsc": ("Fourier shell correlation of two volumes.", (Halves, Correlation), None),
 }
-_POSITIONAL = (Halves, OneOrTwo)
+_POSITIONAL = (Halves, OneOrTwo, Pickle)
 # Positions that may stay empty: jsonargparse would make options of them.
 _MAY_BE_EMPTY = {
     OneOrTwo: {"second": "The other half; the reconstructions are averaged."},
@@ -72,10 +79,16 @@ _SWITCHES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it worked, 2 for bad input, 130 if interrupted after saving, 74 if a disk is full."""
-    arguments = _normalised(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser(_preset(arguments))
-    parsed = parser.parse_args(arguments)
+    """Run one command; 0 if it worked, 2 for bad input, 130 if interrupted after saving, 74 if writing failed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _normalised(given)
+    try:
+        parser = _parser(_preset(arguments))
+        parsed = parser.parse_args(arguments)
+    except (ValueError, OSError) as error:
+        # The parser lets some through, as that of a number with thousands of digits.
+        print(f"equitomo: {error}", file=sys.stderr)
+        return 2
     command: str = parsed["subcommand"]
     options = _options(parser, command, parsed[command])
     # Only now, with the arguments in order, is it worth waiting for torch.
@@ -83,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return commands.run(command, options)
+        return commands.run(command, options, given)
 
 
 class _Parser(ArgumentParser):  # type: ignore[misc]
@@ -118,7 +131,9 @@ def _parser(preset: str | None) -> _Parser:
             for position, meaning in may_be_empty.items():
                 command.add_argument(position, nargs="?", default=SUPPRESS, help=meaning)
         if default is not None:
-            command.add_argument("--preset", default=preset or default, help="Training settings to start from.")
+            command.add_argument(
+                "--preset", type=str, default=preset or default, help="Training settings to start from."
+            )
             command.set_defaults(TrainingConfig.preset(preset or default).as_dict())  # type: ignore[arg-type]
         commands.add_subcommand(name, command, help=purpose)
     return parser
@@ -155,27 +170,11 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
 
 def _preset(arguments: Sequence[str]) -> str | None:
     """The preset named on the command line or in the configuration: it sets the defaults of all the rest."""
-    found = _value(arguments, "--preset")
-    path = _value(arguments, "--config")
-    if found is None and path is not None and Path(path).is_file():
-        match = re.search(r"^preset:\s*['\"]?(\w+)", Path(path).read_text(errors="replace"), re.MULTILINE)
-        found = match.group(1) if match else None
+    configured, given = preset_of(arguments), values_of(arguments, "--preset")
+    found = given[-1] if given else configured
     if found is not None:
-        try:
-            TrainingConfig.preset(found)  # type: ignore[arg-type]
-        except ValueError as error:
-            print(f"equitomo: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        TrainingConfig.preset(found)  # type: ignore[arg-type]
     return found
-
-
-def _value(arguments: Sequence[str], option: str) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        if argument == option:
-            return following
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-    return None
 
 
 def _version() -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from equitomo import report
+from equitomo.cli import convert, run_folder
+from equitomo.cli.interruption import interruptible
+from equitomo.cli.manifest import Invocation
 from equitomo.cli.options import (
+    Converted,
     Correlation,
     Demo,
     Geometry,
     Halves,
     HalvesOrTable,
     OneOrTwo,
+    Pickle,
     PredictFiles,
     Prediction,
     RunFolder,
@@ -45,30 +49,41 @@ from equitomo.datasets import (
 )
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.inference import TiledPredictor
-from equitomo.io import TableRow, Volume, read_table, read_tilts, read_volume, require_writable, write_volume
+from equitomo.io import (
+    TableRow,
+    Volume,
+    named,
+    read_table,
+    read_tilts,
+    read_volume,
+    require_place,
+    require_writable,
+    write_volume,
+    write_whole,
+)
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
-from equitomo.models import load_icecream_checkpoint
 from equitomo.precision import chosen_device
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
-from equitomo.training.checkpoint import has_checkpoint, load_checkpoint, load_network
+from equitomo.training.checkpoint import load_checkpoint, load_network
 
 Options = dict[type, Any]
 Job = Callable[[], None]
 
-# What a run leaves in its folder, and what --overwrite therefore may remove.
-_LEAVINGS = ("checkpoints", "previews", "losses.csv", "losses.png", "reconstruction.mrc", "slices.png")
 
-
-def run(command: str, options: Options) -> int:
+def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
     """Check the input of a command, then do it; the exit status."""
+    options = {**options, Invocation: Invocation(command, tuple(arguments))}
     try:
-        try:
-            job = _COMMANDS[command](options)
-        except (ValueError, OSError) as error:
-            print(f"equitomo: {error}", file=sys.stderr)
-            return 2
-        job()
+        with interruptible(), ExitStack() as stack:
+            try:
+                if RunFolder in options:
+                    stack.enter_context(run_folder.occupied(options[RunFolder], run_folder.LEAVINGS[command]))
+                job = _COMMANDS[command](options)
+            except (ValueError, OSError) as error:
+                print(f"equitomo: {error}", file=sys.stderr)
+                return 2
+            job()
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
         print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
         return 130
@@ -84,41 +99,59 @@ def run(command: str, options: Options) -> int:
 
 @dataclass(frozen=True)
 class _Input:
-    """Two halves, checked, with the file whose header the output takes over."""
+    """Two halves, checked, with the files they and what belongs to them came from."""
 
     pair: TomogramPair
-    like: Volume | None
+    files: dict[str, Volume | Path]
+
+    @property
+    def like(self) -> Volume:
+        """The file whose header the output takes over."""
+        first = self.files["first"]
+        assert isinstance(first, Volume)
+        return first
 
 
 def _prepare_train(options: Options) -> Job:
-    folder = _claim(options[RunFolder])
+    folder = Path(options[RunFolder].out)
     given, tilts = options[HalvesOrTable], options[TrainingGeometry]
+    pairs: TomogramPair | list[StoredTomogramPair]
+    files: dict[str, Volume | Path]
     if given.table is not None:
-        trainer = _trainer(options, folder, _read_table(options))
+        pairs, files = _read_table(options)
     else:
         if tilts.tilts is None:
             raise ValueError("--tilts is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
         halves = Halves(given.first, given.second, given.permissive, given.nan)
         source = _read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
-        trainer = _trainer(options, folder, source.pair)
-    return lambda: _train(trainer, folder)
+        pairs, files = source.pair, source.files
+    trainer = _trainer(options, folder, pairs)
+    record = run_folder.ready(options, trainer, files)
+
+    def job() -> None:
+        with record.kept():
+            _train(trainer, folder)
+
+    return job
 
 
 def _prepare_reconstruct(options: Options) -> Job:
-    folder, source = _claim(options[RunFolder]), _read_pair(options)
+    folder, source = Path(options[RunFolder].out), _read_pair(options)
     _require_range(source.pair.restore(source.pair.volumes), options[Prediction].dtype)
     trainer = _trainer(options, folder, source.pair)
+    record = run_folder.ready(options, trainer, source.files)
 
     def job() -> None:
-        _train(trainer, folder)
-        _reconstruct(trainer, folder, source, options[Prediction])
+        with record.kept():
+            _train(trainer, folder)
+            _reconstruct(trainer, folder, source, options[Prediction])
 
     return job
 
 
 def _prepare_demo(options: Options) -> Job:
     demo: Demo = options[Demo]
-    folder = _claim(options[RunFolder])
+    folder = Path(options[RunFolder].out)
     if demo.size < options[TrainingConfig].side:
         raise ValueError(f"--size {demo.size} is less than the side of a training cube, {options[TrainingConfig].side}")
 
@@ -128,25 +161,32 @@ def _prepare_demo(options: Options) -> Job:
     halves = simulate_halves((demo.size,) * 3, geometry, snr=demo.snr, generator=generator)
     pair = TomogramPair(halves.first, halves.second, geometry, voxel_size=_DEMO_VOXEL, name=str(folder))
     trainer = _trainer({**options, TrainingInput: TrainingInput()}, folder, pair)
+    record = run_folder.ready(options, trainer, {})
 
     def job() -> None:
-        files = {"even": halves.first, "odd": halves.second, "truth": halves.truth}
-        for name, volume in files.items():
-            write_volume(folder / f"{name}.mrc", volume.numpy(), voxel_size=_DEMO_VOXEL, overwrite=True)
-        (folder / "tilts.tlt").write_text("".join(f"{angle:.2f}\n" for angle in geometry.angles))
-        _train(trainer, folder)
-        source = _Input(pair, read_volume(folder / "even.mrc"))
-        _reconstruct(trainer, folder, source, options[Prediction], truth=halves.truth)
+        with record.kept():
+            files = {"even": halves.first, "odd": halves.second, "truth": halves.truth}
+            for name, volume in files.items():
+                write_volume(folder / f"{name}.mrc", volume.numpy(), voxel_size=_DEMO_VOXEL, overwrite=True)
+            angles = "".join(f"{angle:.2f}\n" for angle in geometry.angles)
+            write_whole(folder / "tilts.tlt", angles.encode(), overwrite=True)
+            _train(trainer, folder)
+            source = _Input(pair, {"first": read_volume(folder / "even.mrc")})
+            _reconstruct(trainer, folder, source, options[Prediction], truth=halves.truth)
 
     return job
 
 
 def _prepare_predict(options: Options) -> Job:
     files: PredictFiles = options[PredictFiles]
-    out = Path(files.out)
+    out = named(files.out)
     require_writable(out, overwrite=files.overwrite)
+    _require_other(out, options[OneOrTwo].first, options[OneOrTwo].second)
     checkpoint = load_checkpoint(Path(files.run))
     volumes, scale = _read_volumes(options[OneOrTwo], checkpoint.state["config"]["normalization"])
+    require_writable(
+        out, overwrite=files.overwrite, n_bytes=run_folder.output_bytes(volumes[0].data.size, options[Prediction])
+    )
     _require_range(torch.from_numpy(volumes[0].as_float32().copy()), options[Prediction].dtype)
     geometry = _run_geometry(options[RunGeometry], checkpoint.state["geometries"])
     network = load_network(checkpoint.path).to(chosen_device(files.device)).to(memory_format=torch.channels_last_3d)
@@ -170,6 +210,9 @@ def _prepare_predict(options: Options) -> Job:
 
 def _prepare_fsc(options: Options) -> Job:
     halves, compare = options[Halves], options[Correlation]
+    if compare.picture is not None:
+        require_place(compare.picture, overwrite=compare.overwrite)
+        _require_other(Path(compare.picture), halves.first, halves.second)
     first, second = _read_halves(halves)
     for volume in (first, second):
         require_usable(torch.from_numpy(volume.as_float32().copy()), str(volume.path))
@@ -190,38 +233,17 @@ def _prepare_fsc(options: Options) -> Job:
     return job
 
 
-def _claim(options: RunFolder) -> Path:
-    """The run's folder, there, writable, and without an earlier run unless that was asked for."""
-    folder = Path(options.out)
-    if options.resume and options.overwrite:
-        raise ValueError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--out {folder} is a file: name a folder")
-    left = [name for name in _LEAVINGS if (folder / name).exists()]
-    if left and not (options.resume or options.overwrite):
-        raise FileExistsError(
-            f"{folder} holds a run already ({', '.join(left)}): go on with --resume, replace it with --overwrite, or "
-            "choose another --out"
-        )
-    if options.resume and not has_checkpoint(folder):
-        raise FileNotFoundError(f"there is no checkpoint in {folder} to resume: leave --resume out to start there")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write into --out {folder}: {error.strerror or error}") from error
-    return folder
+def _prepare_convert(options: Options) -> Job:
+    file, given = options[Pickle].file, options[Converted]
+    out = convert.require_target(given)
+    network = convert.read(file, given)
+    return lambda: convert.write(network, file, out)
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left."""
-    for path in (folder / name for name in _LEAVINGS):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _require_other(out: Path, *inputs: str | None) -> None:
+    """Refuse to put the result in the place of what it is made from."""
+    if any(path is not None and out.resolve() == Path(path).resolve() for path in inputs):
+        raise ValueError(f"{out} is one of the inputs: choose another name for the result")
 
 
 def _require_range(volume: Tensor, dtype: str) -> None:
@@ -236,22 +258,27 @@ def _read_pair(options: Options) -> _Input:
     first, second = _read_halves(halves)
     geometry = _geometry(options[Geometry].tilts, options[Geometry].tilt_axis)
     voxel_size = first.voxel_size if min(first.voxel_size) > 0 else None
+    files: dict[str, Volume | Path] = {"first": first, "second": second}
+    if Path(options[Geometry].tilts).is_file():
+        files["tilts"] = Path(options[Geometry].tilts)
+    if given.mask not in (None, "auto"):
+        files["mask"] = read_volume(given.mask)
     pair = TomogramPair(
         first,
         second,
         geometry,
         voxel_size=voxel_size,
-        mask=None if given.mask in (None, "auto") else read_volume(given.mask),
+        mask=mask if isinstance(mask := files.get("mask"), Volume) else None,
         normalization=options[TrainingConfig].normalization,
         name=f"{halves.first} and {halves.second}",
     )
     if given.mask == "auto":
         pair.mask = specimen_mask(pair.volumes.mean(0))
-    return _Input(pair, first)
+    return _Input(pair, files)
 
 
-def _read_table(options: Options) -> list[StoredTomogramPair]:
-    """The tomograms of a table, of which no more than the headers are read."""
+def _read_table(options: Options) -> tuple[list[StoredTomogramPair], dict[str, Volume | Path]]:
+    """The tomograms of a table, of which no more than the headers are read, and all files that belong to them."""
     given, tilts, mask = options[HalvesOrTable], options[TrainingGeometry], options[TrainingInput].mask
     if mask not in (None, "auto"):
         raise ValueError(f"--mask {mask} cannot fit all tomograms of a table: name their masks in its column mask")
@@ -260,23 +287,29 @@ def _read_table(options: Options) -> list[StoredTomogramPair]:
         if (of_row := row.tilts or tilts.tilts) is None:
             raise ValueError("no tilts: name them in the column tilts, or with --tilts for all")
         inside = row.mask or mask
+        first, second = (read_volume(path, permissive=given.permissive) for path in (row.first, row.second))
+        volume = None if inside in (None, "auto") else read_volume(inside)
+        own = {"first": first, "second": second, "mask": volume, "tilts": Path(of_row)}
+        for name, file in own.items():
+            if isinstance(file, Volume) or (file is not None and file.is_file()):
+                files[f"line {row.line}: {name}"] = file
         return StoredTomogramPair(
-            read_volume(row.first, permissive=given.permissive),
-            read_volume(row.second, permissive=given.permissive),
+            first,
+            second,
             _geometry(of_row, row.tilt_axis or tilts.tilt_axis),
-            mask=None if inside is None else "auto" if inside == "auto" else read_volume(inside),
+            mask=volume or ("auto" if inside == "auto" else None),
             normalization=options[TrainingConfig].normalization,
             nan=given.nan,
             name=f"{row.first} and {row.second} (line {row.line} of {given.table})",
         )
 
-    pairs = []
+    pairs, files = [], dict[str, Volume | Path](table=Path(given.table))
     for row in read_table(given.table):
         try:
             pairs.append(pair(row))
         except (ValueError, OSError) as error:
             raise ValueError(f"{given.table}: line {row.line}: {error}") from error
-    return pairs
+    return pairs, files
 
 
 def _read_halves(files: Halves | OneOrTwo) -> tuple[Volume, Volume]:
@@ -328,6 +361,8 @@ def _run_geometry(given: RunGeometry, saved: list[dict[str, Any]]) -> TiltGeomet
     if given.tilts is not None:
         axes = {geometry["tilt_axis"] for geometry in saved}
         return _geometry(given.tilts, given.tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
+    if not saved:
+        raise ValueError("the checkpoint was converted and knows no tilts: give --tilts")
     if len(saved) > 1:
         raise ValueError("the run was trained on several tilt ranges: say with --tilts which one this tomogram has")
     geometry = TiltGeometry(**saved[0])
@@ -337,21 +372,18 @@ def _run_geometry(given: RunGeometry, saved: list[dict[str, Any]]) -> TiltGeomet
 def _trainer(
     options: Options, folder: Path, pairs: TomogramPair | Sequence[TomogramPair | StoredTomogramPair]
 ) -> IcecreamTrainer:
-    run_folder: RunFolder = options[RunFolder]
+    resume = options[RunFolder].resume
     trainer = IcecreamTrainer(
         pairs,
         options[TrainingConfig],
-        out=folder if run_folder.resume else None,
-        resume=run_folder.resume,
+        out=folder if resume else None,
+        resume=resume,
         init=_initial_network(options[TrainingInput].init),
         preview=_Preview(folder / "previews"),
     )
     if Prediction in options:
         # Tiles that do not fit are to be refused before the training, not after it.
         _predictor(trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config)
-    if run_folder.overwrite:
-        # All that was given is in order: what is there may go now, and not before.
-        _clear(folder)
     trainer.out = folder
     return trainer
 
@@ -359,8 +391,12 @@ def _trainer(
 def _initial_network(init: str | None) -> nn.Module | None:
     if init is None:
         return None
-    # Kernels of the reference program see the axes in another order than volumes are read in here.
-    return load_icecream_checkpoint(init, axes="zyx") if Path(init).is_file() else load_network(init)
+    if Path(init).is_file():
+        raise ValueError(
+            f"--init {init} is a file, not a run or a checkpoint folder. Nothing else is read here; a checkpoint that "
+            "torch.save wrote becomes one by `equitomo convert FILE --out CHECKPOINT`"
+        )
+    return load_network(init)
 
 
 class _Preview:
@@ -473,6 +509,7 @@ def _print_curves(curves: dict[str, FourierShellCorrelation], voxel_size: float 
 
 _DEMO_VOXEL = 10.0
 _COMMANDS: dict[str, Callable[[Options], Job]] = {
+    "convert": _prepare_convert,
     "demo": _prepare_demo,
     "fsc": _prepare_fsc,
     "predict": _prepare_predict,

@@ -143,11 +143,14 @@ class RunFolder:
         Go on with a run that was stopped.
     overwrite
         Replace what an earlier run left in the folder.
+    break_lock
+        Take a folder that a process seems to use which is gone for certain.
     """
 
     out: str
     resume: bool = False
     overwrite: bool = False
+    break_lock: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class TrainingInput:
         A file that is non-zero where the specimen is, or "auto" to find it; cubes elsewhere are not used. With a table
         "auto" is for the tomograms for which it names none.
     init
-        A run, a checkpoint, or a checkpoint of the reference program to start from.
+        A run or a checkpoint to start from; `equitomo convert` makes one of a checkpoint of the reference program.
     """
 
     mask: str | None = None
@@ -221,6 +224,40 @@ class PredictFiles:
 
 
 @dataclass(frozen=True)
+class Pickle:
+    """What to convert.
+
+    Parameters
+    ----------
+    file
+        A checkpoint written by torch.save: of the reference program, or of this network; also one of
+        DistributedDataParallel or torch.compile.
+    """
+
+    file: str
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What it becomes.
+
+    Parameters
+    ----------
+    out
+        The checkpoint to write, a folder that --init and predict --run take.
+    axes
+        The order of the axes of the volumes that the network was trained on: "yxz" as in the reference program, or
+        "zyx" as in this package.
+    overwrite
+        Replace a checkpoint that is there.
+    """
+
+    out: str
+    axes: Literal["yxz", "zyx"] = "yxz"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class Correlation:
     """How volumes are compared.
 
@@ -232,11 +269,14 @@ class Correlation:
         The axis of the volume that the specimen was tilted about.
     picture
         A PNG file to draw the curves into.
+    overwrite
+        Replace the picture if it is there.
     """
 
     tilts: str | None = None
     tilt_axis: Literal["y", "x"] = "y"
     picture: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.picture is not None and not self.picture.lower().endswith(".png"):

@@ -4,20 +4,29 @@ from .errors import FileFormatError, FileFormatWarning
 from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
 from .mrc_write import require_writable, write_volume
+from .opening import named
+from .placing import PARTIAL, beside, flush_folder, no_link, require_place, write_whole
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .voxels import StoredVoxels
 
 __all__ = [
+    "PARTIAL",
     "FileFormatError",
     "FileFormatWarning",
     "MrcHeader",
     "StoredVoxels",
     "TableRow",
     "Volume",
+    "beside",
+    "flush_folder",
+    "named",
+    "no_link",
     "read_table",
     "read_tilts",
     "read_volume",
+    "require_place",
     "require_writable",
     "write_volume",
+    "write_whole",
 ]

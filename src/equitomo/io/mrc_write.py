@@ -1,12 +1,5 @@
 """Write tomograms in the MRC format, whole or not at all."""
 
-import errno
-import os
-import secrets
-import shutil
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -16,6 +9,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from .mrc import Volume
 from .mrc_header import HEADER_BYTES, Array, Axes, byte_order
 from .opening import named
+from .placing import beside, require_place
 
 SLAB_BYTES = 1 << 22
 
@@ -91,7 +85,8 @@ def write_volume(
     record["mode"] = 2 if dtype == "float32" else 12
     extended = like.header.extended if like else b""
     n_bytes = HEADER_BYTES + len(extended) + data.size * np.dtype(dtype).itemsize
-    with _beside(path, overwrite=overwrite, n_bytes=n_bytes) as file:
+    require_writable(path, overwrite=overwrite, n_bytes=n_bytes)
+    with beside(path, overwrite=overwrite) as file:
         file.write(record.tobytes() + extended)
         statistics = _write_slabs(file, data, np.dtype(dtype).newbyteorder(cast(Any, byte_order(record))))
         record["dmin"], record["dmax"], record["dmean"], record["rms"] = statistics
@@ -105,20 +100,7 @@ def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: in
     target = named(target)
     if target.suffix.lower() in (".gz", ".bz2"):
         raise ValueError(f"path must not end in {target.suffix}: packed files are not written, got {target}")
-    try:
-        if not stat.S_ISDIR(target.parent.stat().st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        free = shutil.disk_usage(target.parent).free
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "cannot write a volume: the name is taken by a folder", str(target))
-    if not overwrite and os.path.lexists(target):
-        raise _exists(target)
-    if free < n_bytes:
-        raise OSError(errno.ENOSPC, f"the disk has {free} bytes left, the volume needs {n_bytes}", str(target))
+    require_place(target, overwrite=overwrite, n_bytes=n_bytes)
 
 
 def _new_header(
@@ -194,58 +176,3 @@ def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[flo
     if not np.isfinite([low, high, mean, square]).all():
         return 0.0, -1.0, -2.0, -1.0  # MRC2014's way to say that they are not known
     return low, high, mean, float(np.sqrt(square / count))
-
-
-@contextmanager
-def _beside(target: Path, *, overwrite: bool, n_bytes: int) -> Iterator[BinaryIO]:
-    """Open a new file beside the target that takes its name at the end, if all went well."""
-    require_writable(target, overwrite=overwrite, n_bytes=n_bytes)
-    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
-    # A link put there by someone else must be neither followed nor replaced.
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(partial, flags, 0o666)
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(partial, target, overwrite)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _cannot_write(target: Path, error: OSError) -> OSError:
-    """Error of the same kind that names the target and the remedy."""
-    remedy = f"cannot write in the folder {target.parent}: {error.strerror}. Give one that exists and is writable"
-    return type(error)(error.errno, remedy, str(target))
-
-
-def _exists(target: Path) -> FileExistsError:
-    """Error for a target that is there already."""
-    remedy = "exists already; choose another name, or allow to replace it with overwrite=True (--overwrite)"
-    return FileExistsError(errno.EEXIST, remedy, str(target))
-
-
-def _publish(partial: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished file its name, and make that last."""
-    if overwrite:
-        partial.replace(target)
-    else:
-        try:
-            # Unlike a rename, a link never replaces a file that appeared in the meantime.
-            os.link(partial, target, follow_symlinks=False)
-        except FileExistsError as error:
-            raise _exists(target) from error
-        except OSError as error:  # some file systems have no links
-            if os.path.lexists(target):
-                raise _exists(target) from error
-            partial.replace(target)
-    if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

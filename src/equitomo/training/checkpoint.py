@@ -17,10 +17,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from equitomo.io import flush_folder
 from equitomo.models import ScaleEquivariantUNet3D
 
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
+_STATE_HASH = "state.json.sha256"
+# Headers, names and the state, generously.
+_OTHER_BYTES = 1 << 16
 
 
 class CheckpointError(ValueError):
@@ -47,33 +51,58 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int = 2
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    *,
+    keep: int = 2,
+    keep_every: int = 0,
 ) -> Path:
-    """Write ``folder/step_XXXXXXXX``, then drop all but the last ``keep``.
-
-    The checkpoint is written under another name, flushed to disk and renamed: whatever interrupts it, the
-    ones before stay whole and no half of one is ever found.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``folder/step_XXXXXXXX``, then drop all but the last ``keep`` and those at multiples of ``keep_every``."""
     final = folder / f"step_{step:08d}"
-    partial = folder / f".{final.name}.partial"
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        flush_folder(folder.parent)
     for left in folder.glob(".step_*.partial"):
         # Of a process that was killed while it wrote.
         shutil.rmtree(left, ignore_errors=True)
+    write_checkpoint(final, tensors, {**state, "step": step})
+    for old in _candidates(folder)[keep:]:
+        if not (keep_every and _step_of(old) % keep_every == 0):
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Write one checkpoint folder, in place of the one of that name if there is one.
+
+    It is written under another name, flushed to disk and renamed: whatever interrupts it, no half of one is ever
+    found under its name. Every file is covered by a hash: ``state.json`` holds those of the tensors, and
+    ``state.json.sha256`` its own, in the form that ``sha256sum -c`` reads.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    # What a killed process left goes; a file or a link stays and makes mkdir fail: nothing is written through it.
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         hashes = {name: _write_tensors(partial / f"{name}.safetensors", group) for name, group in tensors.items()}
-        _write_bytes(partial / _STATE, json.dumps({**state, "step": step, "sha256": hashes}, indent=1).encode())
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+        content = json.dumps({**state, "sha256": hashes}, indent=1).encode()
+        _write_bytes(partial / _STATE, content)
+        _write_bytes(partial / _STATE_HASH, f"{_hash(content)}  {_STATE}\n".encode())
+        flush_folder(partial)
+        _put_in_place(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _flush_folder(folder)
-    for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+    flush_folder(final.parent)
+
+
+def checkpoint_bytes(network: torch.nn.Module, *, averaged: bool) -> int:
+    """About how large a checkpoint is: the weights, an optimiser's state (Adam's is the
+    larger, two moments), an average."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    return weights * (4 if averaged else 3) + _OTHER_BYTES
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -102,6 +131,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def has_checkpoint(path: Path) -> bool:
     """Whether a run or folder holds any checkpoint."""
     return bool(_candidates(path))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint, sound or not."""
+    return (path / _STATE).is_file()
 
 
 def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
@@ -149,20 +183,29 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source
 
 def _candidates(path: Path) -> list[Path]:
     """Checkpoint folders, the latest first."""
-    if (path / _STATE).is_file():
+    if is_checkpoint(path):
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    return sorted((p for p in folder.glob("step_*") if p.is_dir()), reverse=True)
+    return sorted((p for p in folder.glob("step_*") if p.is_dir() and _step_of(p) >= 0), key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    """The step in a checkpoint's name; negative if it is none."""
+    number = path.name.removeprefix("step_")
+    return int(number) if number.isascii() and number.isdecimal() else -1
 
 
 def _read(path: Path) -> Checkpoint:
-    state = json.loads((path / _STATE).read_bytes())
+    content = (path / _STATE).read_bytes()
+    if (path / _STATE_HASH).read_bytes().split()[:1] != [_hash(content).encode()]:
+        raise ValueError(f"{_STATE} was changed or cut short after it was written")
+    state = json.loads(content)
     if not _is_state(state):
         raise ValueError(f"{_STATE} does not hold what this program writes there")
     tensors = {}
     for name, expected in state["sha256"].items():
         content = (path / f"{name}.safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != expected:
+        if _hash(content) != expected:
             raise ValueError(f"{name}.safetensors was changed or cut short after it was written")
         tensors[name] = safetensors.torch.load(content)
     return Checkpoint(path, tensors, state)
@@ -180,7 +223,7 @@ def _write_tensors(path: Path, group: dict[str, Tensor]) -> str:
     # The memory layout of the training is not the file's business.
     content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in group.items()})
     _write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return _hash(content)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -190,9 +233,17 @@ def _write_bytes(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    if not final.exists():
+        partial.rename(final)
+        return
+    # Two renames and not a removal between them: a kill finds one of the two, and this moment is short.
+    old = final.with_name(f".{final.name}.old.partial")
+    shutil.rmtree(old, ignore_errors=True)
+    final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)

@@ -85,7 +85,9 @@ class TrainingConfig:
     seed
         Source of the initial weights, the cubes and the rotations.
     checkpoint_every
-        Steps between checkpoints.
+        Steps between checkpoints, of which the last two are kept.
+    keep_every
+        Steps between checkpoints that are kept for good besides; 0 for none.
     preview_every
         Steps between pictures of a fixed cube; 0 for none.
     passes
@@ -137,6 +139,7 @@ class TrainingConfig:
     device: str = "auto"
     seed: int = 0
     checkpoint_every: int = 1000
+    keep_every: int = 0
     preview_every: int = 1000
     passes: int = 2
     average_first: bool = False
@@ -146,7 +149,7 @@ class TrainingConfig:
         self._check_cube()
         for name in ("batch", "steps", "stretch", "checkpoint_every", "passes"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("warmup", "margin", "preview_every"):
+        for name in ("warmup", "margin", "keep_every", "preview_every"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
         rate = self.learning_rate

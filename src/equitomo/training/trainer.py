@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
+from equitomo.io import no_link, write_whole
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast, chosen_device, trusted
 from equitomo.training.checkpoint import (
     Checkpoint,
     CheckpointError,
+    checkpoint_bytes,
     has_checkpoint,
     load_checkpoint,
     load_weights,
@@ -46,12 +49,15 @@ _FREE = {
     "checkpointing",
     "compile",
     "checkpoint_every",
+    "keep_every",
     "preview_every",
     "passes",
     "average_first",
 }
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
+# Of losses.csv, in bytes, at most.
+_ROW_BYTES = 100
 # Steps between two readings of what the device has counted.
 _READ_EVERY = 20
 
@@ -173,7 +179,7 @@ class IcecreamTrainer:
                 self.step += 1
                 if self.step % _READ_EVERY == 0:
                     self._read_losses()
-                due = self.step % self.config.checkpoint_every == 0 or self.step == last
+                due = self._is_due() or self.step == last
                 if due:
                     self.save()
                 if self.preview and self.config.preview_every and self.step % self.config.preview_every == 0:
@@ -207,12 +213,30 @@ class IcecreamTrainer:
         state = {
             "network": self._network_settings(),
             "config": self.config.as_dict(),
-            "geometries": [dataclasses.asdict(g) for g in dict.fromkeys(p.geometry for p in self.dataset.pairs)],
+            "geometries": self._geometries(),
             "skipped": self.skipped,
             "consecutive": int(self._consecutive),
             "scaler": self._scaler.state_dict(),
         }
-        return save_checkpoint(self.out / "checkpoints", self.step, tensors, state)
+        keep_every = self.config.keep_every
+        return save_checkpoint(self.out / "checkpoints", self.step, tensors, state, keep_every=keep_every)
+
+    @property
+    def bytes_to_write(self) -> int:
+        """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
+        one = checkpoint_bytes(self._module.model.network, averaged=bool(self._averaged))
+        kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
+        return (kept + 3) * one + self.config.steps * _ROW_BYTES
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is to be written after this step."""
+        every = self.config.checkpoint_every, self.config.keep_every
+        return any(self.step % steps == 0 for steps in every if steps)
+
+    def _geometries(self) -> list[dict[str, Any]]:
+        """The different geometries, as a checkpoint holds them."""
+        different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
+        return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
     def _build(self, init: nn.Module | None) -> None:
         config = self.config
@@ -313,12 +337,16 @@ class IcecreamTrainer:
         path = self.out / "losses.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
-        with path.open("a", newline="") as file:
+        # A link put there by someone else is not followed, which Path.open cannot say.
+        with open(path, "a", newline="", opener=no_link) as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "data", "equivariance", "learning_rate", "skipped"])
             for step, (data, equivariance, bad) in enumerate(rows, start=first):
                 writer.writerow([step + 1, data, equivariance, learning_rate(self.config, step), int(bad)])
+            # On the disk before the checkpoint is that follows, or a power failure would leave a gap.
+            file.flush()
+            os.fsync(file.fileno())
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         named = self._module.model.network.named_parameters()
@@ -334,6 +362,13 @@ class IcecreamTrainer:
         if differing:
             shown = ", ".join(f"{key} was {saved.get(key)}, now {mine.get(key)}" for key in differing)
             raise CheckpointError(f"{checkpoint.path} is of a run with other settings: {shown}")
+        if checkpoint.state["geometries"] != self._geometries():
+            raise CheckpointError(
+                f"{checkpoint.path} is of a run with other tilts: they were {checkpoint.state['geometries']}, now "
+                f"{self._geometries()}. Give those of the run, or start another one with it as init"
+            )
+        if "optimizer" not in checkpoint.tensors:
+            raise CheckpointError(f"{checkpoint.path} holds a network and no training to go on with: start from it")
         network = self._module.model.network
         load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self._averaged.items():
@@ -358,10 +393,11 @@ class IcecreamTrainer:
         if not path.exists():
             return
         lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(b"".join([*lines[:1], *kept]))
-        partial.replace(path)
+        try:
+            kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
+        except ValueError as error:
+            raise CheckpointError(f"{path} holds rows that this program did not write: move it away") from error
+        write_whole(path, b"".join([*lines[:1], *kept]), overwrite=True)
 
     def _show(self) -> None:
         assert self.preview is not None

@@ -1,0 +1,107 @@
+"""Give files their names only when they are whole, and never at the cost of another file."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .opening import named
+
+# What beside() calls a file that is not whole yet, after a kill too.
+PARTIAL = ".????????.partial"
+
+
+def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Path:
+    """Refuse, before any work, a target that could not be written."""
+    target = named(target)
+    try:
+        if not stat.S_ISDIR(target.parent.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot write a file: the name is taken by a folder", str(target))
+    if not overwrite and os.path.lexists(target):
+        raise _exists(target)
+    if free < n_bytes:
+        raise OSError(errno.ENOSPC, f"the disk has {free} bytes left, the file needs {n_bytes}", str(target))
+    return target
+
+
+@contextmanager
+def beside(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[BinaryIO]:
+    """Open a new file beside the target that takes its name at the end, if all went well."""
+    target = require_place(target, overwrite=overwrite, n_bytes=n_bytes)
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
+    # A link put there by someone else must be neither followed nor replaced.
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(partial, flags, 0o666)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(partial, target, overwrite)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(target: str | Path, content: bytes, *, overwrite: bool = False) -> None:
+    """Write a small file, whole or not at all."""
+    with beside(target, overwrite=overwrite, n_bytes=len(content)) as file:
+        file.write(content)
+
+
+def no_link(path: str, flags: int) -> int:
+    """An ``opener`` for :func:`open` that follows no symbolic link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power failure."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _publish(partial: Path, target: Path, overwrite: bool) -> None:
+    """Give the finished file its name, and make that last."""
+    if overwrite:
+        partial.replace(target)
+    else:
+        try:
+            # Unlike a rename, a link never replaces a file that appeared in the meantime.
+            os.link(partial, target, follow_symlinks=False)
+        except FileExistsError as error:
+            raise _exists(target) from error
+        except OSError as error:  # some file systems have no links
+            if os.path.lexists(target):
+                raise _exists(target) from error
+            partial.replace(target)
+    flush_folder(target.parent)
+
+
+def _cannot_write(target: Path, error: OSError) -> OSError:
+    """Error of the same kind that names the target and the remedy."""
+    remedy = f"cannot write in the folder {target.parent}: {error.strerror}. Give one that exists and is writable"
+    return type(error)(error.errno, remedy, str(target))
+
+
+def _exists(target: Path) -> FileExistsError:
+    """Error for a target that is there already."""
+    remedy = "exists already; choose another name, or allow to replace it with overwrite=True (--overwrite)"
+    return FileExistsError(errno.EEXIST, remedy, str(target))

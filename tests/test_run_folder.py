@@ -1,0 +1,426 @@
+"""A run's folder: one process at a time, nothing else harmed, and a record that knows the inputs again."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from making import noisy_halves
+
+from equitomo import read_volume, write_volume
+from equitomo.cli import commands, main, run_folder
+from equitomo.cli.options import RunFolder
+from equitomo.training import checkpoint
+
+TINY = [
+    *("--preset", "tiny", "--side", "16", "--width", "4", "--levels", "2", "--margin", "4", "--batch", "1"),
+    *("--steps", "2", "--warmup", "0", "--preview_every", "0", "--device", "cpu", "--precision", "float32"),
+]
+FOUR_STEPS = [*TINY, "--steps", "4", "--checkpoint_every", "1"]
+TILED = ["--tile", "24", "--tile_margin", "4"]
+
+
+def run(*arguments):
+    """The exit status of the program."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        return error.code
+
+
+def given(folder):
+    """The arguments that name what is trained on."""
+    return [folder / "even.mrc", folder / "odd.mrc", "--tilts", folder / "series.tlt"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Two halves and their tilts, and a run after one step of two."""
+    folder = tmp_path_factory.mktemp("original")
+    (folder / "in").mkdir()
+    (folder / "in" / "series.tlt").write_text("-60\n0\n60\n")
+    for name, half in zip(("even.mrc", "odd.mrc"), noisy_halves((18, 18, 18)), strict=True):
+        write_volume(folder / "in" / name, half.numpy(), voxel_size=10.0)
+    assert run("train", *given(folder / "in"), "--out", folder / "run", *TINY, "--checkpoint_every", "1") == 0
+    shutil.rmtree(folder / "run" / "checkpoints" / "step_00000002")
+    return folder
+
+
+@pytest.fixture
+def halves(original, tmp_path):
+    return given(shutil.copytree(original / "in", tmp_path / "in"))
+
+
+@pytest.fixture
+def trained(original, tmp_path):
+    return shutil.copytree(original / "run", tmp_path / "run")
+
+
+def resume(halves, out, *arguments):
+    return run("train", *halves, "--out", out, *TINY, "--checkpoint_every", "1", "--resume", *arguments)
+
+
+def names_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def record(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# One process at a time -------------------------------------------------------------------------------
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from filelock import FileLock
+path = Path({path!r})
+path.parent.mkdir()
+lock = FileLock(path)
+lock.acquire()
+path.write_text(f"process {{os.getpid()}} on a machine since yesterday\\n")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A folder that another process uses, and the process."""
+    folder = tmp_path_factory.mktemp("runs") / "held"
+    command = [sys.executable, "-c", HOLD.format(path=str(folder / "run.lock"))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield folder, process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_lock_says_whose_it_is(tmp_path):
+    with run_folder.occupied(RunFolder(str(tmp_path / "run")), ()) as folder:
+        text = (folder / "run.lock").read_text()
+    assert re.fullmatch(rf"process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\n", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+# In this order: the last of them kills the process.
+def test_a_second_process_is_refused_and_told_of_the_first(held, halves, capsys):
+    folder, process = held
+    before = names_in(folder)
+    assert run("train", *halves, "--out", folder, *TINY) == 2
+    message = rf"in use by process {process.pid} on a machine since yesterday: wait for it, .*--break_lock.*{folder}"
+    assert re.search(message, capsys.readouterr().err)
+    assert names_in(folder) == before == {"run.lock"}
+
+
+def test_a_lock_may_be_broken_if_that_is_asked_for(held, halves):
+    folder, _ = held
+    assert run("train", *halves, "--out", folder, *TINY, "--break_lock") == 0
+    assert "losses.csv" in names_in(folder)
+    assert "run.lock" not in names_in(folder)
+
+
+def test_the_lock_of_a_killed_process_does_not_keep_others_out(held, halves):
+    folder, process = held
+    process.kill()
+    process.wait()
+    (folder / "run.lock").write_text("process 1 on elsewhere")
+    assert run("train", *halves, "--out", folder, *TINY, "--overwrite") == 0
+
+
+def test_the_lock_is_gone_when_the_work_is_done_or_failed(halves, tmp_path, monkeypatch):
+    seen = []
+
+    def fail(*arguments):
+        seen.append((tmp_path / "run" / "run.lock").exists())
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(commands, "_train", fail)
+    assert run("train", *halves, "--out", tmp_path / "run", *TINY) == 74
+    assert seen == [True]
+    assert names_in(tmp_path / "run") == {"manifest.json"}
+
+
+# Nothing else is harmed ------------------------------------------------------------------------------
+
+
+def test_a_refused_input_leaves_no_folder(halves, tmp_path):
+    before = names_in(tmp_path)
+    assert run("train", halves[0], "missing.mrc", *halves[2:], "--out", tmp_path / "a" / "b", *TINY) == 2
+    assert names_in(tmp_path) == before
+
+
+def test_a_refused_input_leaves_a_folder_that_was_there(halves, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert run("train", halves[0], "missing.mrc", *halves[2:], "--out", tmp_path / "run", *TINY) == 2
+    assert (tmp_path / "run").is_dir()
+
+
+def test_demo_does_not_replace_tomograms_that_are_there(halves, capsys):
+    folder = halves[0].parent
+    before = halves[0].read_bytes()
+    assert run("demo", "--out", folder, "--size", "24", *TINY, *TILED) == 2
+    assert re.search(r"holds a run already \(even\.mrc, odd\.mrc\)", capsys.readouterr().err)
+    assert halves[0].read_bytes() == before
+
+
+def test_what_a_killed_process_left_half_written_is_removed(halves, trained):
+    (trained / "reconstruction.mrc.0a1b2c3d.partial").write_bytes(b"half")
+    (trained / "previews").mkdir()
+    (trained / "previews" / "step_0000001.png.0a1b2c3d.partial").write_bytes(b"half")
+    (trained / "mine.partial").write_bytes(b"precious")
+    assert resume(halves, trained) == 0
+    assert [name for name in names_in(trained) if name.endswith(".partial")] == ["mine.partial"]
+
+
+@pytest.mark.parametrize("name", ["losses.csv", "checkpoints"])
+def test_a_run_is_not_resumed_through_a_link(halves, trained, tmp_path, capsys, name):
+    outside = tmp_path / "outside"
+    (trained / name).rename(outside)
+    (trained / name).symlink_to(outside)
+    before = names_in(tmp_path)
+    assert resume(halves, trained) == 2
+    assert re.search(rf"symbolic links would be written through \({name}\)", capsys.readouterr().err)
+    assert names_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["losses.csv", "checkpoints", "reconstruction.mrc", "manifest.json"])
+def test_overwriting_removes_a_link_and_not_what_it_points_to(halves, tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(outside if name == "checkpoints" else outside / "file")
+    assert run("train", *halves, "--out", tmp_path / "run", *TINY, "--overwrite") == 0
+    assert names_in(outside) == {"file"}
+    assert (outside / "file").read_text() == "precious"
+
+
+def test_a_link_that_takes_the_place_of_the_losses_is_not_followed(halves, tmp_path, monkeypatch, capsys):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    show = commands._Preview.__call__
+
+    def swap(self, step, *seen):
+        if step == 1:
+            (tmp_path / "run" / "losses.csv").symlink_to(victim)
+        show(self, step, *seen)
+
+    monkeypatch.setattr(commands._Preview, "__call__", swap)
+    arguments = ["--preview_every", "1", "--checkpoint_every", "9"]
+    assert run("train", *halves, "--out", tmp_path / "run", *TINY, *arguments) == 74
+    assert re.search(r"symbolic links.*losses\.csv", capsys.readouterr().err)
+    assert victim.read_text() == "precious"
+
+
+def test_the_result_of_a_prediction_does_not_take_the_place_of_its_input(halves, trained, capsys):
+    before = halves[0].read_bytes()
+    arguments = ["--run", trained, "--out", halves[0], "--device", "cpu", "--overwrite", *TILED]
+    assert run("predict", halves[0], *arguments) == 2
+    assert re.search(r"even\.mrc is one of the inputs: choose another name", capsys.readouterr().err)
+    assert halves[0].read_bytes() == before
+
+
+def test_a_picture_is_replaced_only_if_that_is_asked_for(halves, tmp_path, capsys):
+    picture = tmp_path / "fsc.png"
+    picture.write_bytes(b"precious")
+    assert run("fsc", *halves[:2], "--picture", picture) == 2
+    assert re.search(r"exists already.*--overwrite.*fsc\.png", capsys.readouterr().err)
+    assert picture.read_bytes() == b"precious"
+    assert run("fsc", *halves[:2], "--picture", picture, "--overwrite") == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_names_in_different_folders_do_not_collide(halves, tmp_path, trained):
+    results = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        data = read_volume(halves[0]).data * (1 if name == "a" else 3)
+        write_volume(folder / "tomogram.mrc", data, voxel_size=10.0)
+        results.append(folder / "reconstruction.mrc")
+        arguments = ["--run", trained, "--out", results[-1], "--device", "cpu", *TILED]
+        assert run("predict", folder / "tomogram.mrc", *arguments) == 0
+    one, other = (read_volume(path).data for path in results)
+    np.testing.assert_allclose(3 * one, other, rtol=1e-3, atol=1e-3)
+
+
+# Room on the disk ------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_refused_if_the_disk_has_no_room_for_it(halves, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 10**5))
+    arguments = ["--run", trained, "--out", tmp_path / "a.mrc", "--device", "cpu", *TILED]
+    assert run("predict", halves[0], *arguments) == 2
+    assert re.search(r"the disk has 100000 bytes left, the file needs \d+.*a\.mrc", capsys.readouterr().err)
+
+
+def test_what_a_run_left_counts_as_room_for_its_next_try(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "weights").write_bytes(bytes(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9000, 8500, 500))
+    run_folder._require_space(tmp_path, 1500, ["checkpoints", "losses.csv"])
+    with pytest.raises(OSError, match=r"the disk has 0\.0015 MB for this run, which needs about 0\.0015 MB"):
+        run_folder._require_space(tmp_path, 1501, ["checkpoints", "losses.csv"])
+
+
+def test_every_checkpoint_that_is_kept_needs_room(halves, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 10**7))
+    out = tmp_path / "run"
+    assert run("train", *halves, "--out", out, *TINY, "--keep_every", "1", "--steps", "100000") == 2
+    assert "keep fewer checkpoints (--keep_every)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def whole(original, tmp_path_factory):
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run("train", *given(original / "in"), "--out", out, *FOUR_STEPS) == 0
+    return out
+
+
+@pytest.mark.parametrize("n_written", [0, 6])
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(halves, whole, tmp_path, monkeypatch, capsys, n_written):
+    out, written, put = tmp_path / "run", [], checkpoint._write_bytes
+
+    def full(path, content):
+        # Of 5 files a checkpoint: the first checkpoint is written, the second or a later one is not.
+        if len(written) == 5 + n_written:
+            path.write_bytes(content[: len(content) // 2])
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        put(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_bytes", full)
+        assert run("train", *halves, "--out", out, *FOUR_STEPS) == 74
+    assert "free some space and go on with --resume" in capsys.readouterr().err
+    assert not [name for name in names_in(out) if "partial" in name]
+    assert record(out)["invocations"][0]["outcome"].startswith("failed: [Errno 28] No space left")
+    assert run("train", *halves, "--out", out, *FOUR_STEPS, "--resume") == 0
+    a, b = checkpoint.load_checkpoint(out), checkpoint.load_checkpoint(whole)
+    assert a.state == b.state
+    for group, tensors in a.tensors.items():
+        assert all(torch.equal(value, b.tensors[group][name]) for name, value in tensors.items())
+    assert (out / "losses.csv").read_bytes() == (whole / "losses.csv").read_bytes()
+
+
+# The record ------------------------------------------------------------------------------------------
+
+
+def test_the_record_says_what_went_in_and_what_it_was_done_with(original):
+    found, halves = record(original / "run"), given(original / "in")
+    assert found["seed"] == 0
+    assert found["configuration"]["TrainingConfig"]["side"] == 16
+    assert found["configuration"]["Geometry"] == {"tilts": str(halves[3]), "tilt_axis": "y"}
+    assert found["inputs"].keys() == {"first", "second", "tilts"}
+    for role, path in (("first", halves[0]), ("second", halves[1]), ("tilts", halves[3])):
+        assert found["inputs"][role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert found["inputs"][role]["bytes"] == path.stat().st_size
+        assert found["inputs"][role]["path"] == str(path)
+    header = found["inputs"]["second"]["header"]
+    assert (header["shape"], header["voxel_size"], header["type"]) == ([18, 18, 18], [10.0] * 3, "float32")
+    (entry,) = found["invocations"]
+    assert entry["command"][:3] == ["equitomo", "train", str(halves[0])]
+    assert entry["outcome"] == "finished"
+    assert entry["versions"].keys() >= {"equitomo", "torch", "deepinv", "python"}
+    assert entry["hardware"]["cores"] == os.cpu_count()
+    assert entry["started"] <= entry["ended"]
+    assert entry["seconds"] > 0
+
+
+def test_the_record_is_there_while_the_run_works_and_tells_how_it_ended(halves, tmp_path, monkeypatch):
+    outcomes = []
+
+    def interrupt(*arguments):
+        outcomes.append(record(tmp_path / "run")["invocations"][0]["outcome"])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(commands, "_train", interrupt)
+    assert run("train", *halves, "--out", tmp_path / "run", *TINY) == 130
+    outcomes.append(record(tmp_path / "run")["invocations"][0]["outcome"])
+    assert outcomes == ["running", "interrupted"]
+
+
+def test_a_resumed_run_is_recorded_beside_the_first_try(halves, trained):
+    assert resume(halves, trained) == 0
+    assert [entry["outcome"] for entry in record(trained)["invocations"]] == ["finished", "finished"]
+
+
+def change_a_voxel(halves):
+    data = read_volume(halves[1]).data.copy()
+    status = halves[1].stat()
+    data[3, 4, 5] += 1e-3
+    write_volume(halves[1], data, voxel_size=10.0, overwrite=True)
+    # Neither its size nor its time gives it away.
+    os.utime(halves[1], ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def swap_the_halves(halves):
+    halves[:2] = halves[1::-1]
+
+
+def change_the_tilts(halves):
+    halves[3].write_text("-60\n10\n60\n")
+
+
+def replace_the_tilt_file_by_a_range(halves):
+    halves[3] = "-60,60"
+
+
+def add_a_mask(halves):
+    halves += ["--mask", write_volume(halves[0].parent / "mask.mrc", np.ones((18, 18, 18)), voxel_size=10.0)]
+
+
+CHANGES = {
+    "a voxel": (change_a_voxel, r"odd\.mrc is not the second that the run was started with: it was .*odd\.mrc of \d+"),
+    "swapped": (swap_the_halves, r"odd\.mrc is not the first that the run was started with: it was .*even\.mrc"),
+    "tilts": (change_the_tilts, r"other tilts: they were .*0\.0.*now .*10\.0.*start another one"),
+    "a range": (replace_the_tilt_file_by_a_range, r"other tilts: they were .*now"),
+    "a mask": (add_a_mask, r"the mask of the run was none, now .*mask\.mrc: give what the run was started with"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_run_is_not_resumed_with_another_input(halves, trained, capsys, name):
+    change, message = CHANGES[name]
+    change(halves)
+    before = (trained / "losses.csv").read_bytes()
+    assert resume(halves, trained) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert len(record(trained)["invocations"]) == 1
+    assert (trained / "losses.csv").read_bytes().startswith(before[:40])
+
+
+def test_inputs_may_be_moved_before_a_run_is_resumed(halves, trained):
+    halves[1] = halves[1].rename(halves[1].with_name("moved.mrc"))
+    assert resume(halves, trained) == 0
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("content", [None, "", "[]", '{"inputs": {"first": 3}, "invocations": []}'])
+def test_a_record_that_cannot_be_read_is_warned_of_and_made_anew(halves, trained, capsys, content):
+    path = trained / "manifest.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert resume(halves, trained) == 0
+    assert re.search(r"warning: .*manifest\.json cannot be read .*inputs are still those", capsys.readouterr().err)
+    assert record(trained)["inputs"].keys() == {"first", "second", "tilts"}
+
+
+def test_what_is_checked_of_the_folder_is_checked_before_anything_is_made(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="no checkpoint in"),
+        run_folder.occupied(RunFolder(str(tmp_path / "a" / "b"), resume=True), ()),
+    ):
+        pytest.fail("it was taken")
+    assert list(tmp_path.iterdir()) == []
