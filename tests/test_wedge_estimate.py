@@ -153,6 +153,37 @@ def test_a_small_volume_is_not_judged():
     assert "fewer than 24 voxels" in estimate_wedge(torch.randn(23, 64, 64)).reason
 
 
+def filtered(volume, low, high, low_pass=None):
+    return MissingWedgeOperator(volume.shape, (low, high), support="box", low_pass=low_pass).A(volume[None, None])[0, 0]
+
+
+def test_the_rounding_beyond_a_low_pass_filter_does_not_hide_a_wedge(lopsided):
+    halves = [filtered(half, -89, 90, low_pass=0.3) for half in lopsided]
+    assert_found(estimate_wedge(*halves), "y", "z", -60, 40, within=6)
+
+
+@pytest.mark.parametrize("low_pass", [0.2, 0.1])
+def test_frequencies_too_low_to_resolve_a_wedge_are_not_judged(lopsided, low_pass):
+    halves = [filtered(half, -89, 90, low_pass=low_pass) for half in lopsided]
+    assert "do not resolve a wedge" in estimate_wedge(*halves).reason
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_a_constant_volume_is_not_judged(value):
+    assert "constant?" in estimate_wedge(torch.full((32, 32, 32), value)).reason
+
+
+def test_less_than_fifty_degrees_are_no_tilt_range():
+    noise = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert "less than 50 degrees" in estimate_wedge(filtered(noise, -20, 20)).reason
+    assert_found(estimate_wedge(filtered(noise, -30, 30)), "y", "z", -30, 30)
+
+
+def test_a_sector_that_was_emptied_to_nothing_counts_as_a_thousandth():
+    noise = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert 100 < estimate_wedge(filtered(noise, -60, 60)).contrast < 1000
+
+
 @pytest.mark.parametrize("shapes", [[(32, 32)], [(32, 32, 32), (32, 32, 31)]])
 def test_anything_but_volumes_of_one_shape_is_refused(shapes):
     with pytest.raises(ValueError, match="of one shape are needed"):
@@ -261,8 +292,7 @@ def test_swapped_axes_raise_one(tomogram, order):
 def test_a_part_taken_out_of_the_range_raises_the_alarm_until_its_sign_is_right(tomogram):
     halves, _ = tomogram
     # Empty the directions beyond 40 degrees, as if they had not been recorded.
-    physics = MissingWedgeOperator(halves[0].shape, (-80, 40), support="box")
-    lopsided = [physics.A(torch.from_numpy(half)[None, None])[0, 0] for half in halves]
+    lopsided = [filtered(torch.from_numpy(half), -80, 40) for half in halves]
     estimate = estimate_wedge(*lopsided)
     low, high = estimate.tilt_range
     assert (low, high) == pytest.approx((-61.5, 40), abs=6)

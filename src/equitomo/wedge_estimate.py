@@ -28,10 +28,11 @@ _ALONG, _RADII, _SHELLS = 12, 10, 24
 _STEP = 2  # degrees of a sector of a ring
 # In logarithms of power: a thousandth of what its shell holds counts as empty, whatever lies below.
 _EMPTY = math.log(1e-3)
-# What makes a finding sure: the variance explained, how many times that about another axis, the contrast, and how many
-# degrees the edges move at most between the inner and the outer half of the rings. Without a wedge the first stays
-# below 0.3; filters along an axis reach 0.8, but move the edges by 8 degrees and more, wedges by less than 4.
-_EXPLAINED, _AHEAD, _CONTRAST, _DRIFT = 0.4, 1.15, 8.0, 6.0
+# What makes a finding sure: the variance explained, and how many degrees the edges move at most between the inner and
+# the outer half of the rings. Without a wedge the first stays below 0.3; filters along an axis reach 0.8, but move the
+# edges by 8 degrees and more, wedges by less than 4.
+_EXPLAINED, _DRIFT = 0.4, 6.0
+_BLUR = 18.0  # degrees that the window may blur an edge by; at 24 it moves by 9
 _NARROWEST = 50.0  # degrees of tilt that a series spans at least
 
 
@@ -125,8 +126,9 @@ def estimate_wedge(first: Volume, second: Volume | None = None) -> WedgeEstimate
     if min(first.shape) < _LEAST:
         return WedgeEstimate(reason=f"fewer than {_LEAST} voxels along an axis do not resolve a wedge")
     spectrum = _Spectrum.of(volumes)
-    fits = sorted((_best_sector(spectrum, axis) for axis in _PLANES), key=lambda fit: fit.explained)
-    return _judged(spectrum, fits[-1], fits[-2])
+    if spectrum.blur > _BLUR:
+        return WedgeEstimate(reason="what frequencies there are do not resolve a wedge (small, filtered or constant?)")
+    return _judged(spectrum, max((_best_sector(spectrum, axis) for axis in _PLANES), key=lambda fit: fit.explained))
 
 
 def judge_geometry(
@@ -202,6 +204,7 @@ class _Spectrum:
     log: Tensor
     frequency: dict[Axis, Tensor]
     lowest: float
+    blur: float
 
     @classmethod
     def of(cls, volumes: list[Volume]) -> _Spectrum:
@@ -219,7 +222,10 @@ class _Spectrum:
         power, shell = power[counts], shell[counts]
         log = (power / level[shell]).log().clamp_min(_EMPTY)
         z, y, x = (k[kept][counts] for k in (kz, ky, kx))
-        return cls(power, log, {"z": z, "y": y, "x": x}, lowest)
+        # Degrees that half the main lobe of the window, two coefficients, takes at the frequencies there are.
+        middle = float(radius[kept][counts].median()) if len(power) else 0.0
+        blur = math.degrees(2 / (min(shape) * middle)) if middle else math.inf
+        return cls(power, log, {"z": z, "y": y, "x": x}, lowest, blur)
 
     def rings(self, axis: Axis) -> tuple[Tensor, Tensor, Tensor]:
         """Which coefficients lie far enough from a tilt axis, and their rings and angles in degrees."""
@@ -309,17 +315,17 @@ def _table(ring: Tensor, angle: Tensor, values: Tensor) -> Tensor:
     return flat.reshape(-1, n)
 
 
-def _judged(spectrum: _Spectrum, fit: _Fit, second: _Fit) -> WedgeEstimate:
+def _judged(spectrum: _Spectrum, fit: _Fit) -> WedgeEstimate:
     """A wedge, or why it is none."""
 
     def unclear(reason: str) -> WedgeEstimate:
         return WedgeEstimate(contrast=fit.contrast, explained=fit.explained, reason=reason)
 
-    if fit.explained < _EXPLAINED or fit.contrast < _CONTRAST:
+    if fit.explained < _EXPLAINED:
         return unclear("no sector of the spectrum is emptier than the rest")
     inner, outer = (_edges(_profile(spectrum, fit, outer=half), fit) for half in (False, True))
     drift = max(abs(one - other) for one, other in zip(inner, outer, strict=True))
-    if fit.explained < _AHEAD * second.explained or drift > _DRIFT:
+    if drift > _DRIFT:
         return unclear("what is empty is no sector of all frequencies (filtered along an axis, or interpolated?)")
     power = _profile(spectrum, fit)
     first, last = _edges(power, fit)
