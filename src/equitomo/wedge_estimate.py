@@ -32,7 +32,7 @@ _EMPTY = math.log(1e-3)
 # the outer half of the rings. Without a wedge the first stays below 0.3; filters along an axis reach 0.8, but move the
 # edges by 8 degrees and more, wedges by less than 4.
 _EXPLAINED, _DRIFT = 0.4, 6.0
-_BLUR = 18.0  # degrees that the window may blur an edge by; at 24 it moves by 9
+_BLUR = 15.0  # degrees that the window may blur an edge by; at 20 it moves by 9
 _NARROWEST = 50.0  # degrees of tilt that a series spans at least
 
 
