@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from equitomo.cli.options import (
+    CheckPlan,
     Correlation,
     Demo,
     Geometry,
@@ -33,6 +34,11 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
     "reconstruct": (
         "Train on two half tomograms, reconstruct them and draw pictures: the main job.",
         (Halves, Geometry, RunFolder, TrainingInput, Prediction, TrainingConfig),
+        "paper",
+    ),
+    "check": (
+        "Look at two half tomograms and the machine before the long work; status 1 if something must be mended.",
+        (Halves, Geometry, CheckPlan, TrainingConfig),
         "paper",
     ),
     "demo": (
@@ -64,18 +70,22 @@ _SWITCHES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it worked, 2 for bad input, 130 if interrupted after saving, 74 if a disk is full."""
+    """Run one command and return its exit status.
+
+    0 if it worked, 1 if a check found something to mend or a training diverged, 2 for bad input, 130 if interrupted
+    after saving, 74 if a disk is full.
+    """
     arguments = _normalised(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(_preset(arguments))
     parsed = parser.parse_args(arguments)
     command: str = parsed["subcommand"]
     options = _options(parser, command, parsed[command])
     # Only now, with the arguments in order, is it worth waiting for torch.
-    from equitomo.cli import commands
+    from equitomo.cli import checking, commands
 
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return commands.run(command, options)
+        return checking.run(options) if command == "check" else commands.run(command, options)
 
 
 class _Parser(ArgumentParser):  # type: ignore[misc]
