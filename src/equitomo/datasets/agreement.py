@@ -19,9 +19,10 @@ _MOST, _LEAST = 128, 24
 _SHELLS = 16
 # Above a quarter of the sampling rate there is mostly noise.
 _LOW_PASS = 0.25
-# In standard deviations: the highest of two million values of noise lies at 5, and different specimens on a common
-# lattice reach 13. A peak counts above that, and instead of the one in place if it is higher by half.
-_SURE, _HIGHER = 14.0, 1.5
+# In standard deviations: the highest of two million values of noise lies at 5. A peak counts above twice that, if those
+# of all other orientations are lower by a third (different specimens on a common lattice reach 13 in several), and
+# instead of the value in place if it is higher by half.
+_SURE, _ALONE, _HIGHER = 10.0, 1.3, 1.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class HalvesAgreement:
     mirrored
         The axes along which the second half is mirrored, as ``"z"`` or ``"yx"``; empty if it is not.
     peak
-        Height of the correlation in the place found, in its standard deviations: above 14 the halves surely show
+        Height of the correlation in the place found, in its standard deviations: above 10 the halves surely show
         the same specimen.
     """
 
@@ -94,12 +95,14 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     weight, spectrum = _weight(shape), _whitened(one)
     found = {axes: _peak(spectrum, _whitened(other.flip(_numbers(axes))) * weight, shape) for axes in _MIRRORS}
     axes = max(found, key=lambda name: found[name][1])
-    straight, best = found[""], found[axes]
-    if axes and best[1] > _SURE and best[1] > _HIGHER * straight[1]:
-        return HalvesAgreement(mirrored=axes, peak=best[1])
-    shift, height, in_place = straight
+    shift, height, in_place = found[axes]
+    others = max(peak for name, (_, peak, _) in found.items() if name != axes)
+    if height < _SURE or height < _ALONE * others:
+        return HalvesAgreement(peak=found[""][2])
+    if axes:
+        return HalvesAgreement(mirrored=axes, peak=height)
     # One voxel off, the wide peak of a tomogram is hardly lower in place: only two voxels and more are told.
-    if height > _SURE and height > _HIGHER * in_place:
+    if height > _HIGHER * in_place:
         return HalvesAgreement(shift=shift, peak=height)
     return HalvesAgreement(peak=in_place)
 
