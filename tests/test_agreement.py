@@ -38,6 +38,17 @@ def test_a_mirror_is_found_with_its_axes(halves, axes):
     assert f"mirrored along {', '.join(axes)} " in found.complaint
 
 
+def test_a_shift_of_one_voxel_is_not_told(halves):
+    assert compare_halves(halves[0], halves[1].roll(1, 2)).complaint == ""
+
+
+def test_a_mirror_that_hardly_stands_out_of_the_noise_is_not_told(halves):
+    first, second = (half / half.std() for half in (halves[0], halves[1].flip(0)))
+    noise = torch.randn(2, *first.shape, generator=torch.Generator().manual_seed(1))
+    assert compare_halves(first + noise[0], second + noise[1]).mirrored == "z"
+    assert compare_halves(first + 2.5 * noise[0], second + 2.5 * noise[1]).complaint == ""
+
+
 def test_good_halves_are_in_place(halves):
     found = compare_halves(*halves)
     assert (found.shift, found.mirrored, found.complaint) == ((0, 0, 0), "", "")
@@ -45,12 +56,12 @@ def test_good_halves_are_in_place(halves):
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (24, 24, 24), (25, 32, 27)])
-@pytest.mark.parametrize("seed", range(5))
+# In three of these one orientation stands out by chance.
+@pytest.mark.parametrize("seed", [0, 5, 35, 71, 89])
 def test_noise_has_neither(shape, seed):
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
     found = compare_halves(*noise)
     assert found.complaint == ""
-    assert found.peak < 7
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (24, 24, 24), (25, 32, 27)])

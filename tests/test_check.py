@@ -242,10 +242,11 @@ def test_what_is_worth_a_word_is_a_note_and_the_status_is_0(name, pair, capsys):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["sign", "range", "tilt axis", "29 sections along y", "mirrored", "shifted"])
+@pytest.mark.parametrize("name", ["sign", "range", "29 sections along y", "mirrored", "shifted"])
 def test_training_says_the_same_once_and_goes_on(name, pair, capsys):
     fault, _, message = TO_MEND[name]
     fault(pair)
+    pair.settings = [*pair.settings, "--steps", "1"]
     assert pair.run() == 0
     said = capsys.readouterr().err
     assert len(re.findall(rf"equitomo: warning: .*even\.mrc and .*odd\.mrc: .*{message}", said)) == 1, said
@@ -257,6 +258,7 @@ def test_training_says_the_same_once_and_goes_on(name, pair, capsys):
 def test_training_warns_of_odd_axes_too(name, pair, capsys):
     fault, _, message = NOTES[name]
     fault(pair)
+    pair.settings = [*pair.settings, "--steps", "1"]
     assert pair.run() == 0
     assert re.search(rf"equitomo: warning: .*odd\.mrc: .*{message}", capsys.readouterr().err)
 

@@ -19,10 +19,10 @@ _MOST, _LEAST = 128, 24
 _SHELLS = 16
 # Above a quarter of the sampling rate there is mostly noise.
 _LOW_PASS = 0.25
-# In standard deviations: the highest of two million values of noise lies at 5. A peak counts above twice that, if those
-# of all other orientations are lower by a third (different specimens on a common lattice reach 13 in several), and
-# instead of the value in place if it is higher by half.
-_SURE, _ALONE, _HIGHER = 10.0, 1.3, 1.5
+# In standard deviations: under the window the peaks of noise in small volumes reach 10. A peak counts above that, if it
+# is 1.3 times those of all other orientations (different specimens on a common lattice reach 13 in several), and
+# instead of the value in place if it is 1.5 times that.
+_SURE, _ALONE, _HIGHER = 12.0, 1.3, 1.5
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class HalvesAgreement:
     mirrored
         The axes along which the second half is mirrored, as ``"z"`` or ``"yx"``; empty if it is not.
     peak
-        Height of the correlation in the place found, in its standard deviations: above 10 the halves surely show
+        Height of the correlation in the place found, in its standard deviations: above 12 the halves surely show
         the same specimen.
     """
 
@@ -69,8 +69,7 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     with every shell of frequencies below a quarter of the sampling rate scaled to the same power, so that gradients and
     thick membranes do not blur the peak, and outliers clipped. The peak must be away from zero, well above noise and
     half as high again as the value at zero: a shift of one voxel is not told. The second half is tried as it is and
-    mirrored along every set of axes; the middle 128 voxels are compared, under a Hann window, for shifts of up to a
-    quarter of them.
+    mirrored along every set of axes; the middle 128 voxels are compared, under a Hann window.
 
     Parameters
     ----------
@@ -149,9 +148,6 @@ def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> tuple[tupl
     deviation = float(correlation.std())
     if not deviation > 0:
         return (0, 0, 0), 0.0, 0.0
-    # Zero in the middle; further out the windows leave little in common.
-    reach = [n // 4 for n in shape]
-    near = correlation.roll(reach, (0, 1, 2))[tuple(slice(2 * n + 1) for n in reach)]
-    index = np.unravel_index(int(near.argmax()), near.shape)
-    z, y, x = (int(i) - n for i, n in zip(index, reach, strict=True))
-    return (z, y, x), float(near.max()) / deviation, float(correlation[0, 0, 0]) / deviation
+    index = np.unravel_index(int(correlation.argmax()), correlation.shape)
+    z, y, x = (int(i) - n if 2 * int(i) > n else int(i) for i, n in zip(index, shape, strict=True))
+    return (z, y, x), float(correlation.max()) / deviation, float(correlation[0, 0, 0]) / deviation
