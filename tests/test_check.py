@@ -39,6 +39,12 @@ class Pair(Case):
         self.first, self.second = change(self.first), change(self.second)
 
 
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch):
+    """What else runs on the machine must not matter."""
+    monkeypatch.setattr(checking, "_free_memory", lambda: 10**11)
+
+
 @pytest.fixture
 def pair(tmp_path, made):
     return Pair(tmp_path, made)
@@ -188,6 +194,8 @@ def test_what_must_be_mended_is_named_and_the_status_is_1(name, pair, capsys):
     assert pair.check() == 1
     printed = capsys.readouterr().out
     assert re.search(rf"^MEND +{subject} .*{message}", printed, re.MULTILINE), printed
+    assert len(re.findall(message, printed)) == 1, printed
+    assert "independent and in place" not in printed or subject not in ("files", "voxels", "tilts", "halves")
     assert re.search(r"\n1 to mend before a reconstruction\.\n$", printed), printed
 
 
@@ -239,6 +247,7 @@ def test_what_is_worth_a_word_is_a_note_and_the_status_is_0(name, pair, capsys):
     assert pair.check() == 0, capsys.readouterr().out
     printed = capsys.readouterr().out
     assert re.search(rf"^note +{subject} .*{message}", printed, re.MULTILINE), printed
+    assert ("independent and in place" in printed) == (subject != "halves")
 
 
 @pytest.mark.filterwarnings("default")

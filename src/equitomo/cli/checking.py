@@ -53,18 +53,21 @@ class _Table:
 
     def __init__(self) -> None:
         self._to_mend = 0
+        self.doubted: set[str] = set()
 
     def __call__(self, status: Status, subject: str, text: str) -> None:
         self._to_mend += status == "mend"
+        if status != "ok":
+            self.doubted.add(subject)
         print(f"{'MEND' if status == 'mend' else status:<6}{subject:<10}{text}", flush=True)
 
     def close(self) -> int:
         print("\nNothing to mend." if not self._to_mend else f"\n{self._to_mend} to mend before a reconstruction.")
         return 1 if self._to_mend else 0
 
-    def attempt(self, subject: str, act: Callable[[], Found]) -> Found | None:
-        """The result, with warnings as notes; ``None`` and a line to mend if it fails."""
-        with self._noting(subject):
+    def attempt(self, subject: str, act: Callable[[], Found], said: str = "") -> Found | None:
+        """The result, with warnings as notes but for what is said already; ``None`` and a line to mend if it fails."""
+        with self._noting(subject, said):
             try:
                 return act()
             except (ValueError, OSError) as error:
@@ -72,12 +75,13 @@ class _Table:
                 return None
 
     @contextmanager
-    def _noting(self, subject: str) -> Iterator[None]:
+    def _noting(self, subject: str, said: str) -> Iterator[None]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
-        for warning in caught:
-            self("note", subject, str(warning.message))
+        for message in (str(warning.message) for warning in caught):
+            if not said or said not in message:
+                self("note", subject, message)
 
 
 def _look_at_the_data(table: _Table, options: Options) -> TomogramPair | None:
@@ -134,16 +138,13 @@ def _pair(table: _Table, files: tuple[Volume, Volume], geometry: Any, options: O
             name="the pair",
         )
 
-    with warnings.catch_warnings():
-        if complaint:
-            # Said already, and as more than a note.
-            warnings.filterwarnings("ignore", message=".*against each other|.*against the first")
-        pair = table.attempt("halves", make)
+    pair = table.attempt("halves", make, said=complaint)
     if pair is None:
         return None
     table("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
     if not complaint:
-        table("ok", "halves", f"independent and in place; {_agreement(pair)}")
+        sound = "" if "halves" in table.doubted else "independent and in place; "
+        table("ok", "halves", sound + _agreement(pair))
     return pair
 
 
