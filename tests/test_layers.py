@@ -19,7 +19,7 @@ LAYERS = (
     ("_checks", "_draws"),
     ("fourier < geometry", "tiling", "io"),
     ("physics", "precision", "transform", "models"),
-    ("loss", "datasets", "inference", "metrics", "simulate"),
+    ("loss", "datasets", "inference", "metrics", "simulate", "wedge_estimate"),
     ("training", "report"),
     ("cli < __main__",),
 )

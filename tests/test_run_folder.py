@@ -322,7 +322,7 @@ def test_the_record_says_what_went_in_and_what_it_was_done_with(original):
     found, halves = record(original / "run"), given(original / "in")
     assert found["seed"] == 0
     assert found["configuration"]["TrainingConfig"]["side"] == 16
-    assert found["configuration"]["Geometry"] == {"tilts": str(halves[3]), "tilt_axis": "y"}
+    assert found["configuration"]["TrainingGeometry"] == {"tilts": str(halves[3]), "tilt_axis": "y"}
     assert found["inputs"].keys() == {"first", "second", "tilts"}
     for role, path in (("first", halves[0]), ("second", halves[1]), ("tilts", halves[3])):
         assert found["inputs"][role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()

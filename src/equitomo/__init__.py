@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
     from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
+    from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 __all__ = [
     "CubeRotationGroup",
@@ -44,7 +45,9 @@ __all__ = [
     "TwoViewReconstructor",
     "Volume",
     "__version__",
+    "estimate_wedge",
     "fourier_shell_correlation",
+    "judge_geometry",
     "load_icecream_checkpoint",
     "load_network",
     "read_tilts",
@@ -74,7 +77,9 @@ _HOMES = {
     "TrainingConfig": "training",
     "TwoViewReconstructor": "models",
     "Volume": "io",
+    "estimate_wedge": "wedge_estimate",
     "fourier_shell_correlation": "metrics",
+    "judge_geometry": "wedge_estimate",
     "load_icecream_checkpoint": "models",
     "load_network": "training",
     "read_tilts": "io",

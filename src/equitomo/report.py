@@ -15,6 +15,7 @@ from equitomo.fourier import rfftn
 from equitomo.geometry import TiltGeometry
 from equitomo.io import beside
 from equitomo.metrics import FourierShellCorrelation, cosine_taper
+from equitomo.wedge_estimate import WedgeEstimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,6 +107,35 @@ def draw_correlations(
         ticks = axes.get_xticks()
         axes.set_xticks(ticks[ticks > 0], [f"{voxel_size / tick:.0f}" for tick in ticks if tick > 0])
         axes.set_xlabel("resolution in Å")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: TiltGeometry) -> Path:
+    """Power over the direction in the plane across the tilt axis, with the declared and the found ends of the tilts.
+
+    Raises
+    ------
+    ValueError
+        If the spectrum does not tell the wedge: there is nothing to draw.
+    """
+    if estimate.tilt_range is None:
+        raise ValueError(f"the wedge cannot be drawn: {estimate.reason}")
+    figure, ((axes,),) = _figure(1, 1, size=(8, 4))
+    # With the beam in the middle the empty sector is in one piece; 100 degrees are a tilt of -80.
+    axes.semilogy(estimate.angle, np.maximum(estimate.power, 1e-5), color="tab:blue")
+    for tilts, colour, name in (
+        (estimate.tilt_range, "tab:blue", "found"),
+        (geometry.tilt_range, "tab:red", "declared"),
+    ):
+        for tilt in tilts:
+            axes.axvline(
+                tilt % 180, color=colour, linewidth=0.8, linestyle="--", label=name if tilt == tilts[0] else None
+            )
+    axes.set_xticks(range(0, 181, 30), [f"{angle if angle <= 90 else angle - 180}°" for angle in range(0, 181, 30)])
+    axes.set(xlim=(0, 180), xlabel=f"tilt about {estimate.tilt_axis}, beam along {estimate.beam_axis}")
+    axes.set_ylabel("power relative to the measured part")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return _save(figure, path)

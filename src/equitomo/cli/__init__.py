@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from equitomo.cli.configuration import preset_of, values_of
 from equitomo.cli.options import (
+    CheckPlan,
     Converted,
     Correlation,
     Demo,
@@ -38,6 +39,11 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
     "reconstruct": (
         "Train on two half tomograms, reconstruct them and draw pictures: the main job.",
         (Halves, Geometry, RunFolder, TrainingInput, Prediction, TrainingConfig),
+        "paper",
+    ),
+    "check": (
+        "Look at two half tomograms and the machine before the long work; status 1 if something must be mended.",
+        (Halves, Geometry, CheckPlan, TrainingConfig),
         "paper",
     ),
     "demo": (
@@ -79,7 +85,11 @@ _SWITCHES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it worked, 2 for bad input, 130 if interrupted after saving, 74 if writing failed."""
+    """Run one command and return its exit status.
+
+    0 if it worked, 1 if a check found something to mend or a training diverged, 2 for bad input, 130 if interrupted
+    after saving, 74 if writing failed.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = _normalised(given)
     try:
@@ -92,11 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: str = parsed["subcommand"]
     options = _options(parser, command, parsed[command])
     # Only now, with the arguments in order, is it worth waiting for torch.
-    from equitomo.cli import commands
+    from equitomo.cli import checking, commands
 
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return commands.run(command, options, given)
+        return checking.run(options) if command == "check" else commands.run(command, options, given)
 
 
 class _Parser(ArgumentParser):  # type: ignore[misc]

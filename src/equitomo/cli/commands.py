@@ -66,6 +66,7 @@ from equitomo.precision import chosen_device
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint, load_network
+from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 Options = dict[type, Any]
 Job = Callable[[], None]
@@ -272,6 +273,7 @@ def _read_pair(options: Options) -> _Input:
         normalization=options[TrainingConfig].normalization,
         name=f"{halves.first} and {halves.second}",
     )
+    _warn_of_geometry(pair, first.voxel_size)
     if given.mask == "auto":
         pair.mask = specimen_mask(pair.volumes.mean(0))
     return _Input(pair, files)
@@ -310,6 +312,37 @@ def _read_table(options: Options) -> tuple[list[StoredTomogramPair], dict[str, V
         except (ValueError, OSError) as error:
             raise ValueError(f"{given.table}: line {row.line}: {error}") from error
     return pairs, files
+
+
+def _warn_of_geometry(pair: TomogramPair, voxel_size: Sequence[float]) -> None:
+    """Say what makes the declared wedge another one than the data's: nothing later would show it."""
+    verdict = judge_geometry(estimate_wedge(pair.volumes[0]), pair.geometry)
+    notes = [verdict.message if verdict.is_wrong else "", voxels_not_cubic(voxel_size)]
+    if verdict.kind == "unclear":
+        notes.append(thinnest_not_z(pair.shape))
+    for note in filter(None, notes):
+        warnings.warn(f"{pair.name}: {note}", stacklevel=2)
+
+
+def voxels_not_cubic(voxel_size: Sequence[float]) -> str:
+    """What is wrong with voxels of several lengths, empty if they have one."""
+    if min(voxel_size) <= 0 or max(voxel_size) <= 1.01 * min(voxel_size):
+        return ""
+    return (
+        f"the voxels are no cubes, {tuple(round(size, 3) for size in voxel_size)} Å (z, y, x), but the tilts are taken "
+        "as angles between voxels: resample the tomogram to cubes"
+    )
+
+
+def thinnest_not_z(shape: Sequence[int]) -> str:
+    """What is odd about a volume that is thinnest along another axis than the beam, empty if it is not."""
+    thinnest = min(range(3), key=lambda axis: shape[axis])
+    if shape[thinnest] > 0.6 * shape[0]:
+        return ""
+    return (
+        f"the volume is thinnest along {'zyx'[thinnest]}, {tuple(shape)} voxels (z, y, x), but the beam must be along "
+        "z: is the file stored with other axes? (IMOD: clip rotx IN OUT)"
+    )
 
 
 def _read_halves(files: Halves | OneOrTwo) -> tuple[Volume, Volume]:

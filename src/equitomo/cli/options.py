@@ -258,6 +258,29 @@ class Converted:
 
 
 @dataclass(frozen=True)
+class CheckPlan:
+    """What the check also looks at.
+
+    Parameters
+    ----------
+    mask
+        A file that is non-zero where the specimen is.
+    out
+        The folder of the run to come: is there room on its disk?
+    picture
+        A PNG file to draw the power over the tilt into, with the declared and the found range.
+    """
+
+    mask: str | None = None
+    out: str = "."
+    picture: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.picture is not None and not self.picture.lower().endswith(".png"):
+            raise ValueError(f"picture must be the name of a .png file, got {self.picture}")
+
+
+@dataclass(frozen=True)
 class Correlation:
     """How volumes are compared.
 

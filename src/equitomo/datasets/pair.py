@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equitomo.datasets.agreement import compare_halves
 from equitomo.geometry import TiltGeometry, as_geometry
 from equitomo.io import StoredVoxels, Volume
 
@@ -111,7 +112,8 @@ class TomogramPair:
     Warns
     -----
     UserWarning
-        If the halves are anticorrelated or hardly correlated, hold extreme outliers, or the mask is not binary.
+        If the halves are shifted or mirrored against each other (see :func:`~equitomo.datasets.compare_halves`),
+        anticorrelated or hardly correlated, hold extreme outliers, or the mask is not binary.
 
     Examples
     --------
@@ -235,6 +237,9 @@ def _check_independence(volumes: Tensor, name: str) -> None:
             f"{name}: the halves are not independent, their voxels correlate to {correlation:.4f}: give the two half "
             "tomograms (odd/even tilts or frames), not the same volume twice"
         )
+    if complaint := compare_halves(*volumes).complaint:
+        warnings.warn(f"{name}: {complaint}", stacklevel=3)
+        return
     coarse = torch.nn.functional.avg_pool3d(volumes[:, None], 4, ceil_mode=True).flatten(1).double().numpy()
     correlation = float(np.corrcoef([_clipped(values) for values in coarse])[0, 1])
     # Thrice what chance gives this many blocks: a small volume says little about its contrast.

@@ -1,0 +1,293 @@
+"""``equitomo check``: look at two half tomograms before the long work on them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from equitomo import report
+from equitomo.cli import commands
+from equitomo.cli.options import CheckPlan, Geometry, Halves
+from equitomo.datasets import SubtomogramDataset, TomogramPair, compare_halves, require_usable
+from equitomo.io import Volume, read_volume
+from equitomo.metrics import cosine_taper, fourier_shell_correlation
+from equitomo.training import IcecreamTrainer, TrainingConfig
+from equitomo.wedge_estimate import estimate_wedge, judge_geometry
+
+Options = dict[type, Any]
+Status = Literal["ok", "note", "mend"]
+Found = TypeVar("Found")
+
+_GIGA = 1e9
+# A step is timed on a cube of three strides on a CPU, where one of the paper's takes minutes, and scaled by its voxels.
+_TIMED_STRIDES, _TIMED_STEPS = 3, 2
+# Copies in float32 of the volume that a run holds at once: the halves as read and normalised, result and its parts.
+_COPIES = 8
+_PROGRAM = 5e8  # bytes of the libraries themselves
+_LARGEST_COMPARED = 256
+
+
+def run(options: Options) -> int:
+    """Print what is in order and what is not; 1 if something must be mended."""
+    table = _Table()
+    pair = _look_at_the_data(table, options)
+    if pair is not None:
+        _look_at_the_wedge(table, pair, options[CheckPlan].picture)
+        _look_at_the_cubes(table, pair, options[TrainingConfig])
+        _look_at_the_machine(table, pair, options)
+    return table.close()
+
+
+class _Table:
+    """Lines of status, subject and finding, printed as they come."""
+
+    def __init__(self) -> None:
+        self._to_mend = 0
+        self.doubted: set[str] = set()
+
+    def __call__(self, status: Status, subject: str, text: str) -> None:
+        self._to_mend += status == "mend"
+        if status != "ok":
+            self.doubted.add(subject)
+        print(f"{'MEND' if status == 'mend' else status:<6}{subject:<10}{text}", flush=True)
+
+    def close(self) -> int:
+        print("\nNothing to mend." if not self._to_mend else f"\n{self._to_mend} to mend before a reconstruction.")
+        return 1 if self._to_mend else 0
+
+    def attempt(self, subject: str, act: Callable[[], Found], said: str = "") -> Found | None:
+        """The result, with warnings as notes but for what is said already; ``None`` and a line to mend if it fails."""
+        with self._noting(subject, said):
+            try:
+                return act()
+            except (ValueError, OSError) as error:
+                self("mend", subject, str(error))
+                return None
+
+    @contextmanager
+    def _noting(self, subject: str, said: str) -> Iterator[None]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for message in (str(warning.message) for warning in caught):
+            if not said or said not in message:
+                self("note", subject, message)
+
+
+def _look_at_the_data(table: _Table, options: Options) -> TomogramPair | None:
+    """The pair, if the files and the tilts can be used at all."""
+    halves: Halves = options[Halves]
+    declared: Geometry = options[Geometry]
+    geometry = table.attempt("tilts", lambda: commands._geometry(declared.tilts, declared.tilt_axis))
+    if geometry is not None:
+        low, high = geometry.tilt_range
+        views = "" if geometry.continuous else f"{len(geometry.angles)} views from "
+        table("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {geometry.tilt_axis}")
+    files = table.attempt("files", lambda: commands._read_halves(halves))
+    if files is None:
+        return None
+    _describe(table, files[0])
+    whole = [table.attempt("voxels", lambda v=v: _usable(v)) for v in files]  # type: ignore[misc]
+    if geometry is None or None in whole:
+        return None
+    table("ok", "voxels", "finite, and not constant")
+    return _pair(table, files, geometry, options)
+
+
+def _usable(volume: Volume) -> bool:
+    require_usable(torch.tensor(volume.as_float32()), str(volume.path))
+    return True
+
+
+def _describe(table: _Table, volume: Volume) -> None:
+    z, y, x = volume.data.shape
+    sizes = volume.voxel_size
+    known = " x ".join(f"{size:.4g}" for size in dict.fromkeys(sizes))
+    size = f"of {known} Å" if min(sizes) > 0 else "of unknown size"
+    table("ok", "files", f"two volumes of {z} x {y} x {x} voxels (z, y, x) {size}, {volume.data.dtype}")
+    if note := commands.voxels_not_cubic(sizes):
+        table("note", "files", note)
+
+
+def _pair(table: _Table, files: tuple[Volume, Volume], geometry: Any, options: Options) -> TomogramPair | None:
+    first, second = files
+    plan: CheckPlan = options[CheckPlan]
+    known = min(first.voxel_size) > 0
+    complaint = compare_halves(first.data, second.data).complaint
+    if complaint:
+        table("mend", "halves", complaint)
+
+    def make() -> TomogramPair:
+        return TomogramPair(
+            first.data,
+            second.data,
+            geometry,
+            voxel_size=first.voxel_size if known else None,
+            mask=None if plan.mask is None else read_volume(plan.mask).data,
+            normalization=options[TrainingConfig].normalization,
+            name="the pair",
+        )
+
+    pair = table.attempt("halves", make, said=complaint)
+    if pair is None:
+        return None
+    table("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
+    if not complaint:
+        sound = "" if "halves" in table.doubted else "independent and in place; "
+        table("ok", "halves", sound + _agreement(pair))
+    return pair
+
+
+def _agreement(pair: TomogramPair) -> str:
+    """How far down the middles of the halves agree."""
+    n = _LARGEST_COMPARED
+    z, y, x = (slice((length - min(length, n)) // 2, (length + min(length, n)) // 2) for length in pair.shape)
+    first, second = (half * cosine_taper(half.shape) for half in pair.volumes[:, z, y, x])
+    size = None if pair.voxel_size is None else min(pair.voxel_size)
+    curve = fourier_shell_correlation(first, second, voxel_size=size)
+    unit = "voxels" if size is None else "Å"
+    return f"they agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
+
+
+def _look_at_the_wedge(table: _Table, pair: TomogramPair, picture: str | None) -> None:
+    # Of one half: of two that are mirrored against each other the sum has another wedge.
+    estimate = estimate_wedge(pair.volumes[0])
+    verdict = judge_geometry(estimate, pair.geometry)
+    status: Status = "ok" if verdict.kind == "agrees" else "mend" if verdict.is_wrong else "note"
+    sure = "" if estimate.tilt_range is None else f" ({estimate.explained:.0%} of the spectrum's contrast explained)"
+    table(status, "wedge", verdict.message + sure)
+    if verdict.kind == "unclear" and (note := commands.thinnest_not_z(pair.shape)):
+        table("note", "axes", note)
+    if picture is not None and estimate.tilt_range is not None:
+        table("ok", "wedge", f"drawn in {report.draw_wedge(picture, estimate, pair.geometry)}")
+
+
+def _look_at_the_cubes(table: _Table, pair: TomogramPair, config: TrainingConfig) -> None:
+    def count() -> int:
+        return SubtomogramDataset(pair, config.side, length=1, min_fraction=config.min_specimen).n_starts
+
+    starts = table.attempt("cubes", count)
+    if starts is not None:
+        of_mask = "" if pair.mask is None else f" within a mask of {float(pair.mask.float().mean()):.0%}"
+        table("ok", "cubes", f"{starts:,} different cubes of {config.side} voxels{of_mask}")
+    elif min(pair.shape) < config.side:
+        stride = 2 ** (config.levels - 1)
+        table("note", "cubes", f"--side {min(pair.shape) // stride * stride} is the largest that fits")
+
+
+def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options) -> None:
+    """Memory, disk and time for the configured training."""
+    config: TrainingConfig = options[TrainingConfig]
+    trial = table.attempt("device", lambda: _Trial.of(pair, config))
+    free = _free_memory()
+    volumes = _COPIES * 4 * math.prod(pair.shape)
+    on_gpu = trial is not None and trial.device.type == "cuda"
+    needed = _PROGRAM + (volumes if trial is None or on_gpu else volumes + trial.activations)
+    enough: Status = "note" if free is None else "ok" if needed < free else "mend"
+    there = "unknown" if free is None else f"{free / _GIGA:.1f} GB"
+    smaller = "; a smaller --batch, --side or --width needs less" if enough == "mend" else ""
+    table(enough, "memory", f"about {needed / _GIGA:.1f} GB needed, {there} free{smaller}")
+    if trial is None:
+        return
+    if on_gpu:
+        room = torch.cuda.get_device_properties(trial.device).total_memory
+        table("ok", "GPU", f"{trial.activations / _GIGA:.1f} GB of {room / _GIGA:.1f} GB used in a step")
+    else:
+        table("note", "GPU", "none is used")
+    written = trial.checkpoints + 4 * math.prod(pair.shape)
+    space = shutil.disk_usage(_existing(Path(options[CheckPlan].out))).free
+    table("ok" if written < space else "mend", "disk", f"{written / _GIGA:.2f} GB needed, {space / _GIGA:.1f} GB free")
+    seconds = trial.seconds * config.steps
+    table("ok", "time", f"about {_duration(seconds)} for {config.steps:,} steps of {_duration(trial.seconds)}")
+
+
+class _Trial:
+    """A few steps of the training, for what a step takes: all of it on a GPU, a small cube of it on a CPU."""
+
+    def __init__(self, device: torch.device, seconds: float, activations: float, checkpoints: int) -> None:
+        self.device, self.seconds, self.activations, self.checkpoints = device, seconds, activations, checkpoints
+
+    @classmethod
+    def of(cls, pair: TomogramPair, config: TrainingConfig) -> _Trial:
+        pair = copy.copy(pair)
+        pair.mask = None
+        trainer = IcecreamTrainer(pair, _small(config) if _on_cpu(config) else replace(config, averaging=0.0))
+        share = trainer.config.batch * trainer.config.side**3 / (config.batch * config.side**3)
+        try:
+            # The first step also sets things up.
+            kept = _kept_bytes(lambda: trainer.train(until=1))
+            seconds = _seconds(lambda: trainer.train(until=1 + _TIMED_STEPS), trainer.device) / _TIMED_STEPS
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"a step does not fit into the memory of {trainer.device}: a smaller --batch, --side or --width needs "
+                "less"
+            ) from None
+        if trainer.device.type == "cuda":
+            kept = torch.cuda.max_memory_allocated(trainer.device)
+        parameters = sum(p.numel() for p in trainer.network.parameters())
+        # Weights and both moments of Adam, perhaps an average; two checkpoints are kept while a third is written.
+        tensors = 4 if config.averaging else 3
+        return cls(trainer.device, seconds / share, kept / share, 3 * tensors * 4 * parameters)
+
+
+def _on_cpu(config: TrainingConfig) -> bool:
+    return config.device.startswith("cpu") or (config.device == "auto" and not torch.cuda.is_available())
+
+
+def _small(config: TrainingConfig) -> TrainingConfig:
+    side = min(config.side, _TIMED_STRIDES * 2 ** (config.levels - 1))
+    return replace(config, side=side, margin=config.margin * side // config.side, batch=1, averaging=0.0)
+
+
+def _kept_bytes(act: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        act()
+    return sum(kept.values())
+
+
+def _seconds(act: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest one above that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -1,0 +1,128 @@
+"""A shift or a mirror between two halves is told, and nothing where there is none."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from making import noisy_halves
+
+from equitomo import TiltGeometry, TomogramPair, read_volume
+from equitomo.datasets import HalvesAgreement, compare_halves
+from equitomo.simulate import simulate_halves
+
+DATA = Path(os.environ.get("EQUITOMO_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """Halves with a missing wedge, of an odd and two even sides."""
+    geometry = TiltGeometry(range(-60, 61, 4))
+    made = simulate_halves((33, 36, 40), geometry, snr=0.5, generator=torch.Generator().manual_seed(0))
+    return made.first, made.second
+
+
+@pytest.mark.parametrize("shift", [(0, 2, 0), (0, 0, -3), (4, 0, 0), (3, -2, 4)])
+def test_a_shift_is_found_with_its_sign(halves, shift):
+    found = compare_halves(halves[0], halves[1].roll(shift, (0, 1, 2)))
+    assert (found.shift, found.mirrored) == (shift, "")
+    assert f"shifted against the first by {shift} voxels" in found.complaint
+
+
+@pytest.mark.parametrize("axes", ["z", "y", "x", "zy", "zx", "yx", "zyx"])
+def test_a_mirror_is_found_with_its_axes(halves, axes):
+    found = compare_halves(halves[0], halves[1].flip(["zyx".index(axis) for axis in axes]))
+    assert (found.mirrored, found.shift) == (axes, (0, 0, 0))
+    assert f"mirrored along {', '.join(axes)} " in found.complaint
+
+
+def test_a_shift_of_one_voxel_is_not_told(halves):
+    assert compare_halves(halves[0], halves[1].roll(1, 2)).complaint == ""
+
+
+def test_a_mirror_that_hardly_stands_out_of_the_noise_is_not_told(halves):
+    first, second = (half / half.std() for half in (halves[0], halves[1].flip(0)))
+    noise = torch.randn(2, *first.shape, generator=torch.Generator().manual_seed(1))
+    assert compare_halves(first + noise[0], second + noise[1]).mirrored == "z"
+    assert compare_halves(first + 2.5 * noise[0], second + 2.5 * noise[1]).complaint == ""
+
+
+def test_good_halves_are_in_place(halves):
+    found = compare_halves(*halves)
+    assert (found.shift, found.mirrored, found.complaint) == ((0, 0, 0), "", "")
+    assert found.peak > 15
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (24, 24, 24), (25, 32, 27)])
+# In three of these one orientation stands out by chance.
+@pytest.mark.parametrize("seed", [0, 5, 35, 71, 89])
+def test_noise_has_neither(shape, seed):
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
+    found = compare_halves(*noise)
+    assert found.complaint == ""
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (24, 24, 24), (25, 32, 27)])
+@pytest.mark.parametrize("seed", range(5))
+def test_small_halves_raise_no_false_alarm(shape, seed):
+    assert compare_halves(*noisy_halves(shape, seed=seed)).complaint == ""
+
+
+def test_a_scale_an_offset_and_a_gradient_change_nothing(halves):
+    gradient = torch.linspace(0, 30, 36)[:, None] * halves[0].std()
+    moved = [1e-4 * (half + gradient) + 7 for half in (halves[0], halves[1].roll(3, 2))]
+    assert compare_halves(*moved).shift == (0, 0, 3)
+
+
+def test_hot_voxels_neither_hide_a_shift_nor_make_one(halves):
+    first, second = (half.clone() for half in halves)
+    first[16, 18, 20], second[18, 20, 22] = 1e6, 1e6
+    assert compare_halves(first, second).complaint == ""
+    assert compare_halves(first, second.roll(3, 2)).shift == (0, 0, 3)
+
+
+def test_different_specimens_are_not_shifted():
+    for seed in range(5):
+        first, second = noisy_halves((32, 32, 32), seed=seed)[0], noisy_halves((32, 32, 32), seed=seed + 100)[1]
+        assert compare_halves(first, second).complaint == ""
+
+
+@pytest.mark.parametrize("shape", [(23, 40, 40), (32, 32, 32)])
+def test_nothing_is_told_of_thin_or_constant_halves(shape):
+    assert compare_halves(torch.ones(shape), torch.ones(shape)) == HalvesAgreement()
+
+
+def test_memory_maps_are_read_as_they_are(halves, tmp_path):
+    paths = [tmp_path / f"{name}.npy" for name in "ab"]
+    for path, half in zip(paths, (halves[0], halves[1].flip(0)), strict=True):
+        np.save(path, half.numpy())
+    assert compare_halves(*(np.load(path, mmap_mode="r") for path in paths)).mirrored == "z"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda half: half.roll(3, 1),
+            r"tomo: the second half is shifted against the first by \(0, 3, 0\).*align them",
+        ),
+        (lambda half: half.flip(0), r"tomo: the halves are mirrored along z .*turn one back"),
+    ],
+)
+def test_a_pair_warns_once(halves, change, message):
+    with pytest.warns(UserWarning) as caught:
+        TomogramPair(halves[0], change(halves[1]), (-60.0, 60.0), name="tomo")
+    assert len(caught) == 1
+    assert re.search(message, str(caught[0].message))
+
+
+@pytest.mark.parametrize("name", ["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"])
+def test_real_and_realistic_tomograms_raise_no_false_alarm(name):
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no data in {DATA}: set EQUITOMO_DATA")
+    first, second = (torch.tensor(read_volume(DATA / name / f"{half}.mrc").as_float32()) for half in ("even", "odd"))
+    assert compare_halves(first, second).complaint == ""
+    # One microtubule repeats along its axis and looks much the same in a mirror: nothing is said of it.
+    assert compare_halves(first, second.flip(0)).mirrored == ("" if name == "real_mt13pf" else "z")

@@ -1,0 +1,352 @@
+"""`equitomo check`: what it finds in order, what is to be mended, and the same words where training starts."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_cli import TINY, Case, files_in, run
+
+from equitomo import TiltGeometry, write_volume
+from equitomo.cli import checking, commands
+from equitomo.simulate import simulate_halves
+
+LOPSIDED = "-60,40"
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Halves tilted from -60 to 40 degrees about y."""
+    geometry = TiltGeometry(range(-60, 41, 4))
+    return simulate_halves((32, 36, 40), geometry, snr=1.5, generator=torch.Generator().manual_seed(1))
+
+
+class Pair(Case):
+    """Two good halves with a wedge, for a fault to be put in."""
+
+    def __init__(self, folder, made):
+        super().__init__(folder)
+        self.first, self.second = made.first.clone(), made.second.clone()
+        self.tilts = LOPSIDED
+
+    def check(self, *arguments):
+        self.write()
+        settings = [argument for argument in self.settings if argument != "--permissive"]
+        return run("check", *self.paths, f"--tilts={self.tilts}", *TINY, *settings, *arguments)
+
+    def both(self, change):
+        self.first, self.second = change(self.first), change(self.second)
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch):
+    """What else runs on the machine must not matter."""
+    monkeypatch.setattr(checking, "_free_memory", lambda: 10**11)
+
+
+@pytest.fixture
+def pair(tmp_path, made):
+    return Pair(tmp_path, made)
+
+
+def lines(text):
+    """Status and text of each subject."""
+    rows = re.findall(r"^(ok|note|MEND) +(\w+) +(.*)$", text, re.MULTILINE)
+    return {subject: (status, found) for status, subject, found in rows}
+
+
+def test_good_halves_need_no_mending(pair, capsys):
+    assert pair.check() == 0
+    printed = capsys.readouterr().out
+    found = lines(printed)
+    assert not [line for line in found.values() if line[0] == "MEND"]
+    assert {"files", "tilts", "voxels", "halves", "scale", "wedge", "cubes", "memory", "GPU", "disk", "time"} <= set(
+        found
+    )
+    assert found["wedge"][0] == "ok"
+    assert "32 x 36 x 40 voxels (z, y, x) of 10 Å, float32" in found["files"][1]
+    assert re.search(r"agree down to \d+\.\d Å", found["halves"][1])
+    assert printed.endswith("\nNothing to mend.\n")
+
+
+def test_a_check_leaves_nothing_behind(pair):
+    pair.write()
+    before = files_in(pair.folder)
+    pair.check()
+    assert files_in(pair.folder) == before
+
+
+def test_the_wedge_is_drawn_if_asked(pair):
+    assert pair.check("--picture", pair.folder / "wedge.png") == 0
+    assert (pair.folder / "wedge.png").read_bytes().startswith(b"\x89PNG")
+
+
+def nan(pair):
+    pair.second[3, 4, 5] = float("nan")
+
+
+def equal(pair):
+    pair.second = pair.first
+
+
+def other_shape(pair):
+    pair.second = pair.second[:-1]
+
+
+def other_size(pair):
+    pair.voxel_sizes = [10.0, 11.0]
+
+
+def missing(pair):
+    pair.write()
+    pair.paths[1] = pair.folder / "nowhere.mrc"
+    pair.write = lambda: None
+
+
+def truncated(pair):
+    pair.damage(lambda content: content[:-100])
+
+
+def same(pair):
+    pair.paths[1] = pair.paths[0]
+
+
+def shifted(pair):
+    pair.second = pair.second.roll(3, 2)
+
+
+def mirrored(pair):
+    pair.second = pair.second.flip(0)
+
+
+def constant(pair):
+    pair.first[:] = 1.0
+
+
+def wrong_sign(pair):
+    pair.tilts = "-40,60"
+
+
+def wrong_range(pair):
+    pair.tilts = "-60,60"
+
+
+def wrong_axis(pair):
+    pair.settings = ["--tilt_axis", "x"]
+
+
+def sections_along_y(pair):
+    pair.both(lambda half: half.permute(1, 0, 2))
+
+
+def beam_along_x(pair):
+    pair.both(lambda half: half.permute(2, 1, 0))
+
+
+def no_tilts(pair):
+    pair.tilts = "nowhere.tlt"
+
+
+def large_cubes(pair):
+    pair.settings = ["--side", "40", "--levels", "4"]
+
+
+def empty_mask(pair):
+    pair.mask(np.zeros((32, 36, 40)))
+
+
+def other_mask(pair):
+    pair.mask(np.ones((32, 36, 41)))
+
+
+TO_MEND = {
+    "1 truncated": (truncated, "files", r"odd\.mrc: truncated"),
+    "19 NaN": (nan, "voxels", r"odd\.mrc holds 1 voxels .*z 3, y 4, x 5"),
+    "20 constant": (constant, "voxels", r"even\.mrc is constant"),
+    "22 shapes": (other_shape, "files", r"differ in shape: .*even\.mrc .*odd\.mrc"),
+    "23 voxel sizes": (other_size, "files", r"differ in voxel size: .*correct the header"),
+    "24 equal halves": (equal, "halves", r"not independent"),
+    "26 same path": (same, "files", r"are the same file"),
+    "30 missing half": (missing, "files", r"nowhere\.mrc"),
+    "30 missing tilts": (no_tilts, "tilts", r"nowhere\.tlt"),
+    "40 smaller than a cube": (large_cubes, "cubes", r"cubes of 40 voxels do not fit"),
+    "45 mask of other shape": (other_mask, "halves", r"the mask has shape \(32, 36, 41\)"),
+    "46 empty mask": (empty_mask, "halves", r"the mask is empty"),
+    "shifted": (shifted, "halves", r"shifted against the first by \(0, 0, 3\) voxels .*align them"),
+    "mirrored": (mirrored, "halves", r"mirrored along z against each other: reconstruct both"),
+    "sign": (wrong_sign, "wedge", r"opposite sign: .*use --tilts=-60,40"),
+    "range": (wrong_range, "wedge", r"empty sector is not where the tilts put it.*--tilts=-6\d,4\d"),
+    "tilt axis": (
+        wrong_axis,
+        "wedge",
+        r"rotated: the empty sector lies around kz and is constant along y.*--tilt-axis y",
+    ),
+    "29 sections along y": (sections_along_y, "wedge", r"lies around ky .*clip rotx .*--tilt-axis y"),
+    "29 beam along x": (beam_along_x, "wedge", r"lies around kx .*90 degrees about y .*--tilt-axis y"),
+}
+
+
+@pytest.mark.parametrize("name", TO_MEND)
+def test_what_must_be_mended_is_named_and_the_status_is_1(name, pair, capsys):
+    fault, subject, message = TO_MEND[name]
+    fault(pair)
+    assert pair.check() == 1
+    printed = capsys.readouterr().out
+    assert re.search(rf"^MEND +{subject} .*{message}", printed, re.MULTILINE), printed
+    assert len(re.findall(message, printed)) == 1, printed
+    assert "independent and in place" not in printed or subject not in ("files", "voxels", "tilts", "halves")
+    assert re.search(r"\n1 to mend before a reconstruction\.\n$", printed), printed
+
+
+def outlier(pair):
+    pair.first[2, 2, 2] = 1e5 * float(pair.first.std())
+
+
+def inverted(pair):
+    pair.second = -pair.second
+
+
+def unknown_size(pair):
+    pair.voxel_sizes = [0.0, 0.0]
+
+
+def no_wedge(pair):
+    generator = torch.Generator().manual_seed(7)
+    pair.both(lambda half: half + half.std() * torch.randn(half.shape, generator=generator))
+
+
+def thin_in_y(pair):
+    no_wedge(pair)
+    pair.both(lambda half: half.permute(2, 0, 1)[:, :16, :].contiguous())
+
+
+def flat_voxels(pair):
+    pair.voxel_sizes = [(20.0, 10.0, 10.0)] * 2
+
+
+def grey_mask(pair):
+    pair.mask(np.full((32, 36, 40), 0.5))
+
+
+NOTES = {
+    "21 an outlier": (outlier, "halves", r"values \d+ standard deviations from the mean"),
+    "25 an inverted half": (inverted, "halves", r"anticorrelated"),
+    "28 no voxel size": (unknown_size, "files", r"no voxel size in the header"),
+    "29 thinnest along y": (thin_in_y, "axes", r"thinnest along y, .*must be along z.*clip rotx"),
+    "47 a grey mask": (grey_mask, "halves", r"mask is not binary"),
+    "no cubes": (flat_voxels, "files", r"no cubes, \(20\.0, 10\.0, 10\.0\) Å"),
+    "no wedge to be seen": (no_wedge, "wedge", r"does not tell the missing wedge"),
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_what_is_worth_a_word_is_a_note_and_the_status_is_0(name, pair, capsys):
+    fault, subject, message = NOTES[name]
+    fault(pair)
+    assert pair.check() == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(rf"^note +{subject} .*{message}", printed, re.MULTILINE), printed
+    assert ("independent and in place" in printed) == (subject != "halves")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["sign", "range", "29 sections along y", "mirrored", "shifted"])
+def test_training_says_the_same_once_and_goes_on(name, pair, capsys):
+    fault, _, message = TO_MEND[name]
+    fault(pair)
+    pair.settings = [*pair.settings, "--steps", "1"]
+    assert pair.run() == 0
+    said = capsys.readouterr().err
+    assert len(re.findall(rf"equitomo: warning: .*even\.mrc and .*odd\.mrc: .*{message}", said)) == 1, said
+    assert said.count("equitomo: warning") == 1, said
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["29 thinnest along y", "no cubes"])
+def test_training_warns_of_odd_axes_too(name, pair, capsys):
+    fault, _, message = NOTES[name]
+    fault(pair)
+    pair.settings = [*pair.settings, "--steps", "1"]
+    assert pair.run() == 0
+    assert re.search(rf"equitomo: warning: .*odd\.mrc: .*{message}", capsys.readouterr().err)
+
+
+def test_training_on_good_halves_warns_of_nothing(pair, capsys):
+    assert pair.run() == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+# The machine -----------------------------------------------------------------------------------------
+
+
+def test_too_little_memory_is_to_be_mended(pair, capsys, monkeypatch):
+    monkeypatch.setattr(checking, "_free_memory", lambda: 1000)
+    assert pair.check() == 1
+    assert re.search(r"^MEND +memory .*0\.0 GB free; a smaller --batch", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_unknown_memory_is_a_note(pair, capsys, monkeypatch):
+    monkeypatch.setattr(checking, "_free_memory", lambda: None)
+    assert pair.check() == 0
+    assert lines(capsys.readouterr().out)["memory"][0] == "note"
+
+
+def test_too_little_disk_is_to_be_mended(pair, capsys, monkeypatch):
+    pair.write()
+    looked_at = []
+
+    def usage(folder):
+        looked_at.append(Path(folder))
+        return type("Usage", (), {"free": 1000})
+
+    monkeypatch.setattr(checking.shutil, "disk_usage", usage)
+    assert pair.check("--out", pair.folder / "not" / "yet") == 1
+    assert re.search(r"^MEND +disk .*0\.0 GB free", capsys.readouterr().out, re.MULTILINE)
+    assert looked_at == [pair.folder]
+
+
+def test_a_device_that_is_not_there_is_to_be_mended(pair, capsys):
+    assert pair.check("--device", "cpux") == 1
+    assert re.search(r"^MEND +device .*'cpux' cannot be used here", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
+    monkeypatch.setattr(checking, "_seconds", lambda act, device: 4.0)
+    source = commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0))
+    settings = {"width": 4, "device": "cpu", "precision": "float32"}
+    small = commands.TrainingConfig.preset("tiny", side=24, **settings)
+    large = commands.TrainingConfig.preset("tiny", side=32, batch=8, **settings)
+    one, many = (checking._Trial.of(source, config) for config in (small, large))
+    assert many.seconds / one.seconds == pytest.approx((8 * 32**3) / (2 * 24**3))
+    assert many.activations / one.activations == pytest.approx((8 * 32**3) / (2 * 24**3), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.234, "0.23 s"), (99.6, "100 s"), (150, "2 minutes"), (3 * 3600, "3 hours"), (3e5, "3 days")],
+)
+def test_durations_are_readable(seconds, text):
+    assert checking._duration(seconds) == text
+
+
+def test_a_check_takes_sixteen_bits(pair, capsys):
+    for path, half in zip(pair.paths, (pair.first, pair.second), strict=True):
+        write_volume(path, half.numpy(), voxel_size=10.0, dtype="float16")
+    assert pair.check() == 0
+    assert "float16" in capsys.readouterr().out
+
+
+def test_a_picture_of_another_kind_is_refused(pair, capsys):
+    assert pair.check("--picture", "wedge.mrc") == 2
+    assert "picture must be the name of a .png file" in capsys.readouterr().err
+
+
+def test_several_faults_are_all_named(pair, capsys):
+    shifted(pair)
+    wrong_axis(pair)
+    assert pair.check() == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"^MEND +halves", printed, re.MULTILINE)
+    assert re.search(r"^MEND +wedge", printed, re.MULTILINE)
+    assert "2 to mend" in printed
