@@ -18,7 +18,7 @@ PACKAGE = Path(equitomo.__file__).parent
 LAYERS = (
     ("_checks", "_draws"),
     ("fourier < geometry", "tiling", "io"),
-    ("physics", "precision", "transform", "models"),
+    ("physics", "precision", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate", "wedge_estimate"),
     ("training", "report"),
     ("cli < __main__",),

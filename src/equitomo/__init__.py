@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
     from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+    from equitomo.symmetry import MirrorAveraged
     from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
     from equitomo.wedge_estimate import estimate_wedge, judge_geometry
@@ -31,6 +32,7 @@ __all__ = [
     "IcecreamTrainer",
     "IntensityScale",
     "MaskedEquivarianceLoss",
+    "MirrorAveraged",
     "MissingWedgeOperator",
     "Noise2NoiseLoss",
     "PaddedMissingWedgeOperator",
@@ -64,6 +66,7 @@ _HOMES = {
     "IcecreamTrainer": "training",
     "IntensityScale": "datasets",
     "MaskedEquivarianceLoss": "loss",
+    "MirrorAveraged": "symmetry",
     "MissingWedgeOperator": "physics",
     "Noise2NoiseLoss": "loss",
     "PaddedMissingWedgeOperator": "physics",

@@ -64,6 +64,7 @@ from equitomo.io import (
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
 from equitomo.precision import chosen_device
 from equitomo.simulate import simulate_halves
+from equitomo.symmetry import MirrorAveraged
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint, load_network
 from equitomo.wedge_estimate import estimate_wedge, judge_geometry
@@ -386,7 +387,7 @@ def _geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:
 
 def _run_config(given: PredictFiles, saved: dict[str, Any]) -> TrainingConfig:
     """The run's configuration, where the command line does not say otherwise."""
-    asked = {"passes": given.passes, "average_first": given.average_first, "precision": given.precision}
+    asked = {name: getattr(given, name) for name in ("passes", "average_first", "mirrors", "precision")}
     return TrainingConfig(**{**saved, **{name: value for name, value in asked.items() if value is not None}})
 
 
@@ -511,7 +512,7 @@ def _predictor(
     network: nn.Module, geometry: TiltGeometry, prediction: Prediction, config: TrainingConfig
 ) -> TiledPredictor:
     return TiledPredictor(
-        network,
+        MirrorAveraged(network, geometry, flips=config.flips) if config.mirrors else network,
         geometry,
         tile=prediction.tile,
         margin=prediction.tile_margin,

@@ -95,6 +95,9 @@ class TrainingConfig:
     average_first
         Average the two halves before the network in predictions, not after it as equation (7) does. The result then
         comes from less noise and half the work, but no longer from two independent halves.
+    mirrors
+        Average predictions over the mirror images that leave the wedge where it is: better, for eight times the work
+        of a prediction; see :class:`equitomo.MirrorAveraged`.
 
     Raises
     ------
@@ -143,6 +146,7 @@ class TrainingConfig:
     preview_every: int = 1000
     passes: int = 2
     average_first: bool = False
+    mirrors: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -217,6 +221,7 @@ _QUICK: dict[str, Any] = {
     "support": "box",
     "passes": 1,
     "average_first": True,
+    "mirrors": True,
 }
 
 _PRESETS: dict[str, dict[str, Any]] = {

@@ -53,6 +53,7 @@ _FREE = {
     "preview_every",
     "passes",
     "average_first",
+    "mirrors",
 }
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
