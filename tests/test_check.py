@@ -319,7 +319,8 @@ def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
     large = commands.TrainingConfig.preset("tiny", side=32, batch=8, **settings)
     one, many = (checking._Trial.of(source, config) for config in (small, large))
     assert many.seconds / one.seconds == pytest.approx((8 * 32**3) / (2 * 24**3))
-    assert many.activations / one.activations == pytest.approx((8 * 32**3) / (2 * 24**3), rel=0.01)
+    # But for what the filter of the losses keeps, which does not grow with the batch.
+    assert many.activations / one.activations == pytest.approx((8 * 32**3) / (2 * 24**3), rel=0.1)
 
 
 @pytest.mark.parametrize(
