@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -17,13 +16,15 @@ from torch import Tensor, nn
 from equitomo._checks import spatial_shape
 from equitomo.geometry import TiltGeometry, as_geometry
 from equitomo.inference._fitting import Fitting
-from equitomo.inference._source import Source
+from equitomo.inference._footprint import Footprint, tile_bytes, transform_bytes
+from equitomo.inference._margins import core_errors, smallest_margin
+from equitomo.inference._voxels import Source, Target
 from equitomo.io import release, scratch_array
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.physics.streamed import apply_by_planes, streaming_needs
 from equitomo.precision import Precision, autocast, trusted
-from equitomo.tiling import Border, Placement, Tiling, reflected, shortest_tile
+from equitomo.tiling import Border, Placement, Tiling, shortest_tile
 
 Wedge = Literal["global", "tile"]
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
@@ -32,30 +33,6 @@ Array = NDArray[np.float32]
 AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic])
 
 Shape = tuple[int, int, int]
-
-# Copies of a batch of tiles, and of one tile, held at once; transforms of a tile within its padded grid; what the
-# system maps around a page that is read.
-_TILES_HELD, _TILES_AT_WORK, _WEDGE_HELD = 4, 6, 5
-_MAPPED_AROUND = 1 << 16
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a prediction takes beyond the program itself and what the network computes with.
-
-    Parameters
-    ----------
-    memory
-        Bytes of the host's memory at the peak.
-    disk
-        Bytes of intermediate files at the peak.
-    """
-
-    memory: int
-    disk: int
-
-    def __str__(self) -> str:
-        return f"{self.memory / 2**30:.2f} GiB of memory and {self.disk / 2**30:.2f} GiB of intermediate files"
 
 
 class TiledPredictor:
@@ -218,7 +195,7 @@ class TiledPredictor:
             for group in groups:
                 for index in np.ndindex(shape[:-3]):
                     source = Source([half[index] for half in group], mean, deviation)
-                    target = _Target(result[index], mean, deviation, 1 / len(groups))
+                    target = Target(result[index], mean, deviation, 1 / len(groups))
                     self._reconstruct(source, target, scratch, report)
         if out is None and isinstance(first, Tensor):
             return torch.from_numpy(result).to(first.device)
@@ -247,27 +224,20 @@ class TiledPredictor:
         --------
         >>> predictor = TiledPredictor(torch.nn.Identity(), (-60.0, 60.0), tile=160, margin=24, wedge="global")
         >>> print(predictor.footprint((464, 928, 928)))
-        0.36 GiB of memory and 4.47 GiB of intermediate files
+        0.67 GiB of memory and 4.47 GiB of intermediate files
         """
-        z, y, x = spatial_shape(shape)
-        tiling = self._tiling((z, y, x))
-        tile, batch = cast(tuple[int, int, int], tiling.tile), min(self.batch, len(tiling))
-        voxels, volume = math.prod(tile), 4 * z * y * x
-        memory = 4 * voxels * (_TILES_HELD * batch + _TILES_AT_WORK)
-        n_maps = 1 + (halves if self.average_first else 1)
-        # All rows of the sections that tiles lie in, in pages; more are mapped around each read, but no more than all.
-        touched = batch * tile[0] * (min(tile[1], y) * x * 4 + 2 * _MAPPED_AROUND)
-        mapped = n_maps * min(touched, volume + 2 * _MAPPED_AROUND)
-        kept = 0
+        lengths = spatial_shape(shape)
+        tiling = self._tiling(lengths)
+        tile = cast(Shape, tiling.tile)
+        wedge, planes, n_between = 0, 0, 0
         if self.passes > 1 and self.wedge == "global":
-            needs, planes = streaming_needs(self.operator, (z, y, x))
-            kept = volume * min(self.passes - 1, 2) + planes
-            memory += needs
+            wedge, planes = streaming_needs(self.operator, lengths)
+            n_between = min(self.passes - 1, 2)
         elif self.passes > 1 and self.device.type == "cpu":
-            memory += _WEDGE_HELD * 4 * batch * math.prod(self._operator_for(tile).grid_shape)
-        # Memory that was freed in pieces of a tile's size is not all given back, nor of use for the next pieces.
-        memory *= 2
-        return Footprint(memory + mapped, kept) if streamed else Footprint(memory + volume + kept, 0)
+            wedge = transform_bytes(self._operator_for(tile).grid_shape, min(self.batch, len(tiling)))
+        n_sources = halves if self.average_first else 1
+        tiles, mapped = tile_bytes(lengths, tile, min(self.batch, len(tiling)), n_sources)
+        return Footprint.of(tiles + wedge, mapped, planes + 4 * math.prod(lengths) * n_between, lengths, streamed)
 
     def margin_errors(
         self, volume: Tensor | NDArray[np.generic], *, largest: int = 64, core: int = 32, centre: Shape | None = None
@@ -296,18 +266,15 @@ class TiledPredictor:
         ValueError
             If the network gives nothing but zeros there.
         """
-        source = Source([_as_array(volume)])
-        n, largest = (-(-length // self.stride) * self.stride for length in (core, largest))
-        at = tuple(length // 2 for length in source.shape) if centre is None else centre
-        origin = [(c - n // 2) // self.stride * self.stride for c in at]
         with _evaluating(self.network), torch.inference_mode():
-            exact, *others = (
-                self._core_with_margin(source, origin, n, margin) for margin in range(largest, -1, -self.stride)
+            return core_errors(
+                lambda cube: self._network(cube.to(self.device)),
+                Source([_as_array(volume)]),
+                stride=self.stride,
+                largest=largest,
+                core=core,
+                centre=centre,
             )
-        if not exact.norm() > 0:
-            raise ValueError(f"the network gives zeros around voxel {at} (z, y, x): choose a centre with specimen")
-        errors = {self.stride * k: float((v - exact).norm() / exact.norm()) for k, v in enumerate(reversed(others))}
-        return errors
 
     def measured_margin(
         self,
@@ -339,37 +306,20 @@ class TiledPredictor:
         >>> predictor.measured_margin(torch.randn(40, 40, 40), 1e-5, largest=8, core=8)
         2
         """
-        errors = self.margin_errors(volume, largest=largest, core=core, centre=centre)
-        too_small = [margin for margin, error in errors.items() if not error <= tolerance]
-        enough = [margin for margin in errors if margin > max(too_small, default=-1)]
-        if not enough:
-            raise ValueError(
-                f"no margin below {largest} is within {tolerance:g}: one of {max(errors)} leaves an error of "
-                f"{errors[max(errors)]:.2g}. Look further with largest={2 * largest}, or allow more"
-            )
-        return min(enough)
+        return smallest_margin(self.margin_errors(volume, largest=largest, core=core, centre=centre), tolerance)
 
-    def _core_with_margin(self, source: Source, origin: Sequence[int], n: int, margin: int) -> Tensor:
-        places = (
-            reflected(np.arange(o - margin, o + n + margin), length)
-            for o, length in zip(origin, source.shape, strict=True)
-        )
-        cube = torch.from_numpy(source[np.ix_(*places)])[None, None].to(self.device)
-        inner = slice(margin, margin + n)
-        return self._network(cube)[0, 0, inner, inner, inner]
-
-    def _reconstruct(self, source: Source, target: _Target, scratch: str | Path | None, report: _Report) -> None:
+    def _reconstruct(self, source: Source, target: Target, scratch: str | Path | None, report: _Report) -> None:
         if self.wedge == "tile":
             self._run(source, self._all_passes, target, report)
             return
         for _ in range(self.passes - 1):
             between = scratch_array(scratch, source.shape)
-            self._run(source, self._network, _Target(between), report)
+            self._run(source, self._network, Target(between), report)
             apply_by_planes(self.operator, between, between, scratch=scratch, device=self.device)
             source = Source([between])
         self._run(source, self._network, target, report)
 
-    def _run(self, source: Source, process: Callable[[Tensor], Tensor], target: _Target, report: _Report) -> None:
+    def _run(self, source: Source, process: Callable[[Tensor], Tensor], target: Target, report: _Report) -> None:
         """Process a volume tile by tile and join the cores."""
         for placements in _in_batches(self._tiling(source.shape), self.batch):
             tiles = np.stack([placement.read(source) for placement in placements])
@@ -415,26 +365,6 @@ class TiledPredictor:
                 for n, tile in zip((z, y, x), (tz, ty, tx), strict=True)
             )
         return Tiling((z, y, x), (tz, ty, tx), self.margin, self.stride, self.blend, self.border)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """An array of zeros that cores are added to, each with its weight, on the intensity scale of the input."""
-
-    array: NDArray[np.floating]
-    mean: float = 0.0
-    deviation: float = 1.0
-    share: float = 1.0
-
-    def add(self, placement: Placement, tile: Array) -> None:
-        core = tile[placement.core] * np.float32(self.deviation)
-        core += np.float32(self.mean)
-        core *= placement.weight
-        core *= np.float32(self.share)
-        self.array[placement.target] += core
-
-    def release(self) -> None:
-        release(self.array)
 
 
 class _Report:

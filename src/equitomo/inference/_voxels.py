@@ -1,14 +1,16 @@
-"""What tiles are read from."""
+"""What tiles are read from and written to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equitomo.io import release
+from equitomo.tiling import Placement
 
 
 class Source:
@@ -39,3 +41,35 @@ class Source:
     def release(self) -> None:
         """Give back the memory that reading from files took."""
         release(*self._arrays)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An array of zeros that the cores of tiles are added to, back on the intensity scale of the input.
+
+    Parameters
+    ----------
+    array
+        Of the volume's shape.
+    mean, deviation
+        A voxel ``v`` of the network's is written as ``v * deviation + mean``.
+    share
+        Weight of this reconstruction in the whole.
+    """
+
+    array: NDArray[np.floating]
+    mean: float = 0.0
+    deviation: float = 1.0
+    share: float = 1.0
+
+    def add(self, placement: Placement, tile: NDArray[np.float32]) -> None:
+        """Add a tile's core with its weights."""
+        core = tile[placement.core] * np.float32(self.deviation)
+        core += np.float32(self.mean)
+        core *= placement.weight
+        core *= np.float32(self.share)
+        self.array[placement.target] += core
+
+    def release(self) -> None:
+        """Give back the memory that writing to a file took."""
+        release(self.array)
