@@ -132,7 +132,9 @@ class TiledPredictor:
             blend = core // 5 if core >= 64 else 0
         self.tile, self.margin, self.blend, self.batch, self.border = tile, margin, blend, batch, border
         self.passes, self.wedge, self.average_first = passes, wedge, average_first
-        self.stride = int(getattr(self.network, "stride", 1)) if stride is None else stride
+        own = getattr(self.network, "stride", 1)
+        # That of a bare convolution is a triple, and 1 if it keeps the volume's size.
+        self.stride = stride if stride is not None else own if isinstance(own, int) else 1
         parameter = next(self.network.parameters(), torch.zeros(()))
         self.device, self._input_dtype = parameter.device, parameter.dtype
         self._dtype = trusted(precision, self.device)
