@@ -51,6 +51,10 @@ class ReferenceStep:
         wedges = self.wedge[:-1, :-1, :-1].expand(len(target), -1, -1, -1)
         return self._masked_error(target, estimate, wedges, wedges)
 
+    def project(self, volumes: Tensor) -> Tensor:
+        """Cubes ``(batch, z, y, x)`` with the input wedge emptied."""
+        return self._project(volumes, self.wedge[:-1, :-1, :-1].expand(len(volumes), -1, -1, -1))
+
     def _masked_error(self, target: Tensor, estimate: Tensor, wedges: Tensor, target_wedges: Tensor) -> Tensor:
         one = torch.view_as_real(self._complex_project(target, target_wedges))
         other = torch.view_as_real(self._complex_project(estimate, wedges))

@@ -10,6 +10,7 @@ from making import noisy_halves, noisy_pair
 from torch.utils.data import DataLoader
 
 from equitomo import IntensityScale, SubtomogramDataset, TiltGeometry, TomogramPair, specimen_mask
+from equitomo.datasets import require_usable
 from equitomo.simulate import simulate_halves
 
 TILTS = (-60.0, 60.0)
@@ -459,3 +460,25 @@ def test_a_percentage_out_of_range_is_refused(name, value):
 def test_a_mask_of_something_else_than_a_volume_is_refused():
     with pytest.raises(ValueError, match=r"\(z, y, x\).*\(12, 12\)"):
         specimen_mask(torch.randn(12, 12))
+
+
+def test_a_map_of_a_file_is_judged_section_by_section_as_the_volume_is(tmp_path):
+    values = np.random.default_rng(0).normal(5, 2, (6, 7, 8)).astype(np.float32)
+    values.tofile(tmp_path / "a.raw")
+    mapped = np.memmap(tmp_path / "a.raw", np.float32, "r+", shape=values.shape)
+    require_usable(mapped, "it")
+    assert IntensityScale.of(mapped) == IntensityScale.of(torch.from_numpy(values))
+    mapped[4, 2, 3] = mapped[5, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"it holds 2 voxels .* the first at z 4, y 2, x 3"):
+        require_usable(mapped, "it")
+
+
+def test_a_sample_takes_every_so_manieth_voxel_across_sections(monkeypatch):
+    monkeypatch.setattr("equitomo.datasets.pair._SAMPLES", 20)
+    values = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
+    expected = values.reshape(-1)[::11].astype(np.float64)
+    scale = IntensityScale.of(values)
+    spread = 1.4826 * np.median(np.abs(expected - np.median(expected)))
+    assert np.abs(expected - np.median(expected)).max() < 6 * spread
+    assert scale.mean == pytest.approx(expected.mean())
+    assert scale.scale == pytest.approx(expected.std())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from equitomo.tiling import Tiling, reflected
+from equitomo.tiling import Tiling, reflected, shortest_tile
 
 SHAPES = [(16, 16, 16), (15, 15, 15), (7, 20, 33)]
 
@@ -123,6 +124,22 @@ def test_neighbours_are_blended_linearly():
     first, second = list(Tiling((1, 1, 16), (1, 1, 10), 0, 1, 4))
     np.testing.assert_allclose(first.weight[0, 0], [1] * 6 + [0.8, 0.6, 0.4, 0.2], atol=1e-6)
     np.testing.assert_allclose(second.weight[0, 0], [0.2, 0.4, 0.6, 0.8] + [1] * 6, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [5, 33, 80, 128, 256, 300])
+@pytest.mark.parametrize(
+    ("tile", "margin", "stride", "blend"), [(64, 8, 8, 0), (96, 18, 8, 12), (128, 24, 8, 16), (40, 3, 1, 5)]
+)
+def test_a_tile_is_shortened_as_far_as_no_more_of_them_are_needed(length, tile, margin, stride, blend):
+    def count(n: int) -> int:
+        return len(along(Tiling((length, 1, 1), (n, 2 * tile, 2 * tile), margin, stride, blend), 0))
+
+    short = shortest_tile(length, tile, margin, stride, blend)
+    assert short % stride == 0
+    assert count(short) == count(tile)
+    # Or nothing would be left to write.
+    with contextlib.suppress(ValueError):
+        assert count(short - stride) > count(tile)
 
 
 def test_an_axis_that_one_tile_holds_needs_no_room_for_blending():

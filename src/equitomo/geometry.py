@@ -165,8 +165,77 @@ def wedge_mask(
     (torch.Size([16, 1, 9]), 0.69)
     """
     shape, geometry = spatial_shape(shape), as_geometry(geometry)
-    if sampling not in ("range", "fan") or support not in ("ball", "box"):
-        raise ValueError(f"sampling is 'range' or 'fan' and support 'ball' or 'box', got {sampling!r}, {support!r}")
+    _check_choices(sampling, support)
+    radius = _largest_radius(support, low_pass)
+    kept = _measured(shape, geometry, sampling, extent)
+    if geometry.tilt_axis == "y":
+        kept = kept[..., : shape[2] // 2 + 1]
+    if radius is not None:
+        kz, ky, kx = frequencies(shape)
+        kept = kept & (kz**2 + ky**2 + kx**2 <= (radius + _EDGE) ** 2)
+    return kept.float()
+
+
+class WedgePlanes:
+    """The mask of :func:`wedge_mask` plane by plane across the tilt axis, for volumes whose mask would not fit.
+
+    Planes are counted by their frequency along the tilt axis, from zero on, and hold both signs of the other two
+    frequencies.
+
+    Parameters
+    ----------
+    shape, geometry, support, low_pass, sampling, extent
+        As for :func:`wedge_mask`.
+
+    Attributes
+    ----------
+    constant : bool
+        Whether all planes are the same.
+    n_planes : int
+        The planes that hold anything; those of higher frequencies are empty.
+
+    Examples
+    --------
+    >>> planes = WedgePlanes((16, 16, 16), (-60.0, 60.0), support="ball")
+    >>> planes.n_planes, planes(2, 5).shape
+    (9, torch.Size([3, 16, 16]))
+    >>> half = wedge_mask((16, 16, 16), (-60.0, 60.0), support="ball")
+    >>> torch.equal(planes(2, 5)[..., :9], half[:, 2:5].transpose(0, 1))
+    True
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        geometry: TiltGeometry | tuple[float, float],
+        *,
+        support: Support = "box",
+        low_pass: float | None = None,
+        sampling: Sampling = "range",
+        extent: float | None = None,
+    ) -> None:
+        shape, geometry = spatial_shape(shape), as_geometry(geometry)
+        _check_choices(sampling, support)
+        self._radius = _largest_radius(support, low_pass)
+        self.constant = self._radius is None
+        along = -2 if geometry.tilt_axis == "y" else -1
+        self._kept = _measured(shape, geometry, sampling, extent).squeeze(along)
+        k_beam, k_across = (k.squeeze(along) for k in _plane_frequencies(shape, geometry.tilt_axis))
+        self._across = k_beam**2 + k_across**2
+        self._k = torch.fft.rfftfreq(shape[along], dtype=torch.float64)
+        self.n_planes = len(self._k) if self._radius is None else int((self._k <= self._radius + _EDGE).sum())
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Planes ``start`` to ``stop``, float32 of shape (stop - start, z, x), or y for x if x is the tilt axis."""
+        k = self._k[start:stop, None, None]
+        if self._radius is None:
+            return self._kept.float().expand(len(k), -1, -1)
+        inside = self._across <= (self._radius + _EDGE) ** 2 - k**2
+        return torch.logical_and(self._kept, inside).float()
+
+
+def _measured(shape: tuple[int, int, int], geometry: TiltGeometry, sampling: Sampling, extent: float | None) -> Tensor:
+    """What the tilts measure on one plane across the tilt axis, both signs of its frequencies; length 1 along it."""
     k_beam, k_across = _plane_frequencies(shape, geometry.tilt_axis)
     if sampling == "range":
         kept = _in_range(k_beam, k_across, geometry)
@@ -175,14 +244,7 @@ def wedge_mask(
         kept = _in_fan(k_beam, k_across, geometry, min(shape[0], across) if extent is None else extent)
     kept |= (k_beam == 0) & (k_across == 0)
     plane_axis = -1 if geometry.tilt_axis == "y" else -2
-    kept &= mirrored(kept, (-3, plane_axis))
-    if geometry.tilt_axis == "y":
-        kept = kept[..., : shape[2] // 2 + 1]
-    radius = _largest_radius(support, low_pass)
-    if radius is not None:
-        kz, ky, kx = frequencies(shape)
-        kept = kept & (kz**2 + ky**2 + kx**2 <= (radius + _EDGE) ** 2)
-    return kept.float()
+    return kept & mirrored(kept, (-3, plane_axis))
 
 
 def _plane_frequencies(shape: tuple[int, int, int], tilt_axis: TiltAxis) -> tuple[Tensor, Tensor]:
@@ -211,6 +273,11 @@ def _in_fan(k_beam: Tensor, k_across: Tensor, geometry: TiltGeometry, extent: fl
         distance = (k_beam * math.cos(tilt) - k_across * math.sin(tilt)).abs()
         kept |= distance <= 0.5 / extent + _EDGE
     return kept
+
+
+def _check_choices(sampling: Sampling, support: Support) -> None:
+    if sampling not in ("range", "fan") or support not in ("ball", "box"):
+        raise ValueError(f"sampling is 'range' or 'fan' and support 'ball' or 'box', got {sampling!r}, {support!r}")
 
 
 def _largest_radius(support: Support, low_pass: float | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +130,12 @@ class Tiling:
         return self.tile[axis]
 
 
+class Readable(Protocol):
+    """What gives float32 voxels for slices ``(z, y, x)``: an array, or what stands for one."""
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]: ...
+
+
 @dataclass(frozen=True)
 class Placement:
     """One tile: the voxels it reads, where its core is written, which part that is, and its weight there.
@@ -142,16 +148,43 @@ class Placement:
     core: Box
     weight: NDArray[np.float32]
 
-    def read(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    def read(self, volume: Readable) -> NDArray[np.float32]:
         """The tile's voxels."""
         if all(bool((np.diff(index) == 1).all()) and index[0] >= 0 for index in self.source):
             z, y, x = (slice(int(index[0]), int(index[-1]) + 1) for index in self.source)
             # A plain copy: many times faster than reading voxel by voxel from a memory map.
             return np.ascontiguousarray(volume[z, y, x])
-        tile: NDArray[np.float32] = volume[np.ix_(*self.source)]
+        # The voxels that the tile reflects are read the same way first.
+        starts = [int(index[index >= 0].min()) for index in self.source]
+        z, y, x = (slice(start, int(index.max()) + 1) for start, index in zip(starts, self.source, strict=True))
+        places = (np.maximum(index - start, 0) for start, index in zip(starts, self.source, strict=True))
+        tile: NDArray[np.float32] = volume[z, y, x][np.ix_(*places)]
         for axis, index in enumerate(self.source):
             tile.swapaxes(0, axis)[index < 0] = 0
         return tile
+
+
+def shortest_tile(length: int, tile: int, margin: int, stride: int = 1, blend: int = 0) -> int:
+    """The shortest tile that covers an axis with no more tiles than one of ``tile`` voxels does.
+
+    Examples
+    --------
+    >>> shortest_tile(256, 160, 18, stride=8)
+    128
+    """
+
+    def count(n: int) -> int:
+        return len(Tiling((length,) * 3, n, margin, stride, blend)._origins(0))
+
+    shortest = tile
+    while shortest > stride:
+        try:
+            if count(shortest - stride) > count(tile):
+                break
+        except ValueError:
+            break
+        shortest -= stride
+    return shortest
 
 
 def reflected(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 import sys
 import time
@@ -52,6 +53,7 @@ from equitomo.inference import TiledPredictor
 from equitomo.io import (
     TableRow,
     Volume,
+    creating_volume,
     named,
     read_table,
     read_tilts,
@@ -189,22 +191,21 @@ def _prepare_predict(options: Options) -> Job:
     require_writable(
         out, overwrite=files.overwrite, n_bytes=run_folder.output_bytes(volumes[0].data.size, options[Prediction])
     )
-    _require_range(torch.from_numpy(volumes[0].as_float32().copy()), options[Prediction].dtype)
+    _require_range(volumes[0].data, options[Prediction].dtype)
     geometry = _run_geometry(options[RunGeometry], checkpoint.state["geometries"])
     network = load_network(checkpoint.path).to(chosen_device(files.device)).to(memory_format=torch.channels_last_3d)
     predictor = _predictor(network, geometry, options[Prediction], _run_config(files, checkpoint.state["config"]))
 
+    shape = volumes[0].data.shape
+    needs = predictor.footprint(shape, halves=len(volumes))
+    require_writable(out, overwrite=files.overwrite, n_bytes=4 * math.prod(shape) + needs.disk)
+
     def job() -> None:
-        scaled = [scale.apply(torch.from_numpy(volume.as_float32().copy())) for volume in volumes]
-        with _progress("predicting", "tile") as predictor.progress:
-            result = predictor(*scaled)
-        write_volume(
-            out,
-            scale.restore(result).numpy(),
-            like=volumes[0],
-            dtype=options[Prediction].dtype,
-            overwrite=files.overwrite,
-        )
+        print(f"Prediction takes up to {needs}, and what the network computes with")
+        head: dict[str, Any] = {"like": volumes[0], "dtype": options[Prediction].dtype, "overwrite": files.overwrite}
+        with creating_volume(out, shape, **head) as data, _progress("predicting", "tile") as predictor.progress:
+            halves = [volume.data for volume in volumes]
+            predictor(*halves, out=data, scratch=out.parent, intensities=(scale.mean, scale.scale))
         print(f"Wrote {out}")
 
     return job
@@ -248,10 +249,12 @@ def _require_other(out: Path, *inputs: str | None) -> None:
         raise ValueError(f"{out} is one of the inputs: choose another name for the result")
 
 
-def _require_range(volume: Tensor, dtype: str) -> None:
+def _require_range(volume: Tensor | np.ndarray[Any, Any], dtype: str) -> None:
     """Refuse 16 bits for intensities that they cannot hold, before and not after the work."""
-    largest = float(volume.abs().max())
-    if dtype == "float16" and largest > 6e4:
+    if dtype != "float16":
+        return
+    largest = max(abs(float(end)) for section in volume for end in (section.min(), section.max()))
+    if largest > 6e4:
         raise ValueError(f"intensities reach {largest:g}, more than --dtype float16 can hold: write float32")
 
 
@@ -368,10 +371,9 @@ def _read(path: str, files: Halves | OneOrTwo) -> Volume:
 
 def _read_volumes(paths: OneOrTwo, normalization: Normalization) -> tuple[list[Volume], IntensityScale]:
     volumes = [_read(paths.first, paths)] if paths.second is None else list(_read_halves(paths))
-    tensors = [torch.from_numpy(volume.as_float32().copy()) for volume in volumes]
-    for volume, tensor in zip(volumes, tensors, strict=True):
-        require_usable(tensor, str(volume.path))
-    return volumes, IntensityScale.of(*tensors, normalization=normalization)
+    for volume in volumes:
+        require_usable(volume.data, str(volume.path))
+    return volumes, IntensityScale.of(*(volume.data for volume in volumes), normalization=normalization)
 
 
 def _geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +15,11 @@ from torch import Tensor
 
 from equitomo.datasets.agreement import compare_halves
 from equitomo.geometry import TiltGeometry, as_geometry
-from equitomo.io import StoredVoxels, Volume
+from equitomo.io import StoredVoxels, Volume, release
 
 Normalization = Literal["robust", "scale"]
-Voxels = NDArray[np.generic] | Tensor | Volume | StoredVoxels
+Samples = NDArray[np.generic] | Tensor
+Voxels = Samples | Volume | StoredVoxels
 
 # In robust standard deviations from the median: what lies beyond the first does not enter the scale
 # (a Gaussian loses nothing by it), what lies beyond the second is worth a word.
@@ -46,8 +49,8 @@ class IntensityScale:
     scale: float
 
     @classmethod
-    def of(cls, *volumes: Tensor, normalization: Normalization = "robust") -> IntensityScale:
-        """The common scale of volumes, unmoved by hot pixels and gold.
+    def of(cls, *volumes: Samples, normalization: Normalization = "robust") -> IntensityScale:
+        """The common scale of volumes, tensors or arrays (also memory maps), unmoved by hot pixels and gold.
 
         Values more than six robust standard deviations (from the median absolute deviation) off the median
         are clipped before mean and deviation are taken. ``"scale"`` leaves the mean at zero, for data with a
@@ -165,24 +168,38 @@ class TomogramPair:
         return self.scale.restore(volume)
 
 
-def require_usable(volume: Tensor, name: str) -> None:
-    """Refuse a volume with voxels that are no numbers, or with nothing to see in it."""
+def require_usable(volume: Samples, name: str) -> None:
+    """Refuse a volume with voxels that are no numbers, or with nothing to see in it; section by section."""
     _require_finite(volume, name)
     _require_contrast(_sample(volume).astype(np.float64), name)
 
 
-def _require_finite(volume: Tensor, name: str) -> None:
+def _require_finite(volume: Samples, name: str) -> None:
     """Name how many voxels are NaN or infinite, and where the first one is."""
-    # The sum is finite unless a voxel is not (or the sum overflows): the full search is for the rare case.
-    if torch.isfinite(volume.sum(dtype=torch.float64)):
-        return
-    bad = (~torch.isfinite(volume)).nonzero()
-    if len(bad):
-        place = ", ".join(f"{axis} {index}" for axis, index in zip("zyx", bad[0].tolist(), strict=True))
+    count, first = 0, ""
+    for z, section in _sections(volume):
+        # The sum is finite unless a voxel is not (or the sum overflows): the full search is for the rare case.
+        if torch.isfinite(section.sum(dtype=torch.float64)):
+            continue
+        bad = (~torch.isfinite(section)).nonzero()
+        count += len(bad)
+        if len(bad) and not first:
+            first = ", ".join(f"{axis} {k}" for axis, k in zip("zyx", [z, *bad[0].tolist()], strict=True))
+    if count:
         raise ValueError(
-            f"{name} holds {len(bad)} voxels that are NaN or infinite, the first at {place} (counted from 0): "
+            f"{name} holds {count} voxels that are NaN or infinite, the first at {first} (counted from 0): "
             "reconstruct it anew or replace them (on the command line with --nan mean)"
         )
+
+
+def _sections(volume: Samples) -> Iterator[tuple[int, Tensor]]:
+    """Sections of a volume as float32, however large it is."""
+    for z in range(len(volume)):
+        if isinstance(volume, Tensor):
+            yield z, volume[z].detach().float()
+        else:
+            yield z, torch.from_numpy(np.array(volume[z], np.float32))
+            release(volume)
 
 
 def _three(voxel_size: float | tuple[float, float, float] | None) -> tuple[float, float, float] | None:
@@ -207,12 +224,12 @@ def copy_into(target: Tensor, volume: Voxels) -> None:
         target.numpy()[...] = volume
 
 
-def _sample(volume: Tensor) -> NDArray[np.float32]:
+def _sample(volume: Samples) -> NDArray[np.float32]:
     """At most a few million voxels, evenly spread: enough for statistics of any volume."""
-    flat = volume.detach().reshape(-1)
+    n_voxels, size = math.prod(volume.shape), math.prod(volume.shape[1:])
     # An odd step does not fall on the same column of every row.
-    step = -(-flat.numel() // _SAMPLES) | 1
-    return flat[::step].cpu().float().numpy()
+    step = -(-n_voxels // _SAMPLES) | 1
+    return np.concatenate([s.reshape(-1)[-z * size % step :: step].cpu().numpy() for z, s in _sections(volume)])
 
 
 def _require_contrast(values: NDArray[np.float64], name: str) -> None:

@@ -1,9 +1,10 @@
 """Files: tomograms in the MRC format and tilt angles. Numpy arrays, never tensors."""
 
 from .errors import FileFormatError, FileFormatWarning
+from .mapped import release, scratch_array
 from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
-from .mrc_write import require_writable, write_volume
+from .mrc_write import creating_volume, require_writable, write_volume
 from .opening import named
 from .placing import PARTIAL, beside, flush_folder, no_link, require_place, write_whole
 from .tables import TableRow, read_table
@@ -19,14 +20,17 @@ __all__ = [
     "TableRow",
     "Volume",
     "beside",
+    "creating_volume",
     "flush_folder",
     "named",
     "no_link",
     "read_table",
     "read_tilts",
     "read_volume",
+    "release",
     "require_place",
     "require_writable",
+    "scratch_array",
     "write_volume",
     "write_whole",
 ]

@@ -1,11 +1,16 @@
 """Write tomograms in the MRC format, whole or not at all."""
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, Self, cast
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
+from .mapped import claim, release, scratch_array
 from .mrc import Volume
 from .mrc_header import HEADER_BYTES, Array, Axes, byte_order
 from .opening import named
@@ -75,24 +80,111 @@ def write_volume(
     """
     path = named(path)
     data = np.asanyarray(data)
-    if data.ndim != 3 or 0 in data.shape:
-        raise ValueError(f"data must have three axes (z, y, x), none empty, got shape {data.shape}")
     if data.dtype.kind not in "biuf":
         raise TypeError(f"data must hold real numbers, got {data.dtype}")
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f'dtype must be "float32" or "float16", got {dtype!r}')
-    record = _new_header(data.shape, like, voxel_size, label)
-    record["mode"] = 2 if dtype == "float32" else 12
-    extended = like.header.extended if like else b""
-    n_bytes = HEADER_BYTES + len(extended) + data.size * np.dtype(dtype).itemsize
-    require_writable(path, overwrite=overwrite, n_bytes=n_bytes)
+    head = _Head.of(data.shape, like, voxel_size, dtype, label)
+    require_writable(path, overwrite=overwrite, n_bytes=head.n_bytes)
     with beside(path, overwrite=overwrite) as file:
-        file.write(record.tobytes() + extended)
-        statistics = _write_slabs(file, data, np.dtype(dtype).newbyteorder(cast(Any, byte_order(record))))
-        record["dmin"], record["dmax"], record["dmean"], record["rms"] = statistics
-        file.seek(0)
-        file.write(record.tobytes())
+        file.write(head.record.tobytes() + head.extended)
+        head.finish(file, _write_slabs(file, data, head.dtype))
     return path
+
+
+@contextmanager
+def creating_volume(
+    path: str | Path,
+    shape: tuple[int, ...],
+    *,
+    like: Volume | None = None,
+    voxel_size: float | Axes | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    label: str | None = None,
+    overwrite: bool = False,
+) -> Iterator[Array]:
+    """Write a volume as an MRC file piece by piece, whole or not at all.
+
+    Gives an array of zeros ``(z, y, x)`` to be filled in any order, a map of a file beside the target. At the end of
+    the ``with`` block the header is completed and the file takes the target's name; if the block is left by an error
+    or an interrupt the file is removed.
+
+    Parameters
+    ----------
+    path
+        The target. A name of a packed file (``.gz``, ``.bz2``) is refused.
+    shape
+        Voxels ``(z, y, x)``.
+    like, voxel_size, dtype, label, overwrite
+        As for :func:`write_volume`. The array is float32 also with ``"float16"``: then it lies in a second, nameless
+        file in the same folder.
+
+    Raises
+    ------
+    ValueError, FileExistsError, OSError
+        As for :func:`write_volume`; room on the disk is claimed at the beginning.
+
+    Examples
+    --------
+    >>> from equitomo.io import read_volume
+    >>> path = getfixture("tmp_path") / "a.mrc"
+    >>> with creating_volume(path, (4, 5, 6), voxel_size=7.5) as data:
+    ...     data[:, :, 3:] += 1
+    ...     path.exists()
+    False
+    >>> float(read_volume(path).data.mean())
+    0.5
+    """
+    path = named(path)
+    head = _Head.of(tuple(shape), like, voxel_size, dtype, label)
+    require_writable(path, overwrite=overwrite, n_bytes=head.n_bytes)
+    with beside(path, overwrite=overwrite) as file:
+        file.write(head.record.tobytes() + head.extended)
+        if dtype == "float16":
+            # Sums of weighted pieces would be rounded at every step.
+            data = scratch_array(path.parent, shape)
+            yield data
+            head.finish(file, _write_slabs(file, data, head.dtype))
+        else:
+            claim(file, head.n_bytes)
+            data = np.memmap(cast(Any, file), head.dtype, "r+", head.n_bytes - math.prod(shape) * 4, tuple(shape))
+            yield data
+            head.finish(file, _statistics(data))
+            data.flush()
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What stands before the voxels, and how they are stored."""
+
+    record: Array
+    extended: bytes
+    dtype: np.dtype[Any]
+    n_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        like: Volume | None,
+        voxel_size: float | Axes | None,
+        dtype: str,
+        label: str | None,
+    ) -> Self:
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(f"data must have three axes (z, y, x), none empty, got shape {shape}")
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f'dtype must be "float32" or "float16", got {dtype!r}')
+        record = _new_header(shape, like, voxel_size, label)
+        record["mode"] = 2 if dtype == "float32" else 12
+        extended = like.header.extended if like else b""
+        n_bytes = HEADER_BYTES + len(extended) + math.prod(shape) * np.dtype(dtype).itemsize
+        return cls(record, extended, np.dtype(dtype).newbyteorder(cast(Any, byte_order(record))), n_bytes)
+
+    def finish(self, file: BinaryIO, statistics: tuple[float, float, float, float]) -> None:
+        """Write the header again, now with the statistics of the voxels."""
+        for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
+            self.record[name] = value
+        file.seek(0)
+        file.write(self.record.tobytes())
 
 
 def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
@@ -154,10 +246,8 @@ def _add_label(record: Array, label: str | None) -> None:
 
 def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
     """Write voxels a few sections at a time; return their minimum, maximum, mean and deviation."""
-    step = max(1, SLAB_BYTES // (data[0].size * dtype.itemsize))
-    low, high, mean, square, count = np.inf, -np.inf, 0.0, 0.0, 0
-    for begin in range(0, len(data), step):
-        slab = data[begin : begin + step]
+
+    def write(slab: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             stored = np.ascontiguousarray(slab, dtype)
             if not np.can_cast(slab.dtype, dtype) and np.any(np.isinf(stored) & np.isfinite(slab)):
@@ -165,7 +255,19 @@ def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[flo
                     f"data reach {np.abs(slab[np.isfinite(slab)]).max():g}, more than {dtype.name} can hold "
                     f'({np.finfo(dtype).max:g}); write with dtype="float32" or scale the volume'
                 )
-            file.write(stored.view(np.uint8).data)
+        file.write(stored.view(np.uint8).data)
+        return stored
+
+    return _statistics(data, write)
+
+
+def _statistics(data: Array, store: Callable[[Array], Array] = np.asarray) -> tuple[float, float, float, float]:
+    """Minimum, maximum, mean and deviation of what ``store`` makes of the voxels, a few sections at a time."""
+    step = max(1, SLAB_BYTES // (data[0].size * data.itemsize))
+    low, high, mean, square, count = np.inf, -np.inf, 0.0, 0.0, 0
+    for begin in range(0, len(data), step):
+        stored = store(data[begin : begin + step])
+        with np.errstate(over="ignore", invalid="ignore"):
             # Means and squares of two parts combine exactly; sums of squares would cancel.
             n, centre = stored.size, float(stored.mean(dtype=np.float64))
             square += float(np.square(np.subtract(stored, centre, dtype=np.float64)).sum())
@@ -173,6 +275,7 @@ def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[flo
             mean += (centre - mean) * n / (count + n)
             count += n
             low, high = min(low, float(stored.min())), max(high, float(stored.max()))
+        release(data)
     if not np.isfinite([low, high, mean, square]).all():
         return 0.0, -1.0, -2.0, -1.0  # MRC2014's way to say that they are not known
     return low, high, mean, float(np.sqrt(square / count))

@@ -1,5 +1,6 @@
 """Measurement operators, as deepinv physics."""
 
+from equitomo.physics.streamed import apply_by_planes
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
 
-__all__ = ["MissingWedgeOperator", "PaddedMissingWedgeOperator"]
+__all__ = ["MissingWedgeOperator", "PaddedMissingWedgeOperator", "apply_by_planes"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from equitomo._checks import require_spatial, require_volumes, spatial_shape
 from equitomo.fourier import filtered, irfftn, is_even, laid_out, rfftn
-from equitomo.geometry import Sampling, Support, TiltGeometry, as_geometry, wedge_mask
+from equitomo.geometry import Sampling, Support, TiltGeometry, WedgePlanes, as_geometry, wedge_mask
 from equitomo.physics._inside import InsideFilter
 
 
@@ -49,12 +49,29 @@ class _FourierFilter:
         ValueError
             If the mask was given with ``update``: it is of this shape only.
         """
+        self._require_made(img_size)
+        return type(self)(img_size, self.geometry, device=self.mask.device, **self._settings)  # type: ignore[call-arg]
+
+    def planes(self, img_size: Sequence[int]) -> tuple[tuple[int, int, int], WedgePlanes]:
+        """The grid for volumes of another shape and the mask on it, plane by plane and never as a whole.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`resized`.
+        """
+        self._require_made(img_size)
+        return self._planes(spatial_shape(img_size, "img_size"))
+
+    def _planes(self, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], WedgePlanes]:
+        return shape, WedgePlanes(shape, self.geometry, **self._settings)
+
+    def _require_made(self, img_size: Sequence[int]) -> None:
         if self._mask_is_given:
             raise ValueError(
                 f"this operator's mask was given for {self.volume_shape} voxels (z, y, x) and cannot be made for "
                 f"{tuple(img_size)}: make an operator of that size and update its mask"
             )
-        return type(self)(img_size, self.geometry, device=self.mask.device, **self._settings)  # type: ignore[call-arg]
 
     def update_parameters(self, **kwargs: Any) -> None:
         """Take over ``mask`` after checking it, and whatever else deepinv updates."""
@@ -243,15 +260,22 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
             "sampling": sampling,
             "extent": extent,
         }
-        if extent is None:
-            z, y, x = self.volume_shape
-            extent = min(z, x if self.geometry.tilt_axis == "y" else y)
-        mask = wedge_mask(
-            self.grid_shape, self.geometry, support=support, low_pass=low_pass, sampling=sampling, extent=extent
-        )
+        mask = wedge_mask(self.grid_shape, self.geometry, **self._mask_settings(self.volume_shape))
         self.register_buffer("mask", laid_out(mask[None, None]))
         self._inside: InsideFilter | None = None
         self.to(device)
+
+    def _planes(self, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], WedgePlanes]:
+        padding, support, low_pass = (self._settings[name] for name in ("padding", "support", "low_pass"))
+        grid = _padded_shape(shape, padding, self.geometry, support, low_pass)
+        return grid, WedgePlanes(grid, self.geometry, **self._mask_settings(shape))
+
+    def _mask_settings(self, shape: tuple[int, int, int]) -> dict[str, Any]:
+        settings = {name: value for name, value in self._settings.items() if name != "padding"}
+        if settings["extent"] is None:
+            z, y, x = shape
+            settings["extent"] = min(z, x if self.geometry.tilt_axis == "y" else y)
+        return settings
 
     def A_inside(self, x: Tensor, margin: int) -> Tensor:
         """``A(x)`` without its outermost ``margin`` voxels: the same values, on a smaller grid.

@@ -1,0 +1,88 @@
+"""Going on with less at a time when the memory does not hold it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+
+class Fitting:
+    """Apply a function to a batch of tiles; when memory runs out, to half of it, then to parts of a tile.
+
+    What did not fit once is not tried again. A tile is cut across its longest axis into two parts that overlap, each
+    of which gives its own half, so every voxel is still computed from at least ``overlap`` voxels around it or, at the
+    tile's faces, from what it was computed from before. With an overlap as wide as the function's reach the result is
+    the same up to rounding, and with a smaller one as good as that of tiles with such a margin.
+
+    Parameters
+    ----------
+    apply
+        Maps ``(batch, channel, z, y, x)`` to the same lengths.
+    overlap
+        A multiple of the stride of ``apply``; ``None`` for what may not be cut in space.
+    stride
+        Parts start on multiples of it.
+    """
+
+    def __init__(self, apply: Callable[[Tensor], Tensor], overlap: int | None = None, stride: int = 1) -> None:
+        self._apply, self._overlap, self._stride = apply, overlap, stride
+        self._too_large = math.inf
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function's values for all of ``x``."""
+        divisible = len(x) > 1 or self._middle(x) is not None
+        if x.numel() < self._too_large or not divisible:
+            try:
+                return self._apply(x)
+            except (MemoryError, RuntimeError) as error:
+                if not divisible or not is_out_of_memory(error):
+                    raise
+                self._too_large = x.numel()
+                self._tell(x)
+        # Out of the handler, which would keep what the failed attempt had allocated.
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(x) > 1:
+            return torch.cat([self(half) for half in x.tensor_split(2)])
+        return self._in_two(x)
+
+    def _in_two(self, x: Tensor) -> Tensor:
+        middle, overlap = self._middle(x), self._overlap
+        assert middle is not None
+        assert overlap is not None
+        axis, n = _longest(x)
+        first = self(x.narrow(axis, 0, middle + overlap)).narrow(axis, 0, middle)
+        second = self(x.narrow(axis, middle - overlap, n - middle + overlap)).narrow(axis, overlap, n - middle)
+        return torch.cat((first, second), dim=axis)
+
+    def _middle(self, x: Tensor) -> int | None:
+        """Where to cut, if both parts would be smaller than the whole."""
+        if self._overlap is None:
+            return None
+        middle = _longest(x)[1] // 2 // self._stride * self._stride
+        return middle if middle > self._overlap else None
+
+    def _tell(self, x: Tensor) -> None:
+        shape = " x ".join(map(str, x.shape[-3:]))
+        remedy = f"{(len(x) + 1) // 2} at a time" if len(x) > 1 else "each in two overlapping parts"
+        tiles = "tile" if len(x) == 1 else "tiles"
+        _log.warning("out of memory with %d %s of %s voxels: going on with %s", len(x), tiles, shape, remedy)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left; torch says so in several ways."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return any(sign in text for sign in ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED"))
+
+
+def _longest(x: Tensor) -> tuple[int, int]:
+    n, axis = max((n, -axis) for axis, n in enumerate(x.shape) if axis >= x.ndim - 3)
+    return -axis, n

@@ -1,0 +1,429 @@
+"""Reconstructing whole tomograms with a trained network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from equitomo._checks import spatial_shape
+from equitomo.geometry import TiltGeometry, as_geometry
+from equitomo.inference._fitting import Fitting
+from equitomo.inference._footprint import Footprint, tile_bytes, transform_bytes
+from equitomo.inference._margins import core_errors, smallest_margin
+from equitomo.inference._voxels import Source, Target
+from equitomo.io import release, scratch_array
+from equitomo.models import TwoViewReconstructor
+from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics.streamed import apply_by_planes, streaming_needs
+from equitomo.precision import Precision, autocast, trusted
+from equitomo.tiling import Border, Placement, Tiling, shortest_tile
+
+Wedge = Literal["global", "tile"]
+WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
+Progress = Callable[[int, int], None]
+Array = NDArray[np.float32]
+AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic])
+
+Shape = tuple[int, int, int]
+
+
+class TiledPredictor:
+    r"""Apply a trained network to volumes of any size, once or twice, without seams.
+
+    .. math:: \hat x = \tfrac12 \bigl( f(A f(y_0)) + f(A f(y_1)) \bigr)
+
+    Equation (7) of :cite:t:`kishore2026icecream`: the first pass fills the wedge, :math:`A` empties it again,
+    and the second pass sees a denoised volume with an empty wedge. With ``wedge="global"`` :math:`A` acts on
+    the whole volume between two tiled passes; with ``"tile"`` both passes and :math:`A` are done inside each
+    tile, as in training and in the reference program. :math:`A` has a long range, so the second differs
+    from tile to tile and depends on the tile's size.
+
+    Volumes may be larger than the memory: with memory maps in, and ``out`` and ``scratch`` in files, everything is read
+    and written in tiles, and :math:`A` is applied plane by plane, see :mod:`equitomo.physics.streamed`.
+    :meth:`footprint` says beforehand what that takes. In memory the same is computed.
+
+    When memory runs out, of a GPU or of the host, fewer tiles go into one network call, then parts of a tile. Parts
+    overlap by the margin, so that the result changes by no more than rounding where the margin is as wide as the
+    network's reach, and otherwise by what such a margin leaves out anyhow; a warning is logged.
+
+    Parameters
+    ----------
+    model
+        Maps ``(batch, 1, z, y, x)`` to the same shape; a :class:`~equitomo.TwoViewReconstructor` gives its
+        network. It is used where it is: on the device and in the type of its parameters.
+    physics_or_geometry
+        A missing-wedge operator of any size: for another size the same is made. A
+        :class:`~equitomo.geometry.TiltGeometry` or a pair ``(low, high)`` of degrees stands for a
+        :class:`~equitomo.physics.PaddedMissingWedgeOperator`. Not used with one pass.
+    tile
+        Voxels per side of a tile at most, a multiple of ``stride``. Shorter ones are taken where just as many cover
+        the volume, unless the wedge is emptied within tiles.
+    margin
+        Voxels computed and thrown away at every face of a tile; see :meth:`measured_margin`.
+    passes
+        2 is the paper's; 1 gives :math:`f(y)`.
+    wedge
+        Where :math:`A` acts between the passes.
+    blend
+        Voxels over which neighbouring tiles fade into each other at least; ``None`` takes a fifth of a tile without its
+        margins where that is 64 voxels or more, and nothing of smaller ones. Margins of 24 and a blend of 16 leave no
+        seam with trained networks, margins of 16 without a blend do; see the benchmarks.
+    batch
+        Tiles in one network call.
+    stride
+        Tiles start on multiples of it; ``None`` takes the network's attribute ``stride``, or 1.
+    average_first
+        Average two halves before the network, not after it as equation (7) does: less noise and half the work, but
+        no longer two independent reconstructions.
+    border
+        What tiles read beyond the volume: its reflection, or zeros as in the reference program.
+    precision
+        Of the network; ``"auto"`` takes 16 bits where the hardware computes in them.
+    progress
+        Called with the tiles done and their total.
+
+    Raises
+    ------
+    ValueError
+        For passes below 1, or a tile, margin and stride that leave no core; see
+        :class:`~equitomo.tiling.Tiling`.
+
+    Examples
+    --------
+    >>> predictor = TiledPredictor(torch.nn.Identity(), (-60.0, 60.0), tile=32, margin=4, passes=1)
+    >>> x = torch.randn(33, 40, 50)
+    >>> torch.allclose(predictor(x), x, atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        physics_or_geometry: WedgeOperator | TiltGeometry | tuple[float, float],
+        *,
+        tile: int = 128,
+        margin: int = 24,
+        passes: int = 2,
+        wedge: Wedge = "tile",
+        blend: int | None = None,
+        batch: int = 1,
+        stride: int | None = None,
+        average_first: bool = False,
+        border: Border = "reflect",
+        precision: Precision = "auto",
+        progress: Progress | None = None,
+    ) -> None:
+        if passes < 1 or batch < 1:
+            raise ValueError(f"passes and batch must be at least 1, got {passes} and {batch}")
+        if wedge not in ("global", "tile"):
+            raise ValueError(f"wedge is 'global' or 'tile', got {wedge!r}")
+        self.network = model.network if isinstance(model, TwoViewReconstructor) else model
+        self.operator = _as_operator(physics_or_geometry)
+        core = tile - 2 * margin
+        if blend is None:
+            blend = core // 5 if core >= 64 else 0
+        self.tile, self.margin, self.blend, self.batch, self.border = tile, margin, blend, batch, border
+        self.passes, self.wedge, self.average_first = passes, wedge, average_first
+        own = getattr(self.network, "stride", 1)
+        # That of a bare convolution is a triple, and 1 if it keeps the volume's size.
+        self.stride = stride if stride is not None else own if isinstance(own, int) else 1
+        parameter = next(self.network.parameters(), torch.zeros(()))
+        self.device, self._input_dtype = parameter.device, parameter.dtype
+        self._dtype = trusted(precision, self.device)
+        self._network = Fitting(self._infer, self._first, self.stride)
+        self._empty = Fitting(lambda x: self._operator_for(tuple(x.shape[-3:])).A(x))
+        self.progress = progress
+        # A volume too large for one tile, so that what cannot work is told here and not at the first call.
+        Tiling((tile + 1,) * 3, tile, margin, self.stride, blend, border)
+
+    def __call__(
+        self,
+        first: AnyVolume,
+        second: AnyVolume | None = None,
+        *,
+        out: NDArray[np.floating] | None = None,
+        scratch: str | Path | None = None,
+        intensities: tuple[float, float] = (0.0, 1.0),
+    ) -> AnyVolume:
+        """Reconstruct a volume, or the mean of the reconstructions of two halves.
+
+        Parameters
+        ----------
+        first, second
+            Volumes ``(..., z, y, x)``, tensors or arrays (also memory maps), on the intensity scale that the
+            network was trained on. Leading axes hold separate volumes.
+        out
+            An array of the volumes' shape to write into, as :func:`equitomo.io.creating_volume` gives; ``None``
+            makes one in memory.
+        scratch
+            A folder for intermediate results; ``None`` keeps them in memory.
+        intensities
+            Mean and deviation, if the volumes are not on that scale: a voxel ``v`` enters the network as
+            ``(v - mean) / deviation``, and the result is put back.
+
+        Returns
+        -------
+        Tensor or numpy.ndarray
+            float32, of the same kind and shape as ``first``, a tensor on the same device; or ``out``.
+
+        Raises
+        ------
+        ValueError
+            If the volumes differ in shape or have less than three axes, or ``out`` does not fit.
+        OSError
+            If the scratch folder is missing, not writable or too full.
+        """
+        if second is not None and tuple(second.shape) != tuple(first.shape):
+            raise ValueError(f"the halves differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
+        halves = [_as_array(half) for half in (first, second) if half is not None]
+        shape = halves[0].shape
+        if len(shape) < 3 or not halves[0].size:
+            raise ValueError(f"a volume (..., z, y, x) is needed, got shape {tuple(first.shape)}")
+        result = np.zeros(shape, np.float32) if out is None else _emptied(out, halves)
+        groups = [halves] if self.average_first else [[half] for half in halves]
+        n_volumes = len(groups) * math.prod(shape[:-3])
+        n_runs = n_volumes * (self.passes if self.wedge == "global" else 1)
+        report = _Report(self.progress, n_runs * len(self._tiling(shape[-3:])))
+        mean, deviation = intensities
+        with _evaluating(self.network), torch.inference_mode():
+            for group in groups:
+                for index in np.ndindex(shape[:-3]):
+                    source = Source([half[index] for half in group], mean, deviation)
+                    target = Target(result[index], mean, deviation, 1 / len(groups))
+                    self._reconstruct(source, target, scratch, report)
+        if out is None and isinstance(first, Tensor):
+            return torch.from_numpy(result).to(first.device)
+        return cast(AnyVolume, result)
+
+    def footprint(self, shape: Sequence[int], *, halves: int = 2, streamed: bool = True) -> Footprint:
+        """What a prediction of a volume of ``shape`` takes, as an upper bound.
+
+        Parameters
+        ----------
+        shape
+            Voxels ``(z, y, x)``.
+        halves
+            1 or 2 volumes.
+        streamed
+            With memory maps in, and ``out`` and ``scratch`` in files. Otherwise result and intermediate results are
+            counted as memory; the volumes themselves are not.
+
+        Returns
+        -------
+        Footprint
+            Not counted are the program itself (torch's libraries take some 400 MiB), ``out``, and what the network
+            computes with: that is the device's memory, unless the device is the host.
+
+        Examples
+        --------
+        >>> predictor = TiledPredictor(torch.nn.Identity(), (-60.0, 60.0), tile=160, margin=24, wedge="global")
+        >>> print(predictor.footprint((464, 928, 928)))
+        0.67 GiB of memory and 4.47 GiB of intermediate files
+        """
+        lengths = spatial_shape(shape)
+        tiling = self._tiling(lengths)
+        tile = cast(Shape, tiling.tile)
+        wedge, planes, n_between = 0, 0, 0
+        if self.passes > 1 and self.wedge == "global":
+            wedge, planes = streaming_needs(self.operator, lengths)
+            n_between = min(self.passes - 1, 2)
+        elif self.passes > 1 and self.device.type == "cpu":
+            wedge = transform_bytes(self._operator_for(tile).grid_shape, min(self.batch, len(tiling)))
+        n_sources = halves if self.average_first else 1
+        tiles, mapped = tile_bytes(lengths, tile, min(self.batch, len(tiling)), n_sources)
+        return Footprint.of(tiles + wedge, mapped, planes + 4 * math.prod(lengths) * n_between, lengths, streamed)
+
+    def margin_errors(
+        self, volume: Tensor | NDArray[np.generic], *, largest: int = 64, core: int = 32, centre: Shape | None = None
+    ) -> dict[int, float]:
+        """How much the network's values in a core change with the margin that is computed around it.
+
+        Parameters
+        ----------
+        volume
+            A volume ``(z, y, x)`` as the network is applied to.
+        largest
+            The margin whose values count as exact.
+        core
+            Voxels per side of the core.
+        centre
+            Where the core lies, ``(z, y, x)``; ``None`` takes the middle. Choose a place with specimen.
+
+        Returns
+        -------
+        dict
+            For every margin below the largest that is a multiple of the stride, the norm of the difference to the
+            largest one's values over their norm.
+
+        Raises
+        ------
+        ValueError
+            If the network gives nothing but zeros there.
+        """
+        with _evaluating(self.network), torch.inference_mode():
+            return core_errors(
+                lambda cube: self._network(cube.to(self.device)),
+                Source([_as_array(volume)]),
+                stride=self.stride,
+                largest=largest,
+                core=core,
+                centre=centre,
+            )
+
+    def measured_margin(
+        self,
+        volume: Tensor | NDArray[np.generic],
+        tolerance: float = 0.01,
+        *,
+        largest: int = 64,
+        core: int = 32,
+        centre: Shape | None = None,
+    ) -> int:
+        """The smallest margin that this network needs, measured on one core of a volume.
+
+        Parameters
+        ----------
+        volume, largest, core, centre
+            As for :meth:`margin_errors`.
+        tolerance
+            The relative error allowed in the core. Sixteen bits alone make up to 0.01.
+
+        Raises
+        ------
+        ValueError
+            If no margin below the largest is enough.
+
+        Examples
+        --------
+        >>> network = torch.nn.Conv3d(1, 1, 5, padding=2, bias=False)
+        >>> predictor = TiledPredictor(network, (-60.0, 60.0), tile=32, margin=4, precision="float32")
+        >>> predictor.measured_margin(torch.randn(40, 40, 40), 1e-5, largest=8, core=8)
+        2
+        """
+        return smallest_margin(self.margin_errors(volume, largest=largest, core=core, centre=centre), tolerance)
+
+    def _reconstruct(self, source: Source, target: Target, scratch: str | Path | None, report: _Report) -> None:
+        if self.wedge == "tile":
+            self._run(source, self._all_passes, target, report)
+            return
+        for _ in range(self.passes - 1):
+            between = scratch_array(scratch, source.shape)
+            self._run(source, self._network, Target(between), report)
+            apply_by_planes(self.operator, between, between, scratch=scratch, device=self.device)
+            source = Source([between])
+        self._run(source, self._network, target, report)
+
+    def _run(self, source: Source, process: Callable[[Tensor], Tensor], target: Target, report: _Report) -> None:
+        """Process a volume tile by tile and join the cores."""
+        for placements in _in_batches(self._tiling(source.shape), self.batch):
+            tiles = np.stack([placement.read(source) for placement in placements])
+            done = process(torch.from_numpy(tiles)[:, None].to(self.device))[:, 0].cpu().numpy()
+            for placement, tile in zip(placements, done, strict=True):
+                target.add(placement, tile)
+            source.release()
+            target.release()
+            report(len(placements))
+
+    def _infer(self, x: Tensor) -> Tensor:
+        with autocast(self._dtype, self.device):
+            return cast(Tensor, self.network(x.to(self._input_dtype))).float()
+
+    def _all_passes(self, x: Tensor) -> Tensor:
+        """Every pass within the tiles."""
+        result = self._network(x)
+        for _ in range(self.passes - 1):
+            result = self._network(self._empty(result))
+        return result
+
+    def _operator_for(self, shape: tuple[int, ...]) -> WedgeOperator:
+        if self.operator.volume_shape != shape:
+            self.operator = self.operator.resized(shape)
+        if self.operator.mask.device != self.device:
+            # A copy: the caller's operator stays where it is.
+            self.operator = cast(WedgeOperator, self.operator.clone().to(self.device))
+        return self.operator
+
+    @property
+    def _first(self) -> int:
+        """The margin as a multiple of the stride."""
+        return -(-self.margin // self.stride) * self.stride
+
+    def _tiling(self, shape: tuple[int, ...]) -> Tiling:
+        z, y, x = shape
+        # No larger than one tile that holds the whole axis and both its margins.
+        needed = (-(-(self._first + n + self.margin) // self.stride) * self.stride for n in (z, y, x))
+        tz, ty, tx = (min(self.tile, n) for n in needed)
+        if self.passes == 1 or self.wedge == "global":
+            tz, ty, tx = (
+                shortest_tile(n, tile, self.margin, self.stride, self.blend)
+                for n, tile in zip((z, y, x), (tz, ty, tx), strict=True)
+            )
+        return Tiling((z, y, x), (tz, ty, tx), self.margin, self.stride, self.blend, self.border)
+
+
+class _Report:
+    """Counts tiles for a progress callback."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, n: int) -> None:
+        self._done += n
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _as_operator(physics_or_geometry: WedgeOperator | TiltGeometry | tuple[float, float]) -> WedgeOperator:
+    if isinstance(physics_or_geometry, WedgeOperator):
+        return physics_or_geometry
+    return PaddedMissingWedgeOperator((8, 8, 8), as_geometry(physics_or_geometry))
+
+
+def _as_array(volume: Tensor | NDArray[np.generic]) -> NDArray[np.generic]:
+    if isinstance(volume, Tensor):
+        return volume.detach().float().cpu().numpy()
+    # Of any type: converted tile by tile.
+    return volume
+
+
+def _emptied(out: NDArray[np.floating], halves: Sequence[NDArray[np.generic]]) -> NDArray[np.floating]:
+    """The caller's array, checked, with zeros in it."""
+    if out.shape != halves[0].shape or out.dtype.kind != "f" or out.dtype.itemsize < 4:
+        raise ValueError(f"out must be float32 of shape {halves[0].shape}, got {out.dtype} of shape {out.shape}")
+    if any(np.may_share_memory(out, half) for half in halves):
+        raise ValueError("out must not be the input: voxels are read several times")
+    for index in np.ndindex(out.shape[:-2]):
+        out[index] = 0
+        release(out)
+    return out
+
+
+def _in_batches(tiling: Tiling, size: int) -> Iterator[list[Placement]]:
+    held: list[Placement] = []
+    for placement in tiling:
+        held.append(placement)
+        if len(held) == size:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    # Module by module: a part that was frozen in evaluation mode stays so.
+    training = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode

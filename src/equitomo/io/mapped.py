@@ -1,0 +1,82 @@
+"""Arrays that live in files, for volumes larger than the memory."""
+
+import errno
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .mrc_header import Array
+
+
+def scratch_array(folder: str | Path | None, shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
+    """An array of zeros in a file without a name, or in memory.
+
+    Parameters
+    ----------
+    folder
+        Where the file lies; ``None`` takes memory. Its space is claimed now, and given back when the array is no
+        longer used or the process ends, in whatever way.
+    shape, dtype
+        Of the array.
+
+    Raises
+    ------
+    OSError
+        If the folder is missing, not writable or too full.
+
+    Examples
+    --------
+    >>> array = scratch_array(getfixture("tmp_path"), (2, 3, 4))
+    >>> array[1] += 1
+    >>> float(array.sum()), list(getfixture("tmp_path").iterdir())
+    (12.0, [])
+    """
+    if folder is None:
+        return np.zeros(shape, dtype)
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            claim(file, n_bytes)
+            # The map keeps the file open for itself.
+            return np.memmap(file, dtype, "r+", 0, tuple(shape))
+    except OSError as error:
+        remedy = f"cannot keep {n_bytes} bytes of intermediate results there: {error.strerror}. Name another folder"
+        raise type(error)(error.errno, remedy, str(folder)) from error
+
+
+def claim(file: BinaryIO, n_bytes: int) -> None:
+    """Give a file its final size and the space for it.
+
+    Writing to the map of a file for which the disk has no room left would kill the process.
+    """
+    file.flush()
+    file.truncate(n_bytes)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except OSError as error:
+            # Some file systems cannot; there the check of the free space has to do.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
+def release(*arrays: Any) -> None:
+    """Give back the memory that maps of files hold; their voxels stay where they are, in the file.
+
+    Pages of a map that were read or written count as memory of the process until the system needs them. Anything but
+    a shared map of a file is left alone.
+    """
+    for array in arrays:
+        # A private map ("c") would lose what was written to it.
+        if isinstance(array, np.memmap) and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+            base: Any = array
+            while isinstance(base, np.ndarray):
+                base = base.base
+            if isinstance(base, mmap.mmap):
+                base.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,310 @@
+"""Volumes larger than the memory: the same result from and to files, in the memory that was stated."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from asserting import assert_differs, normal
+from torch import nn
+
+from equitomo.inference import TiledPredictor
+from equitomo.inference._fitting import Fitting
+from equitomo.io import creating_volume, read_volume
+from equitomo.models import ScaleEquivariantUNet3D
+from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+
+TILTS = (-60.0, 40.0)
+SHAPES = [(24, 24, 24), (23, 23, 23), (27, 13, 31)]
+
+
+class Identity(nn.Module):
+    """A network of stride four that does nothing."""
+
+    stride = 4
+
+    def forward(self, x):
+        return x
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return ScaleEquivariantUNet3D(width=2, levels=2)
+
+
+def predictor(model=None, physics=TILTS, **settings) -> TiledPredictor:
+    settings = {"tile": 16, "margin": 4, "precision": "float32", "wedge": "global"} | settings
+    return TiledPredictor(network() if model is None else model, physics, **settings)
+
+
+def mapped(path, values, dtype=np.float32):
+    values.astype(dtype).tofile(path)
+    return np.memmap(path, dtype, "r", shape=values.shape)
+
+
+def half(shape, seed=0):
+    return normal(*shape, seed=seed, dtype=torch.float32).numpy()
+
+
+# Every shape in both modes, the other variants with one shape.
+CASES = [(shape, wedge, 2, "ball") for shape in SHAPES for wedge in ("global", "tile")]
+CASES += [(SHAPES[-1], "global", 2, "box"), (SHAPES[-1], "global", 1, "ball"), (SHAPES[-1], "global", 3, "ball")]
+
+
+@pytest.mark.parametrize(("shape", "wedge", "passes", "support"), CASES)
+@pytest.mark.parametrize("average_first", [False, True])
+def test_from_and_to_files_it_is_the_same(shape, wedge, passes, average_first, support, tmp_path):
+    physics = PaddedMissingWedgeOperator((8, 8, 8), TILTS, support=support)
+    predict = predictor(physics=physics, wedge=wedge, passes=passes, average_first=average_first)
+    halves = [half(shape, seed) for seed in (0, 1)]
+    expected = predict(*halves)
+    out = np.memmap(tmp_path / "out.raw", np.float32, "w+", shape=shape)
+    out[:] = 7  # what is there must not count
+    maps = [mapped(tmp_path / f"{seed}.raw", values) for seed, values in enumerate(halves)]
+    assert predict(*maps, out=out, scratch=tmp_path) is out
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.raw", "1.raw", "out.raw"]
+    for values, source in zip(halves, maps, strict=True):
+        np.testing.assert_array_equal(values, source)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("support", ["ball", "box"])
+@pytest.mark.parametrize("kind", [MissingWedgeOperator, PaddedMissingWedgeOperator])
+def test_with_the_identity_two_passes_are_the_operator(shape, support, kind, tmp_path):
+    x = half(shape)
+    operator = kind(shape, TILTS, support=support)
+    out = np.memmap(tmp_path / "out.raw", np.float32, "w+", shape=shape)
+    predictor(Identity(), kind((9, 8, 7), TILTS, support=support))(x, out=out, scratch=tmp_path)
+    expected = operator.A(torch.from_numpy(x)[None, None])[0, 0].numpy()
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("border", ["reflect", "zero"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, ">f4"])
+def test_intensities_are_scaled_where_they_are_read_and_back_where_they_are_written(border, dtype, tmp_path):
+    raw = np.rint(100 * half((20, 18, 22)) + 40)
+    predict = predictor(border=border, passes=2)
+    expected = predict((raw.astype(np.float32) - 40) / 100) * 100 + 40
+    found = predict(mapped(tmp_path / "a.raw", raw, dtype), intensities=(40.0, 100.0))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path):
+    def stop(done, total):
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    x = half((24, 24, 24))
+    with pytest.raises(KeyboardInterrupt), creating_volume(tmp_path / "out.mrc", x.shape) as out:
+        predictor(progress=stop)(x, out=out, scratch=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tiles_go_into_the_file_that_a_whole_volume_gives(dtype, tmp_path):
+    x = half((24, 20, 28))
+    predict = predictor()
+    with creating_volume(tmp_path / "out.mrc", x.shape, dtype=dtype, voxel_size=8.0) as out:
+        predict(x, out=out, scratch=tmp_path)
+    expected = predict(x)
+    np.testing.assert_allclose(read_volume(tmp_path / "out.mrc").data, expected.astype(dtype), rtol=1e-3, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mrc"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: np.zeros((5, 5, 5), np.float32), r"out must be float32 of shape \(9, 9, 9\), got float32 of shape"),
+        (lambda x: np.zeros(x.shape, np.float16), "out must be float32 of shape .* got float16"),
+        (lambda x: x, "out must not be the input"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_refused(make, message):
+    x = half((9, 9, 9))
+    with pytest.raises(ValueError, match=message):
+        predictor()(x, out=make(x))
+
+
+# Out of memory
+
+
+class Limited(nn.Module):
+    """A network with a device that holds no more than some voxels at once."""
+
+    def __init__(self, limit, error, inner) -> None:
+        super().__init__()
+        self.limit, self.error, self.inner, self.seen = limit, error, inner, []
+        self.stride = inner.stride
+
+    def forward(self, x):
+        self.seen.append(tuple(x.shape))
+        if x.numel() > self.limit:
+            raise self.error
+        return self.inner(x)
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["gpu", "host", "allocator"])
+@pytest.mark.parametrize("wedge", ["global", "tile"])
+def test_out_of_memory_first_halves_the_batch(error, wedge, caplog):
+    x = half((24, 24, 24))
+    limited = Limited(16**3, error, network())
+    settings = {"tile": 16, "margin": 4, "wedge": wedge}
+    expected = predictor(batch=1, **settings)(x)
+    found = predictor(limited, batch=4, **settings)(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert {shape[2:] for shape in limited.seen} == {(16, 16, 16)}
+    # What did not fit once is not tried again.
+    assert [len(np.flatnonzero([shape[0] == n for shape in limited.seen])) for n in (4, 2)] == [1, 1]
+    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels: going on with 2 at a time" in caplog.text
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def test_out_of_memory_then_divides_the_tile_without_a_trace(caplog):
+    """Parts overlap by the margin of ten voxels that this network needs: its reach, so all is the same."""
+    x = half((40, 37, 17))
+    settings = {"tile": 48, "margin": 10, "batch": 2, "passes": 1}
+    expected = predictor(**settings)(x)
+    limited = Limited(30_000, ERRORS[0], network())
+    found = predictor(limited, **settings)(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert max(np.prod(shape) for shape in limited.seen[-4:]) <= limited.limit
+    assert "going on with each in two overlapping parts" in caplog.text
+
+
+def test_without_the_overlap_there_would_be_a_trace():
+    """The control: the same parts without what lies around them differ."""
+    x = torch.from_numpy(half((24, 24, 48)))[None, None]
+    inner = network()
+    limited = Limited(24 * 24 * 40, MemoryError(), inner)
+    with torch.no_grad():
+        whole = inner(x)
+        torch.testing.assert_close(Fitting(limited, 10, 2)(x), whole, rtol=0, atol=1e-6)
+        assert_differs(Fitting(limited, 0, 2)(x), whole, 1e-2)
+
+
+def test_what_cannot_be_divided_further_raises_what_the_device_said():
+    limited = Limited(100, MemoryError("nothing left"), network())
+    with pytest.raises(MemoryError, match="nothing left"):
+        predictor(limited)(half((20, 20, 20)))
+    assert min(np.prod(shape) for shape in limited.seen) < 16**3
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    limited = Limited(0, RuntimeError("expected 2 channels"), network())
+    with pytest.raises(RuntimeError, match="channels"):
+        predictor(limited, batch=4)(half((20, 20, 20)))
+    assert len(limited.seen) == 1
+
+
+# Margins
+
+
+@pytest.mark.parametrize(("n", "reach"), [(1, 0), (3, 1), (5, 2), (9, 4)])
+def test_the_margin_measured_is_the_reach_of_a_convolution(n, reach):
+    torch.manual_seed(0)
+    model = nn.Conv3d(1, 1, n, padding=n // 2, bias=False)
+    predict = predictor(model)
+    x = half((20, 33, 18))
+    assert predict.measured_margin(x, 1e-5, largest=8, core=8) == reach
+    errors = predict.margin_errors(torch.from_numpy(x), largest=8, core=8)
+    assert list(errors) == list(range(8))
+    assert all((error < 1e-5) == (margin >= reach) for margin, error in errors.items())
+
+
+def test_margins_are_multiples_of_the_stride_and_looser_tolerances_give_smaller_ones():
+    predict = predictor()
+    x = half((40, 40, 40))
+    errors = predict.margin_errors(x, largest=16, core=16, centre=(5, 20, 39))
+    assert list(errors) == list(range(0, 16, 2))
+    assert errors[0] > errors[4] > errors[10]
+    assert errors[10] < 1e-6
+    tolerance = (errors[4] + errors[6]) / 2
+    assert predict.measured_margin(x, tolerance, largest=16, core=16, centre=(5, 20, 39)) == 6
+
+
+@pytest.mark.parametrize(
+    ("volume", "tolerance", "message"),
+    [(np.zeros((20, 20, 20), np.float32), 1e-3, "gives zeros around voxel"), (half((20, 20, 20)), 0.0, "no margin up")],
+)
+def test_margins_that_cannot_be_measured_are_refused(volume, tolerance, message):
+    with pytest.raises(ValueError, match=message):
+        predictor().measured_margin(volume, tolerance, largest=6, core=8)
+
+
+# Memory
+
+_MEASURED = """
+import sys, tempfile
+import numpy as np, torch
+from pathlib import Path
+from equitomo import TiledPredictor
+from equitomo.io import creating_volume
+from equitomo.physics import streamed
+
+def peak():
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+class Identity(torch.nn.Module):
+    stride = 8
+    def forward(self, x):
+        return x
+
+torch.set_num_threads(1)
+# Slabs scaled down as the volume is.
+streamed._SLAB_BYTES = 1 << 20
+folder, shape = Path(sys.argv[1]), (96, 192, 256)
+halves = []
+for name in ("first.raw", "second.raw"):
+    with (folder / name).open("wb") as file:
+        file.truncate(4 * 96 * 192 * 256)
+    halves.append(np.memmap(folder / name, np.float32, "r", shape=shape))
+predict = TiledPredictor(Identity(), (-60.0, 60.0), tile=64, margin=8, wedge="global", precision="float32")
+predict(np.zeros((40, 40, 40), np.float32))
+before = peak()
+with creating_volume(folder / "out.mrc", shape) as out:
+    predict(*halves, out=out, scratch=folder)
+print(peak() - before, predict.footprint(shape).memory)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux states them")
+def test_the_memory_stated_is_kept_and_less_than_what_lies_in_files(tmp_path):
+    """Halves, result, the volume between the passes and its planes are six volumes; in files they do not count."""
+    done = subprocess.run([sys.executable, "-c", _MEASURED, str(tmp_path)], capture_output=True, text=True, check=True)
+    taken, stated = map(int, done.stdout.split())
+    assert taken <= stated
+    assert stated < 4 * 4 * 96 * 192 * 256
+
+
+def test_more_voxels_need_hardly_more_memory_and_more_disk():
+    predict = predictor(Identity(), tile=160, margin=24)
+    small, large = predict.footprint((232, 464, 464)), predict.footprint((464, 928, 928))
+    assert large.memory < 2 * small.memory
+    assert large.memory < 2**30
+    assert 7.9 * small.disk < large.disk < 8 * small.disk
+    in_memory = predict.footprint((464, 928, 928), streamed=False)
+    assert in_memory.memory > 5e9
+    assert in_memory.disk == 0
+
+
+def test_the_footprint_counts_what_is_between_passes():
+    shape, volume = (30, 40, 50), 4 * 30 * 40 * 50
+    box = PaddedMissingWedgeOperator((8, 8, 8), TILTS, support="box")
+    disks = [predictor(Identity(), box, passes=n).footprint(shape).disk for n in (1, 2, 3, 4)]
+    assert disks == [0, volume, 2 * volume, 2 * volume]
+    assert predictor(Identity(), wedge="tile").footprint(shape).disk == 0
+    planes = 8 * 41 * 30 * 50
+    assert predictor(Identity()).footprint(shape).disk == volume + planes
