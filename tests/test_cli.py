@@ -238,7 +238,7 @@ def test_predict_says_what_it_takes_and_interrupted_leaves_nothing(halves, finis
 
 def test_predict_refuses_a_disk_that_is_too_small_before_any_work(halves, finished, tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr("equitomo.io.mrc_write.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("equitomo.io.placing.shutil.disk_usage", lambda folder: usage)
     settings = ["--run", finished, "--out", tmp_path / "a.mrc", "--device", "cpu", *TILED]
     assert run("predict", *halves, *settings) == 2
     assert "the disk has 1000 bytes left" in capsys.readouterr().err
