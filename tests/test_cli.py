@@ -26,7 +26,7 @@ from equitomo import (
     read_volume,
     write_volume,
 )
-from equitomo.cli import commands, main
+from equitomo.cli import commands, main, reading
 from equitomo.metrics import region_masks
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -303,7 +303,7 @@ def test_an_interrupt_outside_the_training_is_130_too(halves, finished, tmp_path
     def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "read_volume", interrupt)
+    monkeypatch.setattr(reading, "read_volume", interrupt)
     assert run("train", *halves, *TILTS, "--out", tmp_path / "run", *TINY) == 130
 
 

@@ -177,6 +177,21 @@ def is_even(half: Tensor, length_x: int) -> bool:
     return torch.equal(planes, mirrored(planes, (-3, -2)))
 
 
+def multiplicity(length_x: int, device: torch.device | str | None = None) -> Tensor:
+    """How many coefficients of the full spectrum each plane ``kx`` of the half stands for.
+
+    Examples
+    --------
+    >>> multiplicity(6).tolist(), multiplicity(5).tolist()
+    ([1.0, 2.0, 2.0, 1.0], [1.0, 2.0, 2.0])
+    """
+    count = torch.full((length_x // 2 + 1,), 2.0, device=device)
+    count[0] = 1.0
+    if length_x % 2 == 0:
+        count[-1] = 1.0
+    return count
+
+
 def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
     along_y = mask.shape[-2] > 1
     return _inverse(_forward(x, grid, along_y) * _turned(mask, along_y), grid, shape, along_y)
@@ -243,7 +258,9 @@ class _MeanSquare(torch.autograd.Function):
         spectrum = _forward(x, (z, y, n), along_y)
         ctx.shape = tuple(x.shape)
         ctx.save_for_backward(spectrum, mask)
-        energy = torch.view_as_real(spectrum).square().sum(-1) * _turned(_power(mask) * _multiplicity(n, x), along_y)
+        energy = torch.view_as_real(spectrum).square().sum(-1) * _turned(
+            _power(mask) * multiplicity(n, device=x.device), along_y
+        )
         return energy.sum(dim=(1, 2, 3, 4)) / (x[0].numel() * z * n * (y if along_y else 1))
 
     @staticmethod
@@ -257,15 +274,6 @@ class _MeanSquare(torch.autograd.Function):
 
 def _power(mask: Tensor) -> Tensor:
     return mask.abs().square()
-
-
-def _multiplicity(n: int, like: Tensor) -> Tensor:
-    """How often each plane ``kx`` of the half spectrum counts: twice, but for kx = 0 and an even axis' Nyquist."""
-    count = like.new_full((n // 2 + 1,), 2.0)
-    count[0] = 1.0
-    if n % 2 == 0:
-        count[-1] = 1.0
-    return count
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

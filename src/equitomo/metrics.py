@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equitomo._checks import spatial_shape
-from equitomo.fourier import frequencies, rfftn
+from equitomo.fourier import frequencies, multiplicity, rfftn
 from equitomo.geometry import TiltGeometry, wedge_mask
 
 Volume = Tensor | npt.NDArray[np.floating]
@@ -294,10 +294,8 @@ def _products(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _multiplicity(shape: Shape, mask: Tensor) -> Tensor:
     """Coefficients of the full spectrum that each one of the half stands for, 0 outside ``mask``; float64."""
-    # The half spectrum leaves out the mirror image of every coefficient but those with kx = 0 or at Nyquist.
-    kx = torch.arange(shape[2] // 2 + 1, device=mask.device)
-    weight = torch.where((kx == 0) | (2 * kx == shape[2]), 1.0, 2.0).double()
-    return (weight * (mask != 0)).expand(shape[0], shape[1], len(kx))
+    weight = multiplicity(shape[2], device=mask.device)
+    return (weight.double() * (mask != 0)).expand(shape[0], shape[1], len(weight))
 
 
 def _radius(shape: Shape, device: Device) -> Tensor:

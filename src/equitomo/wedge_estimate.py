@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from equitomo._checks import spatial_shape
+from equitomo._middle import Volume, hann, middle_of
 from equitomo.fourier import frequencies, rfftn
 from equitomo.geometry import TiltGeometry, as_geometry
 
 Axis = Literal["z", "y", "x"]
-Volume = Tensor | npt.NDArray[np.generic]
 
 # The plane across each tilt axis, its two axes in the order (z, y, x).
 _PLANES: dict[Axis, tuple[Axis, Axis]] = {"y": ("z", "x"), "x": ("z", "y"), "z": ("y", "x")}
@@ -125,7 +124,10 @@ def estimate_wedge(first: Volume, second: Volume | None = None) -> WedgeEstimate
         raise ValueError(f"volumes (z, y, x) of one shape are needed, got {[tuple(v.shape) for v in volumes]}")
     if min(first.shape) < _LEAST:
         return WedgeEstimate(reason=f"fewer than {_LEAST} voxels along an axis do not resolve a wedge")
-    spectrum = _Spectrum.of(volumes)
+    middles = [middle_of(volume, _MOST) for volume in volumes]
+    if not all(torch.isfinite(middle.sum(dtype=torch.float64)) for middle in middles):
+        return WedgeEstimate(reason="the volume holds voxels that are NaN or infinite")
+    spectrum = _Spectrum.of(middles)
     if spectrum.blur > _BLUR:
         return WedgeEstimate(reason="what frequencies there are do not resolve a wedge (small, filtered or constant?)")
     return _judged(spectrum, max((_best_sector(spectrum, axis) for axis in _PLANES), key=lambda fit: fit.explained))
@@ -207,7 +209,7 @@ class _Spectrum:
     blur: float
 
     @classmethod
-    def of(cls, volumes: list[Volume]) -> _Spectrum:
+    def of(cls, volumes: list[Tensor]) -> _Spectrum:
         power, shape = _windowed_power(volumes)
         kz, ky, kx = (k.expand(power.shape) for k in frequencies(shape, dtype=torch.float32))
         radius = (kz**2 + ky**2 + kx**2).sqrt()
@@ -238,17 +240,11 @@ class _Spectrum:
         return far, along * _RADII + ring, angle
 
 
-def _windowed_power(volumes: list[Volume]) -> tuple[Tensor, tuple[int, int, int]]:
-    middle = tuple(slice((n - min(n, _MOST)) // 2, (n + min(n, _MOST)) // 2) for n in volumes[0].shape)
-    power = torch.zeros(())
-    for volume in volumes:
-        cut = volume[middle]
-        cut = cut.detach().cpu() if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut, np.float32))
-        z, y, x = (torch.hann_window(n + 2, periodic=False)[1:-1] for n in cut.shape)
-        window = z[:, None, None] * y[:, None] * x
-        # Without its mean under the window, or the zero frequency would leak into those around it.
-        power = power + rfftn((cut.float() - (cut * window).sum() / window.sum()) * window).abs().square()
-    return power, spatial_shape(cut.shape)
+def _windowed_power(volumes: list[Tensor]) -> tuple[Tensor, tuple[int, int, int]]:
+    window = hann(volumes[0].shape)
+    # Without its mean under the window, or the zero frequency would leak into those around it.
+    tapered = ((volume - (volume * window).sum() / window.sum()) * window for volume in volumes)
+    return sum((rfftn(volume).abs().square() for volume in tapered), torch.zeros(())), spatial_shape(window.shape)
 
 
 def _high_level(power: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from equitomo.cli.options import (
     Pickle,
     PredictFiles,
     Prediction,
+    Reading,
     RunFolder,
     RunGeometry,
     TrainingGeometry,
@@ -38,12 +39,12 @@ __all__ = ["main"]
 _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
     "reconstruct": (
         "Train on two half tomograms, reconstruct them and draw pictures: the main job.",
-        (Halves, Geometry, RunFolder, TrainingInput, Prediction, TrainingConfig),
+        (Halves, Reading, Geometry, RunFolder, TrainingInput, Prediction, TrainingConfig),
         "paper",
     ),
     "check": (
         "Look at two half tomograms and the machine before the long work; status 1 if something must be mended.",
-        (Halves, Geometry, CheckPlan, TrainingConfig),
+        (Halves, Reading, Geometry, CheckPlan, TrainingConfig),
         "paper",
     ),
     "demo": (
@@ -53,12 +54,12 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
     ),
     "train": (
         "Train a network on two half tomograms, or on those of many specimens.",
-        (HalvesOrTable, TrainingGeometry, RunFolder, TrainingInput, TrainingConfig),
+        (HalvesOrTable, Reading, TrainingGeometry, RunFolder, TrainingInput, TrainingConfig),
         "paper",
     ),
     "predict": (
         "Reconstruct a tomogram with a trained network.",
-        (OneOrTwo, PredictFiles, RunGeometry, Prediction),
+        (OneOrTwo, Reading, PredictFiles, RunGeometry, Prediction),
         None,
     ),
     "convert": (
@@ -66,7 +67,7 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
         (Pickle, Converted),
         None,
     ),
-    "fsc": ("Fourier shell correlation of two volumes.", (Halves, Correlation), None),
+    "fsc": ("Fourier shell correlation of two volumes.", (Halves, Reading, Correlation), None),
 }
 _POSITIONAL = (Halves, OneOrTwo, Pickle)
 # Positions that may stay empty: jsonargparse would make options of them.

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from equitomo import report
-from equitomo.cli import commands
-from equitomo.cli.options import CheckPlan, Geometry, Halves
+from equitomo.cli.options import CheckPlan, Geometry, Halves, Reading
+from equitomo.cli.reading import read_geometry, read_halves, thinnest_not_z, voxels_not_cubic
 from equitomo.datasets import SubtomogramDataset, TomogramPair, compare_halves, require_usable
 from equitomo.io import Volume, read_volume
 from equitomo.metrics import cosine_taper, fourier_shell_correlation
@@ -88,12 +88,12 @@ def _look_at_the_data(table: _Table, options: Options) -> TomogramPair | None:
     """The pair, if the files and the tilts can be used at all."""
     halves: Halves = options[Halves]
     declared: Geometry = options[Geometry]
-    geometry = table.attempt("tilts", lambda: commands._geometry(declared.tilts, declared.tilt_axis))
+    geometry = table.attempt("tilts", lambda: read_geometry(declared.tilts, declared.tilt_axis))
     if geometry is not None:
         low, high = geometry.tilt_range
         views = "" if geometry.continuous else f"{len(geometry.angles)} views from "
         table("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {geometry.tilt_axis}")
-    files = table.attempt("files", lambda: commands._read_halves(halves))
+    files = table.attempt("files", lambda: read_halves(halves.first, halves.second, options[Reading]))
     if files is None:
         return None
     _describe(table, files[0])
@@ -115,7 +115,7 @@ def _describe(table: _Table, volume: Volume) -> None:
     known = " x ".join(f"{size:.4g}" for size in dict.fromkeys(sizes))
     size = f"of {known} Å" if min(sizes) > 0 else "of unknown size"
     table("ok", "files", f"two volumes of {z} x {y} x {x} voxels (z, y, x) {size}, {volume.data.dtype}")
-    if note := commands.voxels_not_cubic(sizes):
+    if note := voxels_not_cubic(sizes):
         table("note", "files", note)
 
 
@@ -166,7 +166,7 @@ def _look_at_the_wedge(table: _Table, pair: TomogramPair, picture: str | None) -
     status: Status = "ok" if verdict.kind == "agrees" else "mend" if verdict.is_wrong else "note"
     sure = "" if estimate.tilt_range is None else f" ({estimate.explained:.0%} of the spectrum's contrast explained)"
     table(status, "wedge", verdict.message + sure)
-    if verdict.kind == "unclear" and (note := commands.thinnest_not_z(pair.shape)):
+    if verdict.kind == "unclear" and (note := thinnest_not_z(pair.shape)):
         table("note", "axes", note)
     if picture is not None and estimate.tilt_range is not None:
         table("ok", "wedge", f"drawn in {report.draw_wedge(picture, estimate, pair.geometry)}")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 import math
-import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +32,26 @@ from equitomo.cli.options import (
     Pickle,
     PredictFiles,
     Prediction,
+    Reading,
     RunFolder,
     RunGeometry,
     TrainingGeometry,
     TrainingInput,
 )
+from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_one, read_pair, read_table_of_pairs
 from equitomo.datasets import (
     IntensityScale,
     Normalization,
     StoredTomogramPair,
     TomogramPair,
-    require_two_halves,
     require_usable,
-    specimen_mask,
 )
-from equitomo.geometry import TiltAxis, TiltGeometry
+from equitomo.geometry import TiltGeometry
 from equitomo.inference import TiledPredictor
 from equitomo.io import (
-    TableRow,
     Volume,
     creating_volume,
     named,
-    read_table,
-    read_tilts,
     read_volume,
     require_place,
     require_writable,
@@ -69,7 +64,6 @@ from equitomo.simulate import simulate_halves
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint, load_network
-from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 Options = dict[type, Any]
 Job = Callable[[], None]
@@ -101,33 +95,18 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Input:
-    """Two halves, checked, with the files they and what belongs to them came from."""
-
-    pair: TomogramPair
-    files: dict[str, Volume | Path]
-
-    @property
-    def like(self) -> Volume:
-        """The file whose header the output takes over."""
-        first = self.files["first"]
-        assert isinstance(first, Volume)
-        return first
-
-
 def _prepare_train(options: Options) -> Job:
     folder = Path(options[RunFolder].out)
     given, tilts = options[HalvesOrTable], options[TrainingGeometry]
     pairs: TomogramPair | list[StoredTomogramPair]
     files: dict[str, Volume | Path]
     if given.table is not None:
-        pairs, files = _read_table(options)
+        pairs, files = read_table_of_pairs(options)
     else:
         if tilts.tilts is None:
             raise ValueError("--tilts is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
-        halves = Halves(given.first, given.second, given.permissive, given.nan)
-        source = _read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
+        halves = Halves(given.first, given.second)
+        source = read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
         pairs, files = source.pair, source.files
     trainer = _trainer(options, folder, pairs)
     record = run_folder.ready(options, trainer, files)
@@ -140,8 +119,8 @@ def _prepare_train(options: Options) -> Job:
 
 
 def _prepare_reconstruct(options: Options) -> Job:
-    folder, source = Path(options[RunFolder].out), _read_pair(options)
-    _require_range(source.pair.restore(source.pair.volumes), options[Prediction].dtype)
+    folder, source = Path(options[RunFolder].out), read_pair(options)
+    _require_range(source.like.data, options[Prediction].dtype)
     trainer = _trainer(options, folder, source.pair)
     record = run_folder.ready(options, trainer, source.files)
 
@@ -175,7 +154,7 @@ def _prepare_demo(options: Options) -> Job:
             angles = "".join(f"{angle:.2f}\n" for angle in geometry.angles)
             write_whole(folder / "tilts.tlt", angles.encode(), overwrite=True)
             _train(trainer, folder)
-            source = _Input(pair, {"first": read_volume(folder / "even.mrc")})
+            source = PairInput(pair, {"first": read_volume(folder / "even.mrc")})
             _reconstruct(trainer, folder, source, options[Prediction], truth=halves.truth)
 
     return job
@@ -187,10 +166,7 @@ def _prepare_predict(options: Options) -> Job:
     require_writable(out, overwrite=files.overwrite)
     _require_other(out, options[OneOrTwo].first, options[OneOrTwo].second)
     checkpoint = load_checkpoint(Path(files.run))
-    volumes, scale = _read_volumes(options[OneOrTwo], checkpoint.state["config"]["normalization"])
-    require_writable(
-        out, overwrite=files.overwrite, n_bytes=run_folder.output_bytes(volumes[0].data.size, options[Prediction])
-    )
+    volumes, scale = _read_volumes(options[OneOrTwo], options[Reading], checkpoint.state["config"]["normalization"])
     _require_range(volumes[0].data, options[Prediction].dtype)
     geometry = _run_geometry(options[RunGeometry], checkpoint.state["geometries"])
     network = load_network(checkpoint.path).to(chosen_device(files.device)).to(memory_format=torch.channels_last_3d)
@@ -198,7 +174,8 @@ def _prepare_predict(options: Options) -> Job:
 
     shape = volumes[0].data.shape
     needs = predictor.footprint(shape, halves=len(volumes))
-    require_writable(out, overwrite=files.overwrite, n_bytes=4 * math.prod(shape) + needs.disk)
+    n_bytes = run_folder.output_bytes(math.prod(shape), options[Prediction]) + needs.disk
+    require_writable(out, overwrite=files.overwrite, n_bytes=n_bytes)
 
     def job() -> None:
         print(f"Prediction takes up to {needs}, and what the network computes with")
@@ -216,10 +193,10 @@ def _prepare_fsc(options: Options) -> Job:
     if compare.picture is not None:
         require_place(compare.picture, overwrite=compare.overwrite)
         _require_other(Path(compare.picture), halves.first, halves.second)
-    first, second = _read_halves(halves)
+    first, second = read_halves(halves.first, halves.second, options[Reading])
     for volume in (first, second):
         require_usable(torch.from_numpy(volume.as_float32().copy()), str(volume.path))
-    geometry = None if compare.tilts is None else _geometry(compare.tilts, compare.tilt_axis)
+    geometry = None if compare.tilts is None else read_geometry(compare.tilts, compare.tilt_axis)
     voxel_size = min(first.voxel_size) or None
 
     def job() -> None:
@@ -258,133 +235,16 @@ def _require_range(volume: Tensor | np.ndarray[Any, Any], dtype: str) -> None:
         raise ValueError(f"intensities reach {largest:g}, more than --dtype float16 can hold: write float32")
 
 
-def _read_pair(options: Options) -> _Input:
-    halves, given = options[Halves], options[TrainingInput]
-    first, second = _read_halves(halves)
-    geometry = _geometry(options[Geometry].tilts, options[Geometry].tilt_axis)
-    voxel_size = first.voxel_size if min(first.voxel_size) > 0 else None
-    files: dict[str, Volume | Path] = {"first": first, "second": second}
-    if Path(options[Geometry].tilts).is_file():
-        files["tilts"] = Path(options[Geometry].tilts)
-    if given.mask not in (None, "auto"):
-        files["mask"] = read_volume(given.mask)
-    pair = TomogramPair(
-        first,
-        second,
-        geometry,
-        voxel_size=voxel_size,
-        mask=mask if isinstance(mask := files.get("mask"), Volume) else None,
-        normalization=options[TrainingConfig].normalization,
-        name=f"{halves.first} and {halves.second}",
-    )
-    _warn_of_geometry(pair, first.voxel_size)
-    if given.mask == "auto":
-        pair.mask = specimen_mask(pair.volumes.mean(0))
-    return _Input(pair, files)
-
-
-def _read_table(options: Options) -> tuple[list[StoredTomogramPair], dict[str, Volume | Path]]:
-    """The tomograms of a table, of which no more than the headers are read, and all files that belong to them."""
-    given, tilts, mask = options[HalvesOrTable], options[TrainingGeometry], options[TrainingInput].mask
-    if mask not in (None, "auto"):
-        raise ValueError(f"--mask {mask} cannot fit all tomograms of a table: name their masks in its column mask")
-
-    def pair(row: TableRow) -> StoredTomogramPair:
-        if (of_row := row.tilts or tilts.tilts) is None:
-            raise ValueError("no tilts: name them in the column tilts, or with --tilts for all")
-        inside = row.mask or mask
-        first, second = (read_volume(path, permissive=given.permissive) for path in (row.first, row.second))
-        volume = None if inside in (None, "auto") else read_volume(inside)
-        own = {"first": first, "second": second, "mask": volume, "tilts": Path(of_row)}
-        for name, file in own.items():
-            if isinstance(file, Volume) or (file is not None and file.is_file()):
-                files[f"line {row.line}: {name}"] = file
-        return StoredTomogramPair(
-            first,
-            second,
-            _geometry(of_row, row.tilt_axis or tilts.tilt_axis),
-            mask=volume or ("auto" if inside == "auto" else None),
-            normalization=options[TrainingConfig].normalization,
-            nan=given.nan,
-            name=f"{row.first} and {row.second} (line {row.line} of {given.table})",
-        )
-
-    pairs, files = [], dict[str, Volume | Path](table=Path(given.table))
-    for row in read_table(given.table):
-        try:
-            pairs.append(pair(row))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{given.table}: line {row.line}: {error}") from error
-    return pairs, files
-
-
-def _warn_of_geometry(pair: TomogramPair, voxel_size: Sequence[float]) -> None:
-    """Say what makes the declared wedge another one than the data's: nothing later would show it."""
-    verdict = judge_geometry(estimate_wedge(pair.volumes[0]), pair.geometry)
-    notes = [verdict.message if verdict.is_wrong else "", voxels_not_cubic(voxel_size)]
-    if verdict.kind == "unclear":
-        notes.append(thinnest_not_z(pair.shape))
-    for note in filter(None, notes):
-        warnings.warn(f"{pair.name}: {note}", stacklevel=2)
-
-
-def voxels_not_cubic(voxel_size: Sequence[float]) -> str:
-    """What is wrong with voxels of several lengths, empty if they have one."""
-    if min(voxel_size) <= 0 or max(voxel_size) <= 1.01 * min(voxel_size):
-        return ""
-    return (
-        f"the voxels are no cubes, {tuple(round(size, 3) for size in voxel_size)} Å (z, y, x), but the tilts are taken "
-        "as angles between voxels: resample the tomogram to cubes"
-    )
-
-
-def thinnest_not_z(shape: Sequence[int]) -> str:
-    """What is odd about a volume that is thinnest along another axis than the beam, empty if it is not."""
-    thinnest = min(range(3), key=lambda axis: shape[axis])
-    if shape[thinnest] > 0.6 * shape[0]:
-        return ""
-    return (
-        f"the volume is thinnest along {'zyx'[thinnest]}, {tuple(shape)} voxels (z, y, x), but the beam must be along "
-        "z: is the file stored with other axes? (IMOD: clip rotx IN OUT)"
-    )
-
-
-def _read_halves(files: Halves | OneOrTwo) -> tuple[Volume, Volume]:
-    assert files.second is not None
-    first, second = (_read(path, files) for path in (files.first, files.second))
-    require_two_halves(first, second)
-    return first, second
-
-
-def _read(path: str, files: Halves | OneOrTwo) -> Volume:
-    """A volume, with the file's mean where a voxel is no number if that was asked for."""
-    volume = read_volume(path, permissive=files.permissive)
-    if files.nan == "refuse":
-        return volume
-    data = volume.as_float32()
-    finite = np.isfinite(data)
-    if not finite.any() or finite.all():
-        return volume
-    warnings.warn(f"{path}: {np.sum(~finite)} voxels that are NaN or infinite now hold the file's mean", stacklevel=2)
-    return replace(volume, data=np.where(finite, data, data[finite].mean(dtype=np.float64).astype(np.float32)))
-
-
-def _read_volumes(paths: OneOrTwo, normalization: Normalization) -> tuple[list[Volume], IntensityScale]:
-    volumes = [_read(paths.first, paths)] if paths.second is None else list(_read_halves(paths))
+def _read_volumes(
+    paths: OneOrTwo, reading: Reading, normalization: Normalization
+) -> tuple[list[Volume], IntensityScale]:
+    if paths.second is None:
+        volumes = [read_one(paths.first, reading)]
+    else:
+        volumes = list(read_halves(paths.first, paths.second, reading))
     for volume in volumes:
         require_usable(volume.data, str(volume.path))
     return volumes, IntensityScale.of(*(volume.data for volume in volumes), normalization=normalization)
-
-
-def _geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:
-    """From ``LOW,HIGH`` or a file."""
-    if re.fullmatch(r"[-+\d.,\s]+", tilts) and not Path(tilts).exists():
-        try:
-            low, high = map(float, tilts.split(","))
-        except ValueError:
-            raise ValueError(f"--tilts is a file or LOW,HIGH in degrees such as -60,60, got {tilts!r}") from None
-        return TiltGeometry.from_range(low, high, tilt_axis)
-    return TiltGeometry(read_tilts(tilts), tilt_axis)
 
 
 def _run_config(given: PredictFiles, saved: dict[str, Any]) -> TrainingConfig:
@@ -396,7 +256,7 @@ def _run_config(given: PredictFiles, saved: dict[str, Any]) -> TrainingConfig:
 def _run_geometry(given: RunGeometry, saved: list[dict[str, Any]]) -> TiltGeometry:
     if given.tilts is not None:
         axes = {geometry["tilt_axis"] for geometry in saved}
-        return _geometry(given.tilts, given.tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
+        return read_geometry(given.tilts, given.tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
     if not saved:
         raise ValueError("the checkpoint was converted and knows no tilts: give --tilts")
     if len(saved) > 1:
@@ -478,7 +338,7 @@ def _train(trainer: IcecreamTrainer, folder: Path) -> None:
 def _reconstruct(
     trainer: IcecreamTrainer,
     folder: Path,
-    source: _Input,
+    source: PairInput,
     prediction: Prediction,
     truth: Tensor | None = None,
 ) -> None:

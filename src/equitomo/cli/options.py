@@ -16,16 +16,10 @@ class Halves:
         One half tomogram, an MRC file.
     second
         The other half: the same specimen from the other tilts, frames or doses.
-    permissive
-        Read files without the MAP mark whenever their header agrees with their size.
-    nan
-        What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
     """
 
     first: str
     second: str
-    permissive: bool = False
-    nan: Literal["refuse", "mean"] = "refuse"
 
 
 @dataclass(frozen=True)
@@ -41,17 +35,11 @@ class HalvesOrTable:
     table
         Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first, second and, if wanted, tilts,
         tilt_axis and mask; paths are relative to its folder.
-    permissive
-        Read files without the MAP mark whenever their header agrees with their size.
-    nan
-        What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
     """
 
     first: str | None = None
     second: str | None = None
     table: str | None = None
-    permissive: bool = False
-    nan: Literal["refuse", "mean"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.table is not None and self.first is not None:
@@ -70,14 +58,24 @@ class OneOrTwo:
         A tomogram, an MRC file.
     second
         The other half, if there are two; the reconstructions are averaged.
+    """
+
+    first: str
+    second: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How volumes are read.
+
+    Parameters
+    ----------
     permissive
         Read files without the MAP mark whenever their header agrees with their size.
     nan
         What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
     """
 
-    first: str
-    second: str | None = None
     permissive: bool = False
     nan: Literal["refuse", "mean"] = "refuse"
 

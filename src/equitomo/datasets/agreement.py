@@ -7,12 +7,10 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from equitomo._middle import Volume, hann, middle_of
 from equitomo.fourier import frequencies, irfftn, rfftn
-
-Volume = NDArray[np.generic] | Tensor
 
 # A shift or a mirror is told from the middle of a volume; in fewer voxels chance repeats too much of it.
 _MOST, _LEAST = 128, 24
@@ -114,15 +112,12 @@ def _numbers(axes: str) -> list[int]:
 
 
 def _middle(volume: Volume) -> Tensor:
-    cut = volume[tuple(slice((n - min(n, _MOST)) // 2, (n + min(n, _MOST)) // 2) for n in volume.shape)]
-    cut = cut.detach().cpu() if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut, np.float32))
-    z, y, x = (torch.hann_window(n + 2, periodic=False)[1:-1] for n in cut.shape)
-    cut = cut.float()
+    cut = middle_of(volume, _MOST)
     # Hot voxels and gold must not be all that is compared.
     centre = cut.median()
     spread = 6 * 1.4826 * (cut - centre).abs().median()
     cut = cut.clamp(centre - spread, centre + spread) if spread > 0 else cut
-    return (cut - cut.mean()) * (z[:, None, None] * y[:, None] * x)
+    return (cut - cut.mean()) * hann(cut.shape)
 
 
 def _weight(shape: tuple[int, int, int]) -> Tensor:

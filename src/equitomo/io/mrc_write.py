@@ -15,8 +15,7 @@ from .mrc import Volume
 from .mrc_header import HEADER_BYTES, Array, Axes, byte_order
 from .opening import named
 from .placing import beside, require_place
-
-SLAB_BYTES = 1 << 22
+from .voxels import SLAB_BYTES
 
 
 def write_volume(

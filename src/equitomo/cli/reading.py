@@ -1,0 +1,161 @@
+"""From what the command line names to volumes, tilts and pairs."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equitomo.cli.options import Geometry, Halves, HalvesOrTable, Reading, TrainingGeometry, TrainingInput
+from equitomo.datasets import StoredTomogramPair, TomogramPair, require_two_halves
+from equitomo.geometry import TiltAxis, TiltGeometry
+from equitomo.io import Volume, read_table, read_tilts, read_volume
+from equitomo.training import TrainingConfig
+from equitomo.wedge_estimate import estimate_wedge, judge_geometry
+
+Options = dict[type, Any]
+
+
+@dataclass(frozen=True)
+class PairInput:
+    """Two halves, checked, with the files they and what belongs to them came from."""
+
+    pair: TomogramPair
+    files: dict[str, Volume | Path]
+
+    @property
+    def like(self) -> Volume:
+        """The file whose header the output takes over."""
+        first = self.files["first"]
+        assert isinstance(first, Volume)
+        return first
+
+
+def read_pair(options: Options) -> PairInput:
+    """Two half tomograms with their tilts and mask, in memory."""
+    halves, declared, given = options[Halves], options[Geometry], options[TrainingInput]
+    name = f"{halves.first} and {halves.second}"
+    stored, files = _stored_pair(
+        halves.first, halves.second, declared.tilts, declared.tilt_axis, given.mask, options, name
+    )
+    return PairInput(stored.load(), files)
+
+
+def read_table_of_pairs(options: Options) -> tuple[list[StoredTomogramPair], dict[str, Volume | Path]]:
+    """The tomograms of a table, of which no more than the headers are read, and all files that belong to them."""
+    table, tilts, mask = options[HalvesOrTable].table, options[TrainingGeometry], options[TrainingInput].mask
+    if mask not in (None, "auto"):
+        raise ValueError(f"--mask {mask} cannot fit all tomograms of a table: name their masks in its column mask")
+    pairs, files = [], dict[str, Volume | Path](table=Path(table))
+    for row in read_table(table):
+        name = f"{row.first} and {row.second} (line {row.line} of {table})"
+        try:
+            if (of_row := row.tilts or tilts.tilts) is None:
+                raise ValueError("no tilts: name them in the column tilts, or with --tilts for all")
+            axis = row.tilt_axis or tilts.tilt_axis
+            pair, own = _stored_pair(row.first, row.second, of_row, axis, row.mask or mask, options, name)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{table}: line {row.line}: {error}") from error
+        pairs.append(pair)
+        files |= {f"line {row.line}: {role}": file for role, file in own.items()}
+    return pairs, files
+
+
+def _stored_pair(
+    first: str | Path,
+    second: str | Path,
+    tilts: str,
+    tilt_axis: TiltAxis,
+    mask: str | None,
+    options: Options,
+    name: str,
+) -> tuple[StoredTomogramPair, dict[str, Volume | Path]]:
+    """A pair that is still in its files, and these files by the role they have."""
+    reading: Reading = options[Reading]
+    volumes = {
+        role: read_volume(path, permissive=reading.permissive) for role, path in (("first", first), ("second", second))
+    }
+    if mask not in (None, "auto"):
+        volumes["mask"] = read_volume(mask)
+    pair = StoredTomogramPair(
+        volumes["first"],
+        volumes["second"],
+        read_geometry(tilts, tilt_axis),
+        mask="auto" if mask == "auto" else volumes.get("mask"),
+        normalization=options[TrainingConfig].normalization,
+        nan=reading.nan,
+        name=name,
+    )
+    _warn_of_geometry(name, volumes["first"], pair.geometry)
+    files: dict[str, Volume | Path] = dict(volumes)
+    if Path(tilts).is_file():
+        files["tilts"] = Path(tilts)
+    return pair, files
+
+
+def read_halves(first: str, second: str, reading: Reading) -> tuple[Volume, Volume]:
+    """Two volumes that can be halves of one tomogram."""
+    volumes = read_one(first, reading), read_one(second, reading)
+    require_two_halves(*volumes)
+    return volumes
+
+
+def read_one(path: str, reading: Reading) -> Volume:
+    """A volume, with the file's mean where a voxel is no number if that was asked for."""
+    volume = read_volume(path, permissive=reading.permissive)
+    if reading.nan == "refuse":
+        return volume
+    data = volume.as_float32()
+    finite = np.isfinite(data)
+    if not finite.any() or finite.all():
+        return volume
+    warnings.warn(f"{path}: {np.sum(~finite)} voxels that are NaN or infinite now hold the file's mean", stacklevel=2)
+    return replace(volume, data=np.where(finite, data, data[finite].mean(dtype=np.float64).astype(np.float32)))
+
+
+def read_geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:
+    """From ``LOW,HIGH`` or a file."""
+    if re.fullmatch(r"[-+\d.,\s]+", tilts) and not Path(tilts).exists():
+        try:
+            low, high = map(float, tilts.split(","))
+        except ValueError:
+            raise ValueError(f"--tilts is a file or LOW,HIGH in degrees such as -60,60, got {tilts!r}") from None
+        return TiltGeometry.from_range(low, high, tilt_axis)
+    return TiltGeometry(read_tilts(tilts), tilt_axis)
+
+
+def _warn_of_geometry(name: str, volume: Volume, geometry: TiltGeometry) -> None:
+    """Say what makes the declared wedge another one than the data's: nothing later would show it."""
+    # Of one half: of two that are mirrored against each other the sum has another wedge.
+    verdict = judge_geometry(estimate_wedge(volume.data), geometry)
+    notes = [verdict.message if verdict.is_wrong else "", voxels_not_cubic(volume.voxel_size)]
+    if verdict.kind == "unclear":
+        notes.append(thinnest_not_z(volume.shape))
+    for note in filter(None, notes):
+        warnings.warn(f"{name}: {note}", stacklevel=4)
+
+
+def voxels_not_cubic(voxel_size: Sequence[float]) -> str:
+    """What is wrong with voxels of several lengths, empty if they have one."""
+    if min(voxel_size) <= 0 or max(voxel_size) <= 1.01 * min(voxel_size):
+        return ""
+    return (
+        f"the voxels are no cubes, {tuple(round(size, 3) for size in voxel_size)} Å (z, y, x), but the tilts are taken "
+        "as angles between voxels: resample the tomogram to cubes"
+    )
+
+
+def thinnest_not_z(shape: Sequence[int]) -> str:
+    """What is odd about a volume that is thinnest along another axis than the beam, empty if it is not."""
+    thinnest = min(range(3), key=lambda axis: shape[axis])
+    if shape[thinnest] > 0.6 * shape[0]:
+        return ""
+    return (
+        f"the volume is thinnest along {'zyx'[thinnest]}, {tuple(shape)} voxels (z, y, x), but the beam must be along "
+        "z: is the file stored with other axes? (IMOD: clip rotx IN OUT)"
+    )
