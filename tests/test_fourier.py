@@ -6,6 +6,7 @@ import pytest
 import torch
 from asserting import SHAPES, assert_close, normal
 
+from equitomo import fourier
 from equitomo.fourier import (
     filtered,
     filtered_mean_square,
@@ -222,3 +223,18 @@ def test_parsevals_mean_square_takes_one_transform_each_way(monkeypatch):
     x = normal(1, 1, 6, 6, 6).requires_grad_()
     filtered_mean_square(x, even_half((6, 6, 6))).sum().backward()
     assert calls == ["rfft", "irfft"]
+
+
+def test_a_batch_too_large_for_the_cache_is_filtered_volume_by_volume_alike(monkeypatch):
+    x = torch.randn(3, 2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    masks = torch.rand(3, 1, 8, 7, 5, dtype=torch.float64)
+    together = fourier.filtered(x, masks, (8, 7, 8))
+    (gradient,) = torch.autograd.grad(together.square().sum(), x)
+    monkeypatch.setattr(fourier, "_LARGEST_TOGETHER", 1)
+    apart = fourier.filtered(x, masks, (8, 7, 8))
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-14)
+    torch.testing.assert_close(torch.autograd.grad(apart.square().sum(), x)[0], gradient, rtol=0, atol=1e-13)
+    # One volume under several masks, as broadcasting has it.
+    several = fourier.filtered(x[:1].detach(), masks, (8, 7, 8))
+    assert several.shape == (3, 2, 5, 6, 7)
+    torch.testing.assert_close(several[2], fourier.filtered(x[0].detach(), masks[2], (8, 7, 8)), rtol=0, atol=1e-14)
