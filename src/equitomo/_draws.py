@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # One stream per purpose: a change in how one is used leaves the others alone.
-CUBES, ELEMENTS, SLOTS, TENANTS = range(4)
+CUBES, ELEMENTS, SLOTS, TENANTS, MIRRORS, EXCHANGES = range(6)
 
 
 def draw_integers(seed: int, indices: range, bound: int, stream: int) -> list[int]:

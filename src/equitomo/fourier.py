@@ -196,7 +196,7 @@ def multiplicity(length_x: int, device: torch.device | str | None = None) -> Ten
 
 
 def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
-    leading = torch.broadcast_shapes(x.shape[:-3], mask.shape[:-3])
+    leading = torch.broadcast_shapes(x.shape[:-3], mask.shape[:-3])  # type: ignore[no-untyped-call]
     if math.prod(leading) > 1 and math.prod(grid) > _LARGEST_TOGETHER and x.device.type == "cpu":
         x, mask = (t.expand(*leading, *t.shape[-3:]) for t in (x, mask))
         return torch.stack([_filter(volume, own, grid, shape) for volume, own in zip(x, mask, strict=True)])

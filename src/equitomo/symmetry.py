@@ -47,7 +47,7 @@ class MirrorAveraged(nn.Module):
         self.network = network
         # Tiles must start on multiples of it, as for the network alone.
         self.stride = getattr(network, "stride", 1)
-        self.mirrors = _mirrors(as_geometry(geometry), flips)
+        self.mirrors = mirrors_of(geometry, flips)
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean, in float32 or better."""
@@ -59,8 +59,15 @@ class MirrorAveraged(nn.Module):
         return total / len(self.mirrors)
 
 
-def _mirrors(geometry: TiltGeometry, flips: bool) -> list[tuple[int, ...]]:
-    """The sets of axes that may be reversed together."""
+def mirrors_of(geometry: TiltGeometry | tuple[float, float], flips: bool = True) -> list[tuple[int, ...]]:
+    """The sets of axes, counted from the last, that may be reversed together and leave the wedge where it is.
+
+    Examples
+    --------
+    >>> mirrors_of((-40.0, 60.0))
+    [(), (-2,), (-3, -1), (-3, -2, -1)]
+    """
+    geometry = as_geometry(geometry)
     low, high = geometry.tilt_range
     symmetric = abs(low + high) <= _TOLERANCE
     across = _X if geometry.tilt_axis == "y" else _Y

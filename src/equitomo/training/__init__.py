@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from equitomo.training.augmentation import exchange_sectors
     from equitomo.training.checkpoint import load_network
     from equitomo.training.config import TrainingConfig
     from equitomo.training.trainer import IcecreamTrainer, TrainingDivergedError, TrainingInterruptedError
@@ -15,10 +16,11 @@ __all__ = [
     "TrainingConfig",
     "TrainingDivergedError",
     "TrainingInterruptedError",
+    "exchange_sectors",
     "load_network",
 ]
 
-_HOMES = {"TrainingConfig": "config", "load_network": "checkpoint"}
+_HOMES = {"TrainingConfig": "config", "exchange_sectors": "augmentation", "load_network": "checkpoint"}
 
 
 def __getattr__(name: str) -> Any:

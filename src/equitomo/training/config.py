@@ -62,6 +62,12 @@ class TrainingConfig:
         ``"ball"`` also drops what lies beyond Nyquist in any direction, ``"box"`` keeps it.
     flips
         Draw mirror images besides rotations.
+    mirrored_cubes
+        Draw for each cube one of its mirror images that leave the wedge where it is: up to eight times as many cubes,
+        whose noise is the harder to learn by heart.
+    exchanged_tilts
+        Exchange random sectors of tilts between the halves of each cube, which makes other halves of the same kind: a
+        network cannot learn their noise by heart; see :func:`equitomo.training.exchange_sectors`.
     min_specimen
         Share of a cube that must lie inside the specimen mask, where there is one.
     mixed_voxel_sizes
@@ -131,6 +137,8 @@ class TrainingConfig:
     padding: float = 2.0
     support: Literal["ball", "box"] = "ball"
     flips: bool = True
+    mirrored_cubes: bool = False
+    exchanged_tilts: bool = False
     min_specimen: float = 0.3
     mixed_voxel_sizes: bool = False
     memory: float = 0.0
@@ -220,6 +228,8 @@ _QUICK: dict[str, Any] = {
     "margin": 2,
     "support": "box",
     "passes": 1,
+    "mirrored_cubes": True,
+    "exchanged_tilts": True,
     "average_first": True,
     "mirrors": True,
 }

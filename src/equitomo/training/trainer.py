@@ -22,6 +22,7 @@ from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
 from equitomo.io import no_link, write_whole
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast, chosen_device, trusted
+from equitomo.training.augmentation import augmented
 from equitomo.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -268,6 +269,7 @@ class IcecreamTrainer:
         config = self.config
         indices = range(self.step * config.batch, (self.step + 1) * config.batch)
         y, sources = self.dataset.batch(indices)
+        y = augmented(y, [self.dataset.pairs[source].geometry for source in sources], indices, config)
         if self._masks:
             self.physics.update(mask=torch.cat([self._masks[self.dataset.pairs[s].geometry] for s in sources]))
         drawn = draw_integers(config.seed, indices, len(self.group.elements), ELEMENTS)
