@@ -24,6 +24,7 @@ from equitomo import (
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
+from equitomo.training.optimizer import optimizer_tensors
 from equitomo.training.step import learning_rate
 
 TINY = {
@@ -53,6 +54,10 @@ def pair():
 
 def weights(trainer):
     return {name: value.clone() for name, value in trainer._module.model.network.state_dict().items()}
+
+
+def optimizer_state(trainer):
+    return optimizer_tensors(trainer._optimizer, trainer._module.model.network)
 
 
 def equal(one, other):
@@ -455,7 +460,7 @@ def spoil(trainer, steps, value=float("nan")):
 
 def state(trainer):
     """All that a step may change: weights, averages, optimiser."""
-    optimizer = {name: value.clone() for name, value in trainer._optimizer_tensors().items()}
+    optimizer = {name: value.clone() for name, value in optimizer_state(trainer).items()}
     averaged = {f"averaged {name}": value.clone() for name, value in trainer._averaged.items()}
     return weights(trainer) | optimizer | averaged
 
@@ -494,7 +499,7 @@ def test_skipped_steps_with_good_ones_between_do_not_stop_a_run(pair):
 
 def test_a_step_after_a_skipped_one_is_that_of_a_run_without_it(pair):
     trainer = spoil(IcecreamTrainer(pair, tiny()), {3}).train(until=4)
-    steps = {value.item() for name, value in trainer._optimizer_tensors().items() if name.endswith(".step")}
+    steps = {value.item() for name, value in optimizer_state(trainer).items() if name.endswith(".step")}
     assert steps == {3.0}
 
 

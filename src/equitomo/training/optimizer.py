@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,25 @@ def optimizer_for(network: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     if config.optimizer == "muon":
         return KernelMuon(network.parameters(), config.learning_rate)
     return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The state of an optimiser under the names of the network's parameters."""
+    return {
+        f"{name}.{quantity}": value
+        for name, parameter in network.named_parameters()
+        for quantity, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Bring back the state that :func:`optimizer_tensors` gave, onto the devices of the parameters."""
+    for key, value in tensors.items():
+        name, _, quantity = key.rpartition(".")
+        parameter = network.get_parameter(name)
+        # In the memory layout of the parameter, where it has its shape.
+        like = parameter.detach() if value.shape == parameter.shape else value
+        optimizer.state[parameter][quantity] = torch.empty_like(like, device=parameter.device).copy_(value)
 
 
 class KernelMuon(torch.optim.Optimizer):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import logging
-import os
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,7 +14,6 @@ from torch import Tensor, nn
 
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
-from equitomo.io import no_link, write_whole
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast, chosen_device, trusted
 from equitomo.training.checkpoint import (
@@ -33,11 +27,11 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
-from equitomo.training.optimizer import optimizer_for
+from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
+from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
 from equitomo.training.step import StepLosses, learning_rate, operator_for
+from equitomo.training.stopping import stop_signals
 from equitomo.transform import CubeRotationGroup
-
-_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
@@ -57,8 +51,6 @@ _FREE = {
 }
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
-# Of losses.csv, in bytes, at most.
-_ROW_BYTES = 100
 # Steps between two readings of what the device has counted.
 _READ_EVERY = 20
 
@@ -174,7 +166,7 @@ class IcecreamTrainer:
             If several steps in a row have no finite gradient.
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
-        with _stop_signals() as stop, closing(self.dataset), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with stop_signals() as stop, closing(self.dataset), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             while self.step < last:
                 self._rows.append(self._one_step())
                 self.step += 1
@@ -208,7 +200,8 @@ class IcecreamTrainer:
         self._read_losses()
         if self.out is None:
             return None
-        tensors = {"weights": self._module.model.network.state_dict(), "optimizer": self._optimizer_tensors()}
+        network = self._module.model.network
+        tensors = {"weights": network.state_dict(), "optimizer": optimizer_tensors(self._optimizer, network)}
         if self._averaged:
             tensors["averaged"] = self._averaged
         state = {
@@ -227,7 +220,7 @@ class IcecreamTrainer:
         """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
         one = checkpoint_bytes(self._module.model.network, averaged=bool(self._averaged))
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
-        return (kept + 3) * one + self.config.steps * _ROW_BYTES
+        return (kept + 3) * one + self.config.steps * ROW_BYTES
 
     def _is_due(self) -> bool:
         """Whether a checkpoint is to be written after this step."""
@@ -315,7 +308,11 @@ class IcecreamTrainer:
         self._rows = []
         self.skipped += int(sum(row[2] for row in rows))
         if self.out is not None:
-            self._write_losses(first, rows)
+            told = enumerate(rows, start=first)
+            append_losses(
+                self.out,
+                [(k + 1, data, equi, learning_rate(self.config, k), int(bad)) for k, (data, equi, bad) in told],
+            )
         if self.progress is not None:
             data, equivariance, _ = rows[-1]
             self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
@@ -332,30 +329,6 @@ class IcecreamTrainer:
             f"no finite gradient in the last {consecutive} steps, up to step {self.step}: lower learning_rate or use "
             f"precision float32. The weights before that are good" + (f": {saved}" if saved else "")
         )
-
-    def _write_losses(self, first: int, rows: list[list[float]]) -> None:
-        assert self.out is not None
-        path = self.out / "losses.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        # A link put there by someone else is not followed, which Path.open cannot say.
-        with open(path, "a", newline="", opener=no_link) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if new:
-                writer.writerow(["step", "data", "equivariance", "learning_rate", "skipped"])
-            for step, (data, equivariance, bad) in enumerate(rows, start=first):
-                writer.writerow([step + 1, data, equivariance, learning_rate(self.config, step), int(bad)])
-            # On the disk before the checkpoint is that follows, or a power failure would leave a gap.
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        named = self._module.model.network.named_parameters()
-        return {
-            f"{name}.{key}": value
-            for name, parameter in named
-            for key, value in self._optimizer.state[parameter].items()
-        }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         saved, mine = checkpoint.state["config"], self.config.as_dict()
@@ -374,31 +347,14 @@ class IcecreamTrainer:
         load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self._averaged.items():
             value.copy_(checkpoint.tensors["averaged"][name])
-        for key, value in checkpoint.tensors["optimizer"].items():
-            name, _, quantity = key.rpartition(".")
-            parameter = network.get_parameter(name)
-            # In the memory layout of the parameter, where it has its shape.
-            like = parameter.detach() if value.shape == parameter.shape else value
-            self._optimizer.state[parameter][quantity] = torch.empty_like(like, device=self.device).copy_(value)
+        load_optimizer_tensors(self._optimizer, network, checkpoint.tensors["optimizer"])
         # Empty where the run had another precision until now.
         if self._scaler.is_enabled() and checkpoint.state["scaler"]:
             self._scaler.load_state_dict(checkpoint.state["scaler"])
         self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
         self._consecutive.fill_(checkpoint.state["consecutive"])
-        self._forget_losses_after(self.step)
-
-    def _forget_losses_after(self, step: int) -> None:
-        """Drop the rows of ``losses.csv`` that the resumed run will write again."""
         assert self.out is not None
-        path = self.out / "losses.csv"
-        if not path.exists():
-            return
-        lines = path.read_bytes().splitlines(keepends=True)
-        try:
-            kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
-        except ValueError as error:
-            raise CheckpointError(f"{path} holds rows that this program did not write: move it away") from error
-        write_whole(path, b"".join([*lines[:1], *kept]), overwrite=True)
+        forget_losses_after(self.out, self.step)
 
     def _show(self) -> None:
         assert self.preview is not None
@@ -406,25 +362,3 @@ class IcecreamTrainer:
         with torch.inference_mode(), autocast(self._dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that the first stop signal is put into; the handlers are given back afterwards."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        # A second Ctrl-C must not wait for a step.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
