@@ -23,7 +23,10 @@ class TrainingConfig:
     side
         Voxels per side of a training cube, a multiple of ``2 ** (levels - 1)``.
     batch
-        Cubes in one step, each with both halves.
+        Cubes in one step, each with both halves; of all processes together, where there are several.
+    micro_batch
+        Cubes that go through the network at once, 0 for all of a step. Fewer need less memory and give the same
+        gradient up to rounding, also where they do not divide ``batch``.
     width
         Feature maps of the network at full resolution.
     levels
@@ -112,6 +115,7 @@ class TrainingConfig:
 
     side: int = 72
     batch: int = 8
+    micro_batch: int = 0
     width: int = 64
     levels: int = 4
     steps: int = 50_000
@@ -153,7 +157,7 @@ class TrainingConfig:
         self._check_cube()
         for name in ("batch", "steps", "stretch", "checkpoint_every", "passes"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("warmup", "margin", "keep_every", "preview_every"):
+        for name in ("micro_batch", "warmup", "margin", "keep_every", "preview_every"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
         rate = self.learning_rate

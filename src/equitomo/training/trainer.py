@@ -38,6 +38,7 @@ Preview = Callable[[int, Tensor, Tensor], None]
 
 # Settings that a resumed run may change without becoming another run.
 _FREE = {
+    "micro_batch",
     "device",
     "precision",
     "checkpointing",
@@ -259,28 +260,41 @@ class IcecreamTrainer:
     def _one_step(self) -> Tensor:
         """One update; the two losses and whether it was skipped, left on the device."""
         config = self.config
+        self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
         indices = range(self.step * config.batch, (self.step + 1) * config.batch)
+        losses = self._gradient(indices, config.micro_batch or config.batch)
+        bad = self._update(losses.sum())
+        self._average(bad)
+        return torch.cat([losses, bad[None]])
+
+    def _gradient(self, indices: range, n_at_once: int) -> Tensor:
+        """Give the parameters the gradient of the batch's mean losses, from ``n_at_once`` cubes at a time; the losses.
+
+        Everything drawn depends on a cube's own index, and every cube has the weight of one in the batch: how they
+        are grouped changes the order of the sums only.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
+        return torch.stack([self._backward(part) for part in parts]).sum(0)
+
+    def _backward(self, indices: range) -> Tensor:
+        """Add the gradient of what some cubes contribute to the mean losses; the contribution."""
         y, sources = self.dataset.batch(indices)
         if self._masks:
             self.physics.update(mask=torch.cat([self._masks[self.dataset.pairs[s].geometry] for s in sources]))
-        drawn = draw_integers(config.seed, indices, len(self.group.elements), ELEMENTS)
+        drawn = draw_integers(self.config.seed, indices, len(self.group.elements), ELEMENTS)
         elements = torch.tensor([self.group.elements[i] for i in drawn])
-        self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
-        self._optimizer.zero_grad(set_to_none=True)
         with autocast(self._dtype, self.device):
-            losses = self._module(y.to(self.device, non_blocking=True), elements)
-        total = losses.sum()
-        self._scaler.scale(total).backward()
-        bad = self._update(total)
-        self._average(bad)
-        return torch.cat([losses.detach(), bad[None]])
+            losses: Tensor = self._module(y.to(self.device, non_blocking=True), elements).sum(1) / self.config.batch
+        self._scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
 
     def _update(self, total: Tensor) -> Tensor:
         """Let the optimiser step unless a gradient is not finite; 1 if it was skipped, without asking the device."""
         if self._scaler.is_enabled():
             self._scaler.unscale_(self._optimizer)
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) + total.detach()
+        norm = torch.nn.utils.get_total_norm(gradients) + total
         bad = (~torch.isfinite(norm)).float()
         self._consecutive = (self._consecutive + bad) * bad
         if not self._scaler.is_enabled():
