@@ -117,3 +117,95 @@ def test_one_bad_part_makes_its_step_change_nothing(pairs):
     assert all(torch.equal(before[name], after[name]) for name in before)
     # Once a step and not once a part.
     assert (trainer.skipped, trainer._scaler.get_scale()) == (1, scale / 2)
+
+
+# The memory ladder -----------------------------------------------------------------------------------
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+
+
+def limit(trainer, cubes, *, checkpointed=0, error=FULL):
+    """Let memory run out in the backward pass, after it has begun, where more cubes than these go at once."""
+    network, at_once, seen = trainer._module.model.network, [0], []
+
+    def note(module, inputs):
+        # In a recomputation for the gradient it is called again.
+        if torch.is_grad_enabled():
+            at_once[0] = len(inputs[0]) // 2
+
+    def fail(gradient):
+        seen.append(at_once[0])
+        if at_once[0] > (checkpointed if network.checkpointing else cubes) and trainer.step >= 1:
+            raise error
+        return gradient
+
+    network.register_forward_pre_hook(note)
+    # The first layer is the last to get its gradient: by then the others have theirs.
+    next(network.parameters()).register_hook(fail)
+    return seen
+
+
+def assert_same_result(one, other):
+    assert one.skipped == other.skipped
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=1e-6)
+    torch.testing.assert_close(one.network.state_dict(), other.network.state_dict(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("cubes", [4, 2, 1])
+def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(pairs, caplog, cubes, optimizer):
+    undisturbed = IcecreamTrainer(pairs, tiny(optimizer=optimizer)).train()
+    trainer = IcecreamTrainer(pairs, tiny(optimizer=optimizer))
+    seen = limit(trainer, cubes)
+    assert_same_result(trainer.train(), undisturbed)
+    # What did not fit is tried once in the run.
+    assert sum(n > cubes for n in seen[1:]) == len(caplog.records) == {4: 1, 2: 2, 1: 3}[cubes]
+    halves = [(5, 3), (3, 2), (2, 1)]
+    said = [f"out of memory with {a} cubes at once: going on with {b} cube" for a, b in halves]
+    assert all(text in record.message for text, record in zip(said, caplog.records, strict=False))
+
+
+def test_a_float16_run_keeps_its_scale_when_memory_runs_out(pairs):
+    undisturbed, trainer = (IcecreamTrainer(pairs, tiny(precision="float16")) for _ in range(2))
+    limit(trainer, 2)
+    scales = [run.train()._scaler.get_scale() for run in (undisturbed, trainer)]
+    assert scales[0] == scales[1]
+    assert trainer.skipped == undisturbed.skipped == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FULL,
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        MemoryError(),
+    ],
+)
+def test_activation_checkpointing_is_the_last_rung(pairs, caplog, error):
+    undisturbed, trainer = (IcecreamTrainer(pairs, tiny(batch=2)) for _ in range(2))
+    limit(trainer, 0, checkpointed=1, error=error)
+    assert_same_result(trainer.train(), undisturbed.train())
+    assert "with 1 cube at once: going on with 1 cube at once and activation checkpointing" in caplog.text
+    assert len(caplog.records) == 2
+
+
+def test_a_cube_that_does_not_fit_alone_is_an_error_that_says_what_was_tried(pairs, tmp_path):
+    trainer = IcecreamTrainer(pairs, tiny(batch=3, checkpoint_every=1), out=tmp_path)
+    limit(trainer, 0)
+    message = (
+        r"tried 3 cubes at once, then 2 cubes at once, then 1 cube at once, then 1 cube at once and activation "
+        r"checkpointing\. .*--side or --width.*--batch"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        trainer.train()
+    # The checkpoint of before is whole.
+    assert IcecreamTrainer(pairs, tiny(batch=3, checkpoint_every=1), out=tmp_path, resume=True).train().step == 4
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(pairs):
+    trainer = IcecreamTrainer(pairs, tiny())
+    limit(trainer, 0, error=RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        trainer.train()
+    assert trainer._memory.n_at_once == 5

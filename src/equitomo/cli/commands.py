@@ -91,7 +91,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
         print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
         return 130
-    except TrainingDivergedError as error:
+    except (TrainingDivergedError, torch.OutOfMemoryError) as error:
         print(f"equitomo: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -28,6 +28,7 @@ from equitomo.training.checkpoint import (
 )
 from equitomo.training.config import TrainingConfig
 from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
+from equitomo.training.memory import MemoryLadder
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
 from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.training.stopping import stop_signals
@@ -71,7 +72,8 @@ class IcecreamTrainer:
 
     Equation (6) of :cite:t:`kishore2026icecream`. The cubes and rotations of step ``k`` depend on the seed
     and ``k`` alone, so a run that is stopped and resumed repeats an unbroken one, to the bit on a CPU. A
-    step whose gradient is not finite changes nothing and is counted.
+    step whose gradient is not finite changes nothing and is counted. A step for which the memory does not suffice is
+    repeated with fewer cubes at once, in the end with activation checkpointing, and gives the same up to rounding.
 
     Parameters
     ----------
@@ -165,6 +167,8 @@ class IcecreamTrainer:
             at once.
         TrainingDivergedError
             If several steps in a row have no finite gradient.
+        torch.OutOfMemoryError
+            If not even one cube at a time with activation checkpointing fits into the memory.
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
         with stop_signals() as stop, closing(self.dataset), torch.backends.cudnn.flags(enabled=True, benchmark=True):
@@ -253,6 +257,7 @@ class IcecreamTrainer:
             {name: value.detach().clone() for name, value in network.state_dict().items()} if config.averaging else {}
         )
         self._consecutive = torch.zeros((), device=self.device)
+        self._memory = MemoryLadder(network, min(config.micro_batch or config.batch, config.batch))
 
     def _network_settings(self) -> dict[str, Any]:
         return {"width": self.config.width, "levels": self.config.levels}
@@ -262,7 +267,7 @@ class IcecreamTrainer:
         config = self.config
         self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
         indices = range(self.step * config.batch, (self.step + 1) * config.batch)
-        losses = self._gradient(indices, config.micro_batch or config.batch)
+        losses = self._memory(lambda n_at_once: self._gradient(indices, n_at_once))
         bad = self._update(losses.sum())
         self._average(bad)
         return torch.cat([losses, bad[None]])
