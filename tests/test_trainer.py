@@ -393,6 +393,27 @@ def test_resuming_with_another_network_is_refused(pair, unbroken):
         IcecreamTrainer(pair, tiny(width=6), out=unbroken, resume=True)
 
 
+def drop_settings(folder, *names):
+    """As if the last checkpoint had been written before there were these."""
+    last = load_checkpoint(folder)
+    config = {name: value for name, value in last.state["config"].items() if name not in names}
+    write_checkpoint(last.path, last.tensors, last.state | {"config": config})
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_is_resumed_as_before(pair, unbroken, tmp_path):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=6)
+    drop_settings(tmp_path, "micro_batch", "stretch", "equivariance_source")
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_is_not_resumed_with_another(pair, tmp_path):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=6)
+    drop_settings(tmp_path, "equivariance_source")
+    with pytest.raises(CheckpointError, match="equivariance_source was estimate, now data"):
+        IcecreamTrainer(pair, tiny(equivariance_source="data"), out=tmp_path, resume=True)
+
+
 def test_resuming_with_other_tilts_is_refused_with_both(unbroken):
     other = noisy_pair((20, 20, 20), geometry=(-50.0, 50.0))
     with pytest.raises(CheckpointError, match=r"run with other tilts: .*\[-60\.0, 60\.0\].*now .*\[-50\.0, 50\.0\]"):

@@ -18,6 +18,9 @@ Stop = Literal["none", "source", "target", "both"]
 class TrainingConfig:
     r"""Settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
 
+    The default of a setting that is added later must do what was done before it: checkpoints that do not know it are
+    resumed with that.
+
     Parameters
     ----------
     side

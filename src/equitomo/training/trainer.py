@@ -18,7 +18,6 @@ from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast, chosen_device, trusted
 from equitomo.training.checkpoint import (
     Checkpoint,
-    CheckpointError,
     checkpoint_bytes,
     has_checkpoint,
     load_checkpoint,
@@ -30,6 +29,7 @@ from equitomo.training.config import TrainingConfig
 from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
 from equitomo.training.memory import MemoryLadder
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
+from equitomo.training.resuming import require_same_run
 from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.training.stopping import stop_signals
 from equitomo.transform import CubeRotationGroup
@@ -37,20 +37,6 @@ from equitomo.transform import CubeRotationGroup
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
-# Settings that a resumed run may change without becoming another run.
-_FREE = {
-    "micro_batch",
-    "device",
-    "precision",
-    "checkpointing",
-    "compile",
-    "checkpoint_every",
-    "keep_every",
-    "preview_every",
-    "passes",
-    "average_first",
-    "mirrors",
-}
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
 # Steps between two readings of what the device has counted.
@@ -350,18 +336,7 @@ class IcecreamTrainer:
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        saved, mine = checkpoint.state["config"], self.config.as_dict()
-        differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
-        if differing:
-            shown = ", ".join(f"{key} was {saved.get(key)}, now {mine.get(key)}" for key in differing)
-            raise CheckpointError(f"{checkpoint.path} is of a run with other settings: {shown}")
-        if checkpoint.state["geometries"] != self._geometries():
-            raise CheckpointError(
-                f"{checkpoint.path} is of a run with other tilts: they were {checkpoint.state['geometries']}, now "
-                f"{self._geometries()}. Give those of the run, or start another one with it as init"
-            )
-        if "optimizer" not in checkpoint.tensors:
-            raise CheckpointError(f"{checkpoint.path} holds a network and no training to go on with: start from it")
+        require_same_run(checkpoint, self.config, self._geometries())
         network = self._module.model.network
         load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self._averaged.items():
