@@ -69,6 +69,7 @@ from equitomo.simulate import simulate_halves
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint, load_network
+from equitomo.training.distributed import LostProcessError, leave
 from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 Options = dict[type, Any]
@@ -82,7 +83,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
         with interruptible(), ExitStack() as stack:
             try:
                 if RunFolder in options:
-                    stack.enter_context(run_folder.occupied(options[RunFolder], run_folder.LEAVINGS[command]))
+                    run_folder.enter(stack, options[RunFolder], run_folder.LEAVINGS[command])
                 job = _COMMANDS[command](options)
             except (ValueError, OSError) as error:
                 print(f"equitomo: {error}", file=sys.stderr)
@@ -91,7 +92,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
         print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
         return 130
-    except (TrainingDivergedError, torch.OutOfMemoryError) as error:
+    except (TrainingDivergedError, LostProcessError, torch.OutOfMemoryError) as error:
         print(f"equitomo: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -130,6 +131,8 @@ def _prepare_train(options: Options) -> Job:
         source = _read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
         pairs, files = source.pair, source.files
     trainer = _trainer(options, folder, pairs)
+    if not trainer.world.is_first:
+        return lambda: _train_along(trainer)
     record = run_folder.ready(options, trainer, files)
 
     def job() -> None:
@@ -143,6 +146,8 @@ def _prepare_reconstruct(options: Options) -> Job:
     folder, source = Path(options[RunFolder].out), _read_pair(options)
     _require_range(source.pair.restore(source.pair.volumes), options[Prediction].dtype)
     trainer = _trainer(options, folder, source.pair)
+    if not trainer.world.is_first:
+        return lambda: _train_along(trainer)
     record = run_folder.ready(options, trainer, source.files)
 
     def job() -> None:
@@ -165,6 +170,8 @@ def _prepare_demo(options: Options) -> Job:
     halves = simulate_halves((demo.size,) * 3, geometry, snr=demo.snr, generator=generator)
     pair = TomogramPair(halves.first, halves.second, geometry, voxel_size=_DEMO_VOXEL, name=str(folder))
     trainer = _trainer({**options, TrainingInput: TrainingInput()}, folder, pair)
+    if not trainer.world.is_first:
+        return lambda: _train_along(trainer)
     record = run_folder.ready(options, trainer, {})
 
     def job() -> None:
@@ -470,9 +477,16 @@ def _train(trainer: IcecreamTrainer, folder: Path) -> None:
 
         trainer.progress = show
         trainer.train()
+    leave()
     skipped = f", {trainer.skipped} steps skipped" if trainer.skipped else ""
     print(f"Trained {config.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
     report.draw_losses(folder / "losses.png", folder / "losses.csv")
+
+
+def _train_along(trainer: IcecreamTrainer) -> None:
+    """What a process does that is not the first: after the training nothing waits for it any more."""
+    trainer.train()
+    leave()
 
 
 def _reconstruct(

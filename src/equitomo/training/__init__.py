@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from equitomo.training.checkpoint import load_network
     from equitomo.training.config import TrainingConfig
+    from equitomo.training.distributed import LostProcessError
     from equitomo.training.trainer import IcecreamTrainer, TrainingDivergedError, TrainingInterruptedError
 
 __all__ = [
     "IcecreamTrainer",
+    "LostProcessError",
     "TrainingConfig",
     "TrainingDivergedError",
     "TrainingInterruptedError",
     "load_network",
 ]
 
-_HOMES = {"TrainingConfig": "config", "load_network": "checkpoint"}
+_HOMES = {"LostProcessError": "distributed", "TrainingConfig": "config", "load_network": "checkpoint"}
 
 
 def __getattr__(name: str) -> Any:

@@ -73,8 +73,8 @@ class TrainingConfig:
     mixed_voxel_sizes
         Accept tomograms whose voxel sizes differ by more than one part in a hundred.
     memory
-        GiB of memory that tomograms read from files may take; 0 for no limit. If all together take more, they take
-        turns, see :class:`equitomo.SubtomogramPool`.
+        GiB of memory that tomograms read from files may take in each process; 0 for no limit. If all together take
+        more, they take turns, see :class:`equitomo.SubtomogramPool`.
     stretch
         Steps from one exchange of tomograms to the next, where they take turns.
     normalization
@@ -87,7 +87,8 @@ class TrainingConfig:
     compile
         Compile the network with ``torch.compile``: minutes before the first step, to be tried on a GPU.
     device
-        ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``.
+        ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``. Of several processes on a machine each takes a GPU
+        of its own where ``"auto"`` or ``"cuda"`` leaves it open.
     seed
         Source of the initial weights, the cubes and the rotations.
     checkpoint_every

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
-from equitomo.precision import autocast, chosen_device, trusted
+from equitomo.precision import autocast, trusted
 from equitomo.training.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -26,6 +26,7 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
+from equitomo.training.distributed import World, join
 from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
 from equitomo.training.memory import MemoryLadder
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
@@ -61,6 +62,9 @@ class IcecreamTrainer:
     step whose gradient is not finite changes nothing and is counted. A step for which the memory does not suffice is
     repeated with fewer cubes at once, in the end with activation checkpointing, and gives the same up to rounding.
 
+    Started by ``torchrun`` or ``srun``, the processes share each batch and end with the same weights, those of one
+    process up to rounding. The first one writes all files and reports.
+
     Parameters
     ----------
     pairs
@@ -85,13 +89,16 @@ class IcecreamTrainer:
         Steps done.
     skipped : int
         Steps without a finite gradient so far, as last read.
+    world : World
+        Number of this process among those that train together.
 
     Raises
     ------
     FileExistsError
         If ``out`` holds a run already and ``resume`` is not set.
     ValueError
-        If cubes do not fit, or a resumed run differs in its settings.
+        If cubes do not fit, a resumed run differs in its settings, or the batch has fewer cubes than there are
+        processes.
 
     Examples
     --------
@@ -115,11 +122,17 @@ class IcecreamTrainer:
         preview: Preview | None = None,
     ) -> None:
         self.config = config = TrainingConfig() if config is None else config
+        self.world: World = join()
+        if config.batch < self.world.size:
+            raise ValueError(
+                f"batch {config.batch} cannot be split over {self.world.size} processes, each needs a cube: use batch "
+                f"{self.world.size} or more, or fewer processes"
+            )
         self.out = None if out is None else Path(out)
         if self.out is not None and has_checkpoint(self.out) and not resume:
             raise FileExistsError(f"{self.out} holds a training run already: resume it, or choose another folder")
         self.progress, self.preview = progress, preview
-        self.device = chosen_device(config.device)
+        self.device = self.world.device(config.device)
         self.dataset = cubes_of(
             (pairs,) if isinstance(pairs, (TomogramPair, StoredTomogramPair)) else pairs,
             config.side,
@@ -142,6 +155,7 @@ class IcecreamTrainer:
         self._rows: list[Tensor] = []
         if resume and self.out is not None and has_checkpoint(self.out):
             self._restore(load_checkpoint(self.out))
+        self._require_same_everywhere()
 
     def train(self, until: int | None = None) -> IcecreamTrainer:
         """Train to the last step, or to step ``until``, and write a checkpoint there.
@@ -153,11 +167,18 @@ class IcecreamTrainer:
             at once.
         TrainingDivergedError
             If several steps in a row have no finite gradient.
+        LostProcessError
+            If another process of the training ended.
         torch.OutOfMemoryError
             If not even one cube at a time with activation checkpointing fits into the memory.
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
-        with stop_signals() as stop, closing(self.dataset), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        patient = self.world.size > 1
+        with (
+            stop_signals(patient=patient) as stop,
+            closing(self.dataset),
+            torch.backends.cudnn.flags(enabled=True, benchmark=True),
+        ):
             while self.step < last:
                 self._rows.append(self._one_step())
                 self.step += 1
@@ -166,18 +187,22 @@ class IcecreamTrainer:
                 due = self._is_due() or self.step == last
                 if due:
                     self.save()
-                if self.preview and self.config.preview_every and self.step % self.config.preview_every == 0:
-                    self._show()
-                # Looked at once, last: a signal may arrive in any line above, also while the picture is drawn.
-                if stop:
-                    if not due:
-                        self.save()
-                    raise TrainingInterruptedError(
-                        f"stopped by {signal.Signals(stop[0]).name} after step {self.step} of {self.config.steps}; "
-                        "resume to go on"
-                    )
+                self._show()
+                # Looked at once, last: a signal may arrive in any line above, also while the picture is drawn. One
+                # that reached a single process stops all after the same step.
+                if signalled := self.world.largest(stop[0] if stop else 0):
+                    self._stop(signal.Signals(signalled), saved=due)
         self._read_losses()
         return self
+
+    def _stop(self, number: signal.Signals, *, saved: bool) -> None:
+        if not saved:
+            self.save()
+        # A process that ends may make torchrun end the one that writes.
+        self.world.wait()
+        raise TrainingInterruptedError(
+            f"stopped by {number.name} after step {self.step} of {self.config.steps}; resume to go on"
+        )
 
     @property
     def network(self) -> ScaleEquivariantUNet3D:
@@ -187,9 +212,9 @@ class IcecreamTrainer:
         return network.to(memory_format=torch.channels_last_3d).eval()
 
     def save(self) -> Path | None:
-        """Write a checkpoint now; ``None`` if the run has no folder."""
+        """Write a checkpoint now; ``None`` if the run has no folder, or another process writes."""
         self._read_losses()
-        if self.out is None:
+        if self._folder is None:
             return None
         network = self._module.model.network
         tensors = {"weights": network.state_dict(), "optimizer": optimizer_tensors(self._optimizer, network)}
@@ -204,7 +229,7 @@ class IcecreamTrainer:
             "scaler": self._scaler.state_dict(),
         }
         keep_every = self.config.keep_every
-        return save_checkpoint(self.out / "checkpoints", self.step, tensors, state, keep_every=keep_every)
+        return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
 
     @property
     def bytes_to_write(self) -> int:
@@ -212,6 +237,11 @@ class IcecreamTrainer:
         one = checkpoint_bytes(self._module.model.network, averaged=bool(self._averaged))
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
         return (kept + 3) * one + self.config.steps * ROW_BYTES
+
+    @property
+    def _folder(self) -> Path | None:
+        """The run's folder where this process writes into it."""
+        return self.out if self.world.is_first else None
 
     def _is_due(self) -> bool:
         """Whether a checkpoint is to be written after this step."""
@@ -243,17 +273,22 @@ class IcecreamTrainer:
             {name: value.detach().clone() for name, value in network.state_dict().items()} if config.averaging else {}
         )
         self._consecutive = torch.zeros((), device=self.device)
-        self._memory = MemoryLadder(network, min(config.micro_batch or config.batch, config.batch))
+        n_own = len(self.world.share(range(config.batch)))
+        self._memory = MemoryLadder(network, min(config.micro_batch or n_own, n_own))
 
     def _network_settings(self) -> dict[str, Any]:
         return {"width": self.config.width, "levels": self.config.levels}
 
     def _one_step(self) -> Tensor:
         """One update; the two losses and whether it was skipped, left on the device."""
-        config = self.config
+        config, world = self.config, self.world
         self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
         indices = range(self.step * config.batch, (self.step + 1) * config.batch)
-        losses = self._memory(lambda n_at_once: self._gradient(indices, n_at_once))
+        own = world.share(indices)
+        losses = self._memory(lambda n_at_once: self._gradient(own, n_at_once))
+        # One exchange a step, after whatever each process had to repeat for lack of memory. As every cube weighs alike
+        # and not every process, the sum is the gradient of the batch, also where the shares are uneven.
+        world.add([losses, *self._gradients()])
         bad = self._update(losses.sum())
         self._average(bad)
         return torch.cat([losses, bad[None]])
@@ -284,8 +319,7 @@ class IcecreamTrainer:
         """Let the optimiser step unless a gradient is not finite; 1 if it was skipped, without asking the device."""
         if self._scaler.is_enabled():
             self._scaler.unscale_(self._optimizer)
-        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) + total
+        norm = torch.nn.utils.get_total_norm(self._gradients()) + total
         bad = (~torch.isfinite(norm)).float()
         self._consecutive = (self._consecutive + bad) * bad
         if not self._scaler.is_enabled():
@@ -294,6 +328,9 @@ class IcecreamTrainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return bad
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._module.parameters() if p.grad is not None]
 
     def _average(self, bad: Tensor) -> None:
         if not self._averaged:
@@ -312,13 +349,11 @@ class IcecreamTrainer:
         first = self.step - len(rows)
         self._rows = []
         self.skipped += int(sum(row[2] for row in rows))
-        if self.out is not None:
-            told = enumerate(rows, start=first)
-            append_losses(
-                self.out,
-                [(k + 1, data, equi, learning_rate(self.config, k), int(bad)) for k, (data, equi, bad) in told],
-            )
-        if self.progress is not None:
+        if (folder := self._folder) is not None:
+            rates = [learning_rate(self.config, step) for step in range(first, self.step)]
+            told = enumerate(zip(rows, rates, strict=True), start=first + 1)
+            append_losses(folder, [(step, data, equi, rate, int(bad)) for step, ((data, equi, bad), rate) in told])
+        if self.progress is not None and self.world.is_first:
             data, equivariance, _ = rows[-1]
             self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
         patience = _PATIENCE_FLOAT16 if self._scaler.is_enabled() else _PATIENCE
@@ -330,6 +365,7 @@ class IcecreamTrainer:
         # Saved as a state to go on from: the weights are those before the first bad step.
         self._consecutive.zero_()
         saved = self.save()
+        self.world.wait()
         raise TrainingDivergedError(
             f"no finite gradient in the last {consecutive} steps, up to step {self.step}: lower learning_rate or use "
             f"precision float32. The weights before that are good" + (f": {saved}" if saved else "")
@@ -347,11 +383,26 @@ class IcecreamTrainer:
             self._scaler.load_state_dict(checkpoint.state["scaler"])
         self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
         self._consecutive.fill_(checkpoint.state["consecutive"])
-        assert self.out is not None
-        forget_losses_after(self.out, self.step)
+        if self._folder is not None:
+            forget_losses_after(self._folder, self.step)
+
+    def _require_same_everywhere(self) -> None:
+        """Refuse processes that did not read the same: their gradients would be of different things."""
+        if self.world.size == 1:
+            return
+        network = self._module.model.network
+        tensors = [self.dataset.example, *network.state_dict().values()]
+        given = (self.step, self._dtype, self.config, self._geometries(), self.dataset.n_starts)
+        self.world.require_equal(
+            b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
+            "the processes of this training do not have the same settings, tomograms, initial weights or checkpoint: "
+            "start them alike, and keep inputs and runs where all of them see the same files",
+        )
 
     def _show(self) -> None:
-        assert self.preview is not None
+        every = self.config.preview_every
+        if self.preview is None or not self.world.is_first or not every or self.step % every:
+            return
         cube = self.dataset.example.mean(0)
         with torch.inference_mode(), autocast(self._dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
