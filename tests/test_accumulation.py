@@ -36,7 +36,7 @@ def pairs():
 
 
 def weights(trainer):
-    return {name: value.clone() for name, value in trainer._module.model.network.state_dict().items()}
+    return {name: value.clone() for name, value in trainer._learner.network.state_dict().items()}
 
 
 def rows(folder):
@@ -90,7 +90,7 @@ def test_a_run_in_parts_equals_one_of_whole_batches(pairs, tmp_path, n_at_once, 
 def test_no_more_cubes_than_said_go_through_the_network_at_once(pairs):
     trainer, seen = IcecreamTrainer(pairs, tiny(micro_batch=2)), []
     # Each cube has two views, and the network is called twice.
-    trainer._module.model.network.register_forward_hook(lambda module, x, out: seen.append(len(x[0]) // 2))
+    trainer._learner.network.register_forward_hook(lambda module, x, out: seen.append(len(x[0]) // 2))
     trainer.train(until=1)
     assert seen == [2, 2, 2, 2, 1, 1]
 
@@ -112,11 +112,11 @@ def test_one_bad_part_makes_its_step_change_nothing(pairs):
         return (cubes * float("nan") if indices == range(9, 10) else cubes), sources
 
     trainer.dataset.batch = spoilt
-    before, scale = weights(trainer.train(until=1)), trainer._scaler.get_scale()
+    before, scale = weights(trainer.train(until=1)), trainer._learner.scaler.get_scale()
     after = weights(trainer.train(until=2))
     assert all(torch.equal(before[name], after[name]) for name in before)
     # Once a step and not once a part.
-    assert (trainer.skipped, trainer._scaler.get_scale()) == (1, scale / 2)
+    assert (trainer.skipped, trainer._learner.scaler.get_scale()) == (1, scale / 2)
 
 
 # The memory ladder -----------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
 
 def limit(trainer, cubes, *, checkpointed=0, error=FULL):
     """Let memory run out in the backward pass, after it has begun, where more cubes than these go at once."""
-    network, at_once, seen = trainer._module.model.network, [0], []
+    network, at_once, seen = trainer._learner.network, [0], []
 
     def note(module, inputs):
         # In a recomputation for the gradient it is called again.
@@ -169,7 +169,7 @@ def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(pairs, caplog, cub
 def test_a_float16_run_keeps_its_scale_when_memory_runs_out(pairs):
     undisturbed, trainer = (IcecreamTrainer(pairs, tiny(precision="float16")) for _ in range(2))
     limit(trainer, 2)
-    scales = [run.train()._scaler.get_scale() for run in (undisturbed, trainer)]
+    scales = [run.train()._learner.scaler.get_scale() for run in (undisturbed, trainer)]
     assert scales[0] == scales[1]
     assert trainer.skipped == undisturbed.skipped == 0
 

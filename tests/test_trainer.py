@@ -53,11 +53,11 @@ def pair():
 
 
 def weights(trainer):
-    return {name: value.clone() for name, value in trainer._module.model.network.state_dict().items()}
+    return {name: value.clone() for name, value in trainer._learner.network.state_dict().items()}
 
 
 def optimizer_state(trainer):
-    return optimizer_tensors(trainer._optimizer, trainer._module.model.network)
+    return optimizer_tensors(trainer._learner.optimizer, trainer._learner.network)
 
 
 def equal(one, other):
@@ -97,7 +97,7 @@ def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(pair
 
 def test_checkpointing_changes_no_weight(pair):
     runs = [IcecreamTrainer(pair, tiny(checkpointing=c)).train(until=3) for c in (False, True)]
-    assert runs[1]._module.model.network.checkpointing
+    assert runs[1]._learner.network.checkpointing
     assert equal(*map(weights, runs))
 
 
@@ -187,7 +187,7 @@ def test_data_can_stand_in_for_estimates_and_rotations_that_keep_the_wedge_be_dr
 def test_a_first_call_that_nothing_judges_keeps_nothing_for_a_gradient(pair, data_weight, stop, learning):
     config = tiny(data_weight=data_weight, stop_gradient=stop, equivariance_source="data", equivariance_target="data")
     trainer, grad = IcecreamTrainer(pair, config), []
-    trainer._module.model.network.register_forward_hook(lambda module, x, out: grad.append(out.requires_grad))
+    trainer._learner.network.register_forward_hook(lambda module, x, out: grad.append(out.requires_grad))
     trainer.train(until=1)
     assert (len(grad), sum(grad)) == (2, learning)
 
@@ -283,7 +283,7 @@ def test_the_step_size_of_every_step_is_the_optimiser_s(pair, tmp_path):
     trainer = IcecreamTrainer(pair, tiny(schedule="cosine", warmup=3), out=tmp_path)
     for step in range(1, 6):
         trainer.train(until=step)
-        assert trainer._optimizer.param_groups[0]["lr"] == float(rows(tmp_path)[-1]["learning_rate"])
+        assert trainer._learner.optimizer.param_groups[0]["lr"] == float(rows(tmp_path)[-1]["learning_rate"])
 
 
 # Stopping and resuming -------------------------------------------------------------------------------
@@ -482,7 +482,7 @@ def spoil(trainer, steps, value=float("nan")):
 def state(trainer):
     """All that a step may change: weights, averages, optimiser."""
     optimizer = {name: value.clone() for name, value in optimizer_state(trainer).items()}
-    averaged = {f"averaged {name}": value.clone() for name, value in trainer._averaged.items()}
+    averaged = {f"averaged {name}": value.clone() for name, value in trainer._learner.averaged.items()}
     return weights(trainer) | optimizer | averaged
 
 
@@ -553,7 +553,7 @@ def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
 
 def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tmp_path):
     trainer = IcecreamTrainer(pair, tiny(precision="float16"), out=tmp_path)
-    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**34)
+    trainer._learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**34)
     before = state(trainer)
     trainer.train(until=1)
     assert equal(before, {name: value for name, value in state(trainer).items() if name in before})
@@ -561,7 +561,7 @@ def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tm
     trainer.train()
     assert 1 < trainer.skipped < 12
     assert sum(int(row["skipped"]) for row in rows(tmp_path)) == trainer.skipped
-    assert trainer._scaler.get_scale() == 2.0 ** (34 - trainer.skipped)
+    assert trainer._learner.scaler.get_scale() == 2.0 ** (34 - trainer.skipped)
     assert not equal(state(trainer), before)
 
 
@@ -574,8 +574,8 @@ def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
 
 def test_float16_scales_its_losses(pair):
     trainer = IcecreamTrainer(pair, tiny(precision="float16")).train(until=2)
-    assert trainer._scaler.is_enabled()
-    assert trainer._scaler.get_scale() > 1
+    assert trainer._learner.scaler.is_enabled()
+    assert trainer._learner.scaler.get_scale() > 1
 
 
 # Start and report ------------------------------------------------------------------------------------

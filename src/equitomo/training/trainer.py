@@ -15,21 +15,13 @@ from torch import Tensor, nn
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
-from equitomo.precision import autocast, trusted
-from equitomo.training.checkpoint import (
-    Checkpoint,
-    checkpoint_bytes,
-    has_checkpoint,
-    load_checkpoint,
-    load_weights,
-    rebuilt_network,
-    save_checkpoint,
-)
+from equitomo.precision import autocast
+from equitomo.training.checkpoint import Checkpoint, checkpoint_bytes, has_checkpoint, load_checkpoint, save_checkpoint
 from equitomo.training.config import TrainingConfig
 from equitomo.training.distributed import World, join
+from equitomo.training.learner import Learner, network_settings
 from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
 from equitomo.training.memory import MemoryLadder
-from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
 from equitomo.training.resuming import require_same_run
 from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.training.stopping import stop_signals
@@ -149,7 +141,10 @@ class IcecreamTrainer:
             if config.stabilizers
             else CubeRotationGroup.moving(self.physics, config.flips)
         )
-        self._build(init)
+        self._learner = Learner(config, self.device, init)
+        self._module = StepLosses(TwoViewReconstructor(self._learner.network), self.physics, self.group, config)
+        n_own = len(self.world.share(range(config.batch)))
+        self._memory = MemoryLadder(self._learner.network, min(config.micro_batch or n_own, n_own))
         self.step = 0
         self.skipped = 0
         self._rows: list[Tensor] = []
@@ -207,34 +202,28 @@ class IcecreamTrainer:
     @property
     def network(self) -> ScaleEquivariantUNet3D:
         """A copy of the network for prediction, with the averaged weights if there are any."""
-        weights = self._averaged or self._module.model.network.state_dict()
-        network = rebuilt_network(self._network_settings(), weights, "this run").to(self.device)
-        return network.to(memory_format=torch.channels_last_3d).eval()
+        return self._learner.for_prediction()
 
     def save(self) -> Path | None:
         """Write a checkpoint now; ``None`` if the run has no folder, or another process writes."""
         self._read_losses()
         if self._folder is None:
             return None
-        network = self._module.model.network
-        tensors = {"weights": network.state_dict(), "optimizer": optimizer_tensors(self._optimizer, network)}
-        if self._averaged:
-            tensors["averaged"] = self._averaged
         state = {
-            "network": self._network_settings(),
+            "network": network_settings(self.config),
             "config": self.config.as_dict(),
             "geometries": self._geometries(),
             "skipped": self.skipped,
-            "consecutive": int(self._consecutive),
-            "scaler": self._scaler.state_dict(),
+            **self._learner.state(),
         }
+        tensors = self._learner.tensors()
         keep_every = self.config.keep_every
         return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
 
     @property
     def bytes_to_write(self) -> int:
         """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
-        one = checkpoint_bytes(self._module.model.network, averaged=bool(self._averaged))
+        one = checkpoint_bytes(self._learner.network, averaged=bool(self.config.averaging))
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
         return (kept + 3) * one + self.config.steps * ROW_BYTES
 
@@ -253,44 +242,15 @@ class IcecreamTrainer:
         different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
         return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
-    def _build(self, init: nn.Module | None) -> None:
-        config = self.config
-        with torch.random.fork_rng(devices=[]):
-            # torch draws initial weights from its global generator: seed it here, and give it back. Unlike
-            # torch.manual_seed this leaves the generators of GPUs alone.
-            torch.default_generator.manual_seed(config.seed)
-            network = ScaleEquivariantUNet3D(**self._network_settings(), checkpointing=config.checkpointing)
-        if init is not None:
-            load_weights(network, init.state_dict(), "the given network")
-        network.to(self.device).to(memory_format=torch.channels_last_3d)
-        if config.compile:
-            network.compile()
-        self._module = StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
-        self._dtype = trusted(config.precision, self.device)
-        self._optimizer = optimizer_for(network, config)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
-        self._averaged = (
-            {name: value.detach().clone() for name, value in network.state_dict().items()} if config.averaging else {}
-        )
-        self._consecutive = torch.zeros((), device=self.device)
-        n_own = len(self.world.share(range(config.batch)))
-        self._memory = MemoryLadder(network, min(config.micro_batch or n_own, n_own))
-
-    def _network_settings(self) -> dict[str, Any]:
-        return {"width": self.config.width, "levels": self.config.levels}
-
     def _one_step(self) -> Tensor:
         """One update; the two losses and whether it was skipped, left on the device."""
-        config, world = self.config, self.world
-        self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
-        indices = range(self.step * config.batch, (self.step + 1) * config.batch)
-        own = world.share(indices)
+        own = self.world.share(range(self.step * self.config.batch, (self.step + 1) * self.config.batch))
         losses = self._memory(lambda n_at_once: self._gradient(own, n_at_once))
-        # One exchange a step, after whatever each process had to repeat for lack of memory. As every cube weighs alike
-        # and not every process, the sum is the gradient of the batch, also where the shares are uneven.
-        world.add([losses, *self._gradients()])
-        bad = self._update(losses.sum())
-        self._average(bad)
+        # One exchange a step, after whatever each process had to repeat for lack of memory: DistributedDataParallel
+        # exchanges during the backward pass, and what failed in the middle of that cannot be repeated. As every cube
+        # weighs alike and not every process, the sum is the gradient of the batch, also where shares are uneven.
+        self.world.add([losses, *self._learner.gradients])
+        bad = self._learner.update(losses.sum(), self.step)
         return torch.cat([losses, bad[None]])
 
     def _gradient(self, indices: range, n_at_once: int) -> Tensor:
@@ -299,7 +259,7 @@ class IcecreamTrainer:
         Everything drawn depends on a cube's own index, and every cube has the weight of one in the batch: how they
         are grouped changes the order of the sums only.
         """
-        self._optimizer.zero_grad(set_to_none=True)
+        self._learner.network.zero_grad()
         parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
         return torch.stack([self._backward(part) for part in parts]).sum(0)
 
@@ -310,36 +270,10 @@ class IcecreamTrainer:
             self.physics.update(mask=torch.cat([self._masks[self.dataset.pairs[s].geometry] for s in sources]))
         drawn = draw_integers(self.config.seed, indices, len(self.group.elements), ELEMENTS)
         elements = torch.tensor([self.group.elements[i] for i in drawn])
-        with autocast(self._dtype, self.device):
+        with autocast(self._learner.dtype, self.device):
             losses: Tensor = self._module(y.to(self.device, non_blocking=True), elements).sum(1) / self.config.batch
-        self._scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+        self._learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
-
-    def _update(self, total: Tensor) -> Tensor:
-        """Let the optimiser step unless a gradient is not finite; 1 if it was skipped, without asking the device."""
-        if self._scaler.is_enabled():
-            self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.get_total_norm(self._gradients()) + total
-        bad = (~torch.isfinite(norm)).float()
-        self._consecutive = (self._consecutive + bad) * bad
-        if not self._scaler.is_enabled():
-            # The optimiser skips by itself where this is one, as it does for a gradient scaler.
-            vars(self._optimizer).update(grad_scale=None, found_inf=bad)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        return bad
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._module.parameters() if p.grad is not None]
-
-    def _average(self, bad: Tensor) -> None:
-        if not self._averaged:
-            return
-        # Early on the average must forget the initial weights faster than its decay says.
-        decay = min(self.config.averaging, (1 + self.step) / (10 + self.step))
-        share = (1 - decay) * (1 - bad)
-        for name, value in self._module.model.network.state_dict().items():
-            self._averaged[name].lerp_(value, share)
 
     def _read_losses(self) -> None:
         """Fetch the losses since the last time, write and report them, and stop a run that has diverged."""
@@ -356,14 +290,14 @@ class IcecreamTrainer:
         if self.progress is not None and self.world.is_first:
             data, equivariance, _ = rows[-1]
             self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
-        patience = _PATIENCE_FLOAT16 if self._scaler.is_enabled() else _PATIENCE
-        if int(self._consecutive) >= patience:
+        patience = _PATIENCE_FLOAT16 if self._learner.scaler.is_enabled() else _PATIENCE
+        if int(self._learner.consecutive) >= patience:
             self._give_up()
 
     def _give_up(self) -> None:
-        consecutive = int(self._consecutive)
+        consecutive = int(self._learner.consecutive)
         # Saved as a state to go on from: the weights are those before the first bad step.
-        self._consecutive.zero_()
+        self._learner.consecutive.zero_()
         saved = self.save()
         self.world.wait()
         raise TrainingDivergedError(
@@ -373,16 +307,8 @@ class IcecreamTrainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.config, self._geometries())
-        network = self._module.model.network
-        load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
-        for name, value in self._averaged.items():
-            value.copy_(checkpoint.tensors["averaged"][name])
-        load_optimizer_tensors(self._optimizer, network, checkpoint.tensors["optimizer"])
-        # Empty where the run had another precision until now.
-        if self._scaler.is_enabled() and checkpoint.state["scaler"]:
-            self._scaler.load_state_dict(checkpoint.state["scaler"])
+        self._learner.restore(checkpoint)
         self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
-        self._consecutive.fill_(checkpoint.state["consecutive"])
         if self._folder is not None:
             forget_losses_after(self._folder, self.step)
 
@@ -390,9 +316,8 @@ class IcecreamTrainer:
         """Refuse processes that did not read the same: their gradients would be of different things."""
         if self.world.size == 1:
             return
-        network = self._module.model.network
-        tensors = [self.dataset.example, *network.state_dict().values()]
-        given = (self.step, self._dtype, self.config, self._geometries(), self.dataset.n_starts)
+        tensors = [self.dataset.example, *self._learner.network.state_dict().values()]
+        given = (self.step, self._learner.dtype, self.config, self._geometries(), self.dataset.n_starts)
         self.world.require_equal(
             b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
             "the processes of this training do not have the same settings, tomograms, initial weights or checkpoint: "
@@ -404,6 +329,6 @@ class IcecreamTrainer:
         if self.preview is None or not self.world.is_first or not every or self.step % every:
             return
         cube = self.dataset.example.mean(0)
-        with torch.inference_mode(), autocast(self._dtype, self.device):
+        with torch.inference_mode(), autocast(self._learner.dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())
