@@ -26,6 +26,7 @@ from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.optimizer import optimizer_tensors
 from equitomo.training.step import learning_rate
+from equitomo.training.stopping import stop_signals
 
 TINY = {
     "side": 16,
@@ -352,6 +353,14 @@ def test_a_second_interrupt_stops_at_once(pair, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         IcecreamTrainer(pair, tiny(preview_every=1), out=tmp_path, preview=stop).train()
     assert load_checkpoint(tmp_path).state["step"] == 5
+
+
+def test_a_patient_run_stops_at_no_second_interrupt():
+    """torchrun passes on what the terminal has sent already."""
+    with stop_signals(patient=True) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop == [signal.SIGINT] * 2
 
 
 def test_signal_handlers_are_given_back(pair):
