@@ -956,6 +956,15 @@ def test_a_run_that_diverges_is_1_and_says_where_the_good_weights_are(halves, tm
     assert re.search(r"no finite gradient.*The weights before that are good: .*step_", capsys.readouterr().err)
 
 
+def test_a_cube_that_no_memory_holds_is_1_and_says_what_needs_less(halves, tmp_path, monkeypatch, capsys):
+    def full(self, indices):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(commands.IcecreamTrainer, "_backward", full)
+    assert run("train", *halves, *TILTS, "--out", tmp_path, *TINY) == 1
+    assert re.search(r"out of memory, tried .*a smaller --side or --width", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["train"], ["--nonsense"], ["train", "--preset"]])
 def test_a_command_line_that_makes_no_sense_is_2(arguments, capsys):
     assert run(*arguments) == 2

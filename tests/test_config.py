@@ -29,6 +29,7 @@ NAN, INF = math.nan, math.inf
 OUT_OF_RANGE = [
     ("batch", 0, "at least 1"),
     ("batch", -1, "at least 1"),
+    ("micro_batch", -1, "zero or more"),
     ("steps", 0, "at least 1"),
     ("steps", -5, "at least 1"),
     ("checkpoint_every", 0, "at least 1"),

@@ -42,7 +42,7 @@ def readers():
 
 
 def weights(trainer):
-    return trainer._module.model.network.state_dict()
+    return trainer._learner.network.state_dict()
 
 
 # The trainer -----------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ from equitomo import (
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
+from equitomo.training.optimizer import optimizer_tensors
 from equitomo.training.step import learning_rate
+from equitomo.training.stopping import stop_signals
 
 TINY = {
     "side": 16,
@@ -52,7 +54,11 @@ def pair():
 
 
 def weights(trainer):
-    return {name: value.clone() for name, value in trainer._module.model.network.state_dict().items()}
+    return {name: value.clone() for name, value in trainer._learner.network.state_dict().items()}
+
+
+def optimizer_state(trainer):
+    return optimizer_tensors(trainer._learner.optimizer, trainer._learner.network)
 
 
 def equal(one, other):
@@ -92,7 +98,7 @@ def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(pair
 
 def test_checkpointing_changes_no_weight(pair):
     runs = [IcecreamTrainer(pair, tiny(checkpointing=c)).train(until=3) for c in (False, True)]
-    assert runs[1]._module.model.network.checkpointing
+    assert runs[1]._learner.network.checkpointing
     assert equal(*map(weights, runs))
 
 
@@ -182,7 +188,7 @@ def test_data_can_stand_in_for_estimates_and_rotations_that_keep_the_wedge_be_dr
 def test_a_first_call_that_nothing_judges_keeps_nothing_for_a_gradient(pair, data_weight, stop, learning):
     config = tiny(data_weight=data_weight, stop_gradient=stop, equivariance_source="data", equivariance_target="data")
     trainer, grad = IcecreamTrainer(pair, config), []
-    trainer._module.model.network.register_forward_hook(lambda module, x, out: grad.append(out.requires_grad))
+    trainer._learner.network.register_forward_hook(lambda module, x, out: grad.append(out.requires_grad))
     trainer.train(until=1)
     assert (len(grad), sum(grad)) == (2, learning)
 
@@ -278,7 +284,7 @@ def test_the_step_size_of_every_step_is_the_optimiser_s(pair, tmp_path):
     trainer = IcecreamTrainer(pair, tiny(schedule="cosine", warmup=3), out=tmp_path)
     for step in range(1, 6):
         trainer.train(until=step)
-        assert trainer._optimizer.param_groups[0]["lr"] == float(rows(tmp_path)[-1]["learning_rate"])
+        assert trainer._learner.optimizer.param_groups[0]["lr"] == float(rows(tmp_path)[-1]["learning_rate"])
 
 
 # Stopping and resuming -------------------------------------------------------------------------------
@@ -349,6 +355,14 @@ def test_a_second_interrupt_stops_at_once(pair, tmp_path):
     assert load_checkpoint(tmp_path).state["step"] == 5
 
 
+def test_a_patient_run_stops_at_no_second_interrupt():
+    """torchrun passes on what the terminal has sent already."""
+    with stop_signals(patient=True) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop == [signal.SIGINT] * 2
+
+
 def test_signal_handlers_are_given_back(pair):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     IcecreamTrainer(pair, tiny(steps=1)).train()
@@ -386,6 +400,27 @@ def test_resuming_with_other_settings_is_refused_with_each_of_them(pair, unbroke
 def test_resuming_with_another_network_is_refused(pair, unbroken):
     with pytest.raises(CheckpointError, match="width was 4, now 6"):
         IcecreamTrainer(pair, tiny(width=6), out=unbroken, resume=True)
+
+
+def drop_settings(folder, *names):
+    """As if the last checkpoint had been written before there were these."""
+    last = load_checkpoint(folder)
+    config = {name: value for name, value in last.state["config"].items() if name not in names}
+    write_checkpoint(last.path, last.tensors, last.state | {"config": config})
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_is_resumed_as_before(pair, unbroken, tmp_path):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=6)
+    drop_settings(tmp_path, "micro_batch", "stretch", "equivariance_source")
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_is_not_resumed_with_another(pair, tmp_path):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=6)
+    drop_settings(tmp_path, "equivariance_source")
+    with pytest.raises(CheckpointError, match="equivariance_source was estimate, now data"):
+        IcecreamTrainer(pair, tiny(equivariance_source="data"), out=tmp_path, resume=True)
 
 
 def test_resuming_with_other_tilts_is_refused_with_both(unbroken):
@@ -455,8 +490,8 @@ def spoil(trainer, steps, value=float("nan")):
 
 def state(trainer):
     """All that a step may change: weights, averages, optimiser."""
-    optimizer = {name: value.clone() for name, value in trainer._optimizer_tensors().items()}
-    averaged = {f"averaged {name}": value.clone() for name, value in trainer._averaged.items()}
+    optimizer = {name: value.clone() for name, value in optimizer_state(trainer).items()}
+    averaged = {f"averaged {name}": value.clone() for name, value in trainer._learner.averaged.items()}
     return weights(trainer) | optimizer | averaged
 
 
@@ -494,7 +529,7 @@ def test_skipped_steps_with_good_ones_between_do_not_stop_a_run(pair):
 
 def test_a_step_after_a_skipped_one_is_that_of_a_run_without_it(pair):
     trainer = spoil(IcecreamTrainer(pair, tiny()), {3}).train(until=4)
-    steps = {value.item() for name, value in trainer._optimizer_tensors().items() if name.endswith(".step")}
+    steps = {value.item() for name, value in optimizer_state(trainer).items() if name.endswith(".step")}
     assert steps == {3.0}
 
 
@@ -527,7 +562,7 @@ def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
 
 def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tmp_path):
     trainer = IcecreamTrainer(pair, tiny(precision="float16"), out=tmp_path)
-    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**34)
+    trainer._learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**34)
     before = state(trainer)
     trainer.train(until=1)
     assert equal(before, {name: value for name, value in state(trainer).items() if name in before})
@@ -535,7 +570,7 @@ def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tm
     trainer.train()
     assert 1 < trainer.skipped < 12
     assert sum(int(row["skipped"]) for row in rows(tmp_path)) == trainer.skipped
-    assert trainer._scaler.get_scale() == 2.0 ** (34 - trainer.skipped)
+    assert trainer._learner.scaler.get_scale() == 2.0 ** (34 - trainer.skipped)
     assert not equal(state(trainer), before)
 
 
@@ -548,8 +583,8 @@ def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
 
 def test_float16_scales_its_losses(pair):
     trainer = IcecreamTrainer(pair, tiny(precision="float16")).train(until=2)
-    assert trainer._scaler.is_enabled()
-    assert trainer._scaler.get_scale() > 1
+    assert trainer._learner.scaler.is_enabled()
+    assert trainer._learner.scaler.get_scale() > 1
 
 
 # Start and report ------------------------------------------------------------------------------------

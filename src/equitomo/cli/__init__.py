@@ -104,7 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(parser, command, parsed[command])
     # Only now, with the arguments in order, is it worth waiting for torch.
     from equitomo.cli import checking, commands
+    from equitomo.training.distributed import find_world
 
+    if RunFolder not in options and (n_processes := find_world().size) > 1:
+        message = f"{command} is the work of one process, but {n_processes} were started: leave out torchrun or srun"
+        print(f"equitomo: {message}", file=sys.stderr)
+        return 2
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return checking.run(options) if command == "check" else commands.run(command, options, given)

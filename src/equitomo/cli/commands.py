@@ -64,6 +64,7 @@ from equitomo.simulate import simulate_halves
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint, load_network
+from equitomo.training.distributed import LostProcessError, leave
 
 Options = dict[type, Any]
 Job = Callable[[], None]
@@ -76,7 +77,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
         with interruptible(), ExitStack() as stack:
             try:
                 if RunFolder in options:
-                    stack.enter_context(run_folder.occupied(options[RunFolder], run_folder.LEAVINGS[command]))
+                    run_folder.enter(stack, options[RunFolder], run_folder.LEAVINGS[command])
                 job = _COMMANDS[command](options)
             except (ValueError, OSError) as error:
                 print(f"equitomo: {error}", file=sys.stderr)
@@ -85,7 +86,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
         print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
         return 130
-    except TrainingDivergedError as error:
+    except (TrainingDivergedError, LostProcessError, torch.OutOfMemoryError) as error:
         print(f"equitomo: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -109,6 +110,8 @@ def _prepare_train(options: Options) -> Job:
         source = read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
         pairs, files = source.pair, source.files
     trainer = _trainer(options, folder, pairs)
+    if not trainer.world.is_first:
+        return lambda: _train_along(trainer)
     record = run_folder.ready(options, trainer, files)
 
     def job() -> None:
@@ -122,6 +125,8 @@ def _prepare_reconstruct(options: Options) -> Job:
     folder, source = Path(options[RunFolder].out), read_pair(options)
     _require_range(source.like.data, options[Prediction].dtype)
     trainer = _trainer(options, folder, source.pair)
+    if not trainer.world.is_first:
+        return lambda: _train_along(trainer)
     record = run_folder.ready(options, trainer, source.files)
 
     def job() -> None:
@@ -144,6 +149,8 @@ def _prepare_demo(options: Options) -> Job:
     halves = simulate_halves((demo.size,) * 3, geometry, snr=demo.snr, generator=generator)
     pair = TomogramPair(halves.first, halves.second, geometry, voxel_size=_DEMO_VOXEL, name=str(folder))
     trainer = _trainer({**options, TrainingInput: TrainingInput()}, folder, pair)
+    if not trainer.world.is_first:
+        return lambda: _train_along(trainer)
     record = run_folder.ready(options, trainer, {})
 
     def job() -> None:
@@ -330,9 +337,16 @@ def _train(trainer: IcecreamTrainer, folder: Path) -> None:
 
         trainer.progress = show
         trainer.train()
+    leave()
     skipped = f", {trainer.skipped} steps skipped" if trainer.skipped else ""
     print(f"Trained {config.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
     report.draw_losses(folder / "losses.png", folder / "losses.csv")
+
+
+def _train_along(trainer: IcecreamTrainer) -> None:
+    """What a process does that is not the first: after the training nothing waits for it any more."""
+    trainer.train()
+    leave()
 
 
 def _reconstruct(

@@ -20,6 +20,7 @@ import torch
 
 from equitomo.io import Volume, write_whole
 from equitomo.training import TrainingInterruptedError
+from equitomo.training.distributed import find_world
 
 NAME = "manifest.json"
 _PACKAGES = ("equitomo", "torch", "deepinv", "numpy", "mrcfile", "safetensors")
@@ -94,6 +95,7 @@ class Manifest:
     def kept(self) -> Iterator[None]:
         """Write the record when the work begins, and again when it ends, however it ends."""
         entry: dict[str, Any] = {"command": self._command, "versions": _versions(), "hardware": _hardware()}
+        entry["processes"] = find_world().size
         entry |= {"started": _now(), "ended": None, "seconds": None, "outcome": "running"}
         self._content["invocations"].append(entry)
         started = time.perf_counter()

@@ -8,8 +8,9 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from equitomo.cli.options import Prediction, RunFolder, TrainingInput
 from equitomo.io import PARTIAL, Volume, named
 from equitomo.training import IcecreamTrainer
 from equitomo.training.checkpoint import has_checkpoint
+from equitomo.training.distributed import join
 
 _LOCK = "run.lock"
 _RUN = ("checkpoints", "previews", "losses.csv", "losses.png", "reconstruction.mrc", "slices.png", manifest.NAME)
@@ -28,6 +30,20 @@ _RUN = ("checkpoints", "previews", "losses.csv", "losses.png", "reconstruction.m
 LEAVINGS = {"train": _RUN, "reconstruct": _RUN, "demo": (*_RUN, "even.mrc", "odd.mrc", "truth.mrc", "tilts.tlt")}
 # Of an MRC file with all but the longest extended headers.
 _HEADER_BYTES = 1 << 20
+
+
+def enter(stack: ExitStack, options: RunFolder, leavings: Iterable[str]) -> None:
+    """Let the first of the processes that train together occupy the folder, and the others wait for it, silently.
+
+    They meet before that, so that the others notice if the first one finds something wrong and ends.
+    """
+    world = join()
+    if world.is_first:
+        stack.enter_context(occupied(options, leavings))
+    else:
+        stack.enter_context(redirect_stdout(None))
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+    world.wait()
 
 
 @contextmanager

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from equitomo.training.augmentation import exchange_sectors
     from equitomo.training.checkpoint import load_network
     from equitomo.training.config import TrainingConfig
+    from equitomo.training.distributed import LostProcessError
     from equitomo.training.trainer import IcecreamTrainer, TrainingDivergedError, TrainingInterruptedError
 
 __all__ = [
     "IcecreamTrainer",
+    "LostProcessError",
     "TrainingConfig",
     "TrainingDivergedError",
     "TrainingInterruptedError",
@@ -20,7 +22,12 @@ __all__ = [
     "load_network",
 ]
 
-_HOMES = {"TrainingConfig": "config", "exchange_sectors": "augmentation", "load_network": "checkpoint"}
+_HOMES = {
+    "LostProcessError": "distributed",
+    "TrainingConfig": "config",
+    "exchange_sectors": "augmentation",
+    "load_network": "checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:

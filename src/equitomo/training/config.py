@@ -18,12 +18,18 @@ Stop = Literal["none", "source", "target", "both"]
 class TrainingConfig:
     r"""Settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
 
+    The default of a setting that is added later must do what was done before it: checkpoints that do not know it are
+    resumed with that.
+
     Parameters
     ----------
     side
         Voxels per side of a training cube, a multiple of ``2 ** (levels - 1)``.
     batch
-        Cubes in one step, each with both halves.
+        Cubes in one step, each with both halves; of all processes together, where there are several.
+    micro_batch
+        Cubes that go through the network at once, 0 for all of a step. Fewer need less memory and give the same
+        gradient up to rounding, also where they do not divide ``batch``.
     width
         Feature maps of the network at full resolution.
     levels
@@ -73,8 +79,8 @@ class TrainingConfig:
     mixed_voxel_sizes
         Accept tomograms whose voxel sizes differ by more than one part in a hundred.
     memory
-        GiB of memory that tomograms read from files may take; 0 for no limit. If all together take more, they take
-        turns, see :class:`equitomo.SubtomogramPool`.
+        GiB of memory that tomograms read from files may take in each process; 0 for no limit. If all together take
+        more, they take turns, see :class:`equitomo.SubtomogramPool`.
     stretch
         Steps from one exchange of tomograms to the next, where they take turns.
     normalization
@@ -87,7 +93,8 @@ class TrainingConfig:
     compile
         Compile the network with ``torch.compile``: minutes before the first step, to be tried on a GPU.
     device
-        ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``.
+        ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``. Of several processes on a machine each takes a GPU
+        of its own where ``"auto"`` or ``"cuda"`` leaves it open.
     seed
         Source of the initial weights, the cubes and the rotations.
     checkpoint_every
@@ -118,6 +125,7 @@ class TrainingConfig:
 
     side: int = 72
     batch: int = 8
+    micro_batch: int = 0
     width: int = 64
     levels: int = 4
     steps: int = 50_000
@@ -161,7 +169,7 @@ class TrainingConfig:
         self._check_cube()
         for name in ("batch", "steps", "stretch", "checkpoint_every", "passes"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("warmup", "margin", "keep_every", "preview_every"):
+        for name in ("micro_batch", "warmup", "margin", "keep_every", "preview_every"):
             _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
         rate = self.learning_rate

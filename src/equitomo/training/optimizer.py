@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from equitomo.training.config import TrainingConfig
+
+# Of Jordan et al.: momentum, steps and coefficients of the Newton-Schulz iteration; of Liu et al.: the usual size of
+# what Adam changes a parameter by, in step sizes.
+_MOMENTUM, _ITERATIONS, _NEWTON_SCHULZ, _LIKE_ADAM = 0.95, 5, (3.4445, -4.7750, 2.0315), 0.2
 
 
 def optimizer_for(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -18,16 +23,37 @@ def optimizer_for(network: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The state of an optimiser under the names of the network's parameters."""
+    return {
+        f"{name}.{quantity}": value
+        for name, parameter in network.named_parameters()
+        for quantity, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Bring back the state that :func:`optimizer_tensors` gave, onto the devices of the parameters."""
+    for key, value in tensors.items():
+        name, _, quantity = key.rpartition(".")
+        parameter = network.get_parameter(name)
+        # In the memory layout of the parameter, where it has its shape.
+        like = parameter.detach() if value.shape == parameter.shape else value
+        optimizer.state[parameter][quantity] = torch.empty_like(like, device=parameter.device).copy_(value)
+
+
 class KernelMuon(torch.optim.Optimizer):
-    """Muon for convolution kernels, each taken as a matrix from its inputs and taps to its output maps.
+    r"""Muon for convolution kernels, each taken as a matrix from its inputs and taps to its output maps.
 
     The momentum of each matrix is orthogonalised before it is applied (Jordan et al., "Muon: an optimizer for hidden
     layers in neural networks", 2024), so that all directions in a kernel learn alike. The step size is that of Adam,
     scaled as in Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982. Kernels with a single map are
     vectors and learn with Adam.
 
-    ``torch.optim.Muon`` takes matrices only and cannot be told to skip a step. The matrices here are views of the
-    kernels, and ``found_inf`` is understood as the fused Adam does, without asking the device.
+    ``torch.optim.Muon`` orthogonalises in bfloat16, where the last bit of a gradient, which depends on the order of a
+    sum over the batch, can become a hundredth of a step; it takes matrices only and cannot be told to skip a step.
+    Here everything is float32, matrices are views of the kernels, and ``found_inf`` is understood as the fused Adam
+    does, without asking the device.
 
     Parameters
     ----------
@@ -43,36 +69,32 @@ class KernelMuon(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameters = list(parameters)
         super().__init__(parameters, {"lr": lr})
-        self._matrices = {p: nn.Parameter(_matrix(p.detach(), p)) for p in parameters if p.shape[0] > 1}
+        self._matrices = {p: _matrix(p.detach(), p) for p in parameters if p.shape[0] > 1}
         if any(matrix.data_ptr() != p.data_ptr() for p, matrix in self._matrices.items()):
             raise ValueError("kernels must be contiguous, or contiguous with channels last")
-        rest = [p for p in parameters if p not in self._matrices]
-        self._muon = torch.optim.Muon(self._matrices.values(), lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-        self._adam = torch.optim.Adam(rest, lr=lr, fused=True)
-        # One state for both views of a kernel, under the kernel.
         for parameter, matrix in self._matrices.items():
-            self.state[parameter] = self._muon.state[matrix]
-            self.state[parameter]["momentum_buffer"] = torch.zeros_like(matrix, requires_grad=False)
+            self.state[parameter] = {"momentum_buffer": torch.zeros_like(matrix)}
+        rest = [p for p in parameters if p not in self._matrices]
+        self._adam = torch.optim.Adam(rest, lr=lr, fused=True)
         for parameter in rest:
             self.state[parameter] = self._adam.state[parameter]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of all kernels."""
-        device = self.param_groups[0]["params"][0].device
+        lr, device = self.param_groups[0]["lr"], self.param_groups[0]["params"][0].device
         bad = getattr(self, "found_inf", None)
         bad = torch.zeros((), device=device) if bad is None else bad
-        for optimizer in (self._muon, self._adam):
-            optimizer.param_groups[0]["lr"] = self.param_groups[0]["lr"]
-        before = [matrix.clone() for matrix in self._matrices.values()]
         for parameter, matrix in self._matrices.items():
-            # A momentum that meets itself as a gradient stays as it is.
+            if parameter.grad is None:
+                continue
             momentum = self.state[parameter]["momentum_buffer"]
-            if parameter.grad is not None:
-                matrix.grad = torch.where(bad > 0, momentum, _matrix(parameter.grad, parameter))
-        self._muon.step()  # type: ignore[no-untyped-call]
-        for matrix, old in zip(self._matrices.values(), before, strict=True):
-            matrix.copy_(torch.where(bad > 0, old, matrix))
+            # A momentum that meets itself as a gradient stays as it is.
+            gradient = torch.where(bad > 0, momentum, _matrix(parameter.grad, parameter))
+            momentum.lerp_(gradient, 1 - _MOMENTUM)
+            direction = _orthogonal(gradient.lerp(momentum, _MOMENTUM))
+            matrix.sub_(torch.where(bad > 0, 0, lr * _LIKE_ADAM * math.sqrt(max(matrix.shape)) * direction))
+        self._adam.param_groups[0]["lr"] = lr
         vars(self._adam).update(grad_scale=None, found_inf=bad)
         self._adam.step()
 
@@ -82,3 +104,22 @@ def _matrix(kernel: Tensor, like: Tensor) -> Tensor:
     if like.is_contiguous(memory_format=torch.channels_last_3d):
         kernel = kernel.permute(0, 2, 3, 4, 1)
     return kernel.flatten(1)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix with its singular values brought near 1, between about 0.7 and 1.2.
+
+    Each iteration multiplies by a polynomial of the Gram matrix. All of them commute, so they are multiplied with each
+    other first: two products with the matrix itself, which is many times wider than high, in place of ten.
+    """
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / wide.norm().clamp(min=1e-7)
+    gram = wide @ wide.T
+    identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+    product = identity
+    for _ in range(_ITERATIONS):
+        linear, cubic, quintic = _NEWTON_SCHULZ
+        factor = linear * identity + cubic * gram + quintic * gram @ gram
+        product, gram = factor @ product, factor @ gram @ factor
+    wide = cast(Tensor, product @ wide)
+    return wide.T if matrix.shape[0] > matrix.shape[1] else wide

@@ -18,7 +18,7 @@ from equitomo.transform import CubeRotationGroup
 
 
 class StepLosses(nn.Module):
-    """Both losses of one step in one forward pass, so that two network calls share one backward pass."""
+    """Both losses of some cubes in one forward pass, so that two network calls share one backward pass."""
 
     def __init__(
         self,
@@ -41,13 +41,14 @@ class StepLosses(nn.Module):
         )
 
     def forward(self, y: Tensor, elements: Tensor) -> Tensor:
+        """The data and the equivariance loss of each cube, ``(2, cubes)``; ``y`` is ``(cubes, 2, z, y, x)``."""
         # A weight of zero leaves a loss out, and a first call that nothing judges needs no gradient.
         judged = self.data.weight > 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and (judged or self.equivariance.teaches_first_call)):
             x_net = self.model(y, self.physics)
         data = self.data(x_net=x_net, y=y, physics=self.physics) if judged else y.new_zeros(len(y))
         equivariance = self.equivariance(x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements)
-        return torch.stack([data.mean(), equivariance.mean()])
+        return torch.stack([data, equivariance])
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import logging
-import os
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,47 +14,25 @@ from torch import Tensor, nn
 
 from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
-from equitomo.io import no_link, write_whole
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
-from equitomo.precision import autocast, chosen_device, trusted
+from equitomo.precision import autocast
 from equitomo.training.augmentation import augmented
-from equitomo.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    checkpoint_bytes,
-    has_checkpoint,
-    load_checkpoint,
-    load_weights,
-    rebuilt_network,
-    save_checkpoint,
-)
+from equitomo.training.checkpoint import Checkpoint, checkpoint_bytes, has_checkpoint, load_checkpoint, save_checkpoint
 from equitomo.training.config import TrainingConfig
-from equitomo.training.optimizer import optimizer_for
+from equitomo.training.distributed import World, join
+from equitomo.training.learner import Learner, network_settings
+from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
+from equitomo.training.memory import MemoryLadder
+from equitomo.training.resuming import require_same_run
 from equitomo.training.step import StepLosses, learning_rate, operator_for
+from equitomo.training.stopping import stop_signals
 from equitomo.transform import CubeRotationGroup
-
-_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
-# Settings that a resumed run may change without becoming another run.
-_FREE = {
-    "device",
-    "precision",
-    "checkpointing",
-    "compile",
-    "checkpoint_every",
-    "keep_every",
-    "preview_every",
-    "passes",
-    "average_first",
-    "mirrors",
-}
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
-# Of losses.csv, in bytes, at most.
-_ROW_BYTES = 100
 # Steps between two readings of what the device has counted.
 _READ_EVERY = 20
 
@@ -79,7 +52,11 @@ class IcecreamTrainer:
 
     Equation (6) of :cite:t:`kishore2026icecream`. The cubes and rotations of step ``k`` depend on the seed
     and ``k`` alone, so a run that is stopped and resumed repeats an unbroken one, to the bit on a CPU. A
-    step whose gradient is not finite changes nothing and is counted.
+    step whose gradient is not finite changes nothing and is counted. A step for which the memory does not suffice is
+    repeated with fewer cubes at once, in the end with activation checkpointing, and gives the same up to rounding.
+
+    Started by ``torchrun`` or ``srun``, the processes share each batch and end with the same weights, those of one
+    process up to rounding. The first one writes all files and reports.
 
     Parameters
     ----------
@@ -105,13 +82,16 @@ class IcecreamTrainer:
         Steps done.
     skipped : int
         Steps without a finite gradient so far, as last read.
+    world : World
+        Number of this process among those that train together.
 
     Raises
     ------
     FileExistsError
         If ``out`` holds a run already and ``resume`` is not set.
     ValueError
-        If cubes do not fit, or a resumed run differs in its settings.
+        If cubes do not fit, a resumed run differs in its settings, or the batch has fewer cubes than there are
+        processes.
 
     Examples
     --------
@@ -135,11 +115,17 @@ class IcecreamTrainer:
         preview: Preview | None = None,
     ) -> None:
         self.config = config = TrainingConfig() if config is None else config
+        self.world: World = join()
+        if config.batch < self.world.size:
+            raise ValueError(
+                f"batch {config.batch} cannot be split over {self.world.size} processes, each needs a cube: use batch "
+                f"{self.world.size} or more, or fewer processes"
+            )
         self.out = None if out is None else Path(out)
         if self.out is not None and has_checkpoint(self.out) and not resume:
             raise FileExistsError(f"{self.out} holds a training run already: resume it, or choose another folder")
         self.progress, self.preview = progress, preview
-        self.device = chosen_device(config.device)
+        self.device = self.world.device(config.device)
         self.dataset = cubes_of(
             (pairs,) if isinstance(pairs, (TomogramPair, StoredTomogramPair)) else pairs,
             config.side,
@@ -156,12 +142,16 @@ class IcecreamTrainer:
             if config.stabilizers
             else CubeRotationGroup.moving(self.physics, config.flips)
         )
-        self._build(init)
+        self._learner = Learner(config, self.device, init)
+        self._module = StepLosses(TwoViewReconstructor(self._learner.network), self.physics, self.group, config)
+        n_own = len(self.world.share(range(config.batch)))
+        self._memory = MemoryLadder(self._learner.network, min(config.micro_batch or n_own, n_own))
         self.step = 0
         self.skipped = 0
         self._rows: list[Tensor] = []
         if resume and self.out is not None and has_checkpoint(self.out):
             self._restore(load_checkpoint(self.out))
+        self._require_same_everywhere()
 
     def train(self, until: int | None = None) -> IcecreamTrainer:
         """Train to the last step, or to step ``until``, and write a checkpoint there.
@@ -173,9 +163,18 @@ class IcecreamTrainer:
             at once.
         TrainingDivergedError
             If several steps in a row have no finite gradient.
+        LostProcessError
+            If another process of the training ended.
+        torch.OutOfMemoryError
+            If not even one cube at a time with activation checkpointing fits into the memory.
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
-        with _stop_signals() as stop, closing(self.dataset), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        patient = self.world.size > 1
+        with (
+            stop_signals(patient=patient) as stop,
+            closing(self.dataset),
+            torch.backends.cudnn.flags(enabled=True, benchmark=True),
+        ):
             while self.step < last:
                 self._rows.append(self._one_step())
                 self.step += 1
@@ -184,51 +183,55 @@ class IcecreamTrainer:
                 due = self._is_due() or self.step == last
                 if due:
                     self.save()
-                if self.preview and self.config.preview_every and self.step % self.config.preview_every == 0:
-                    self._show()
-                # Looked at once, last: a signal may arrive in any line above, also while the picture is drawn.
-                if stop:
-                    if not due:
-                        self.save()
-                    raise TrainingInterruptedError(
-                        f"stopped by {signal.Signals(stop[0]).name} after step {self.step} of {self.config.steps}; "
-                        "resume to go on"
-                    )
+                self._show()
+                # Looked at once, last: a signal may arrive in any line above, also while the picture is drawn. One
+                # that reached a single process stops all after the same step.
+                if signalled := self.world.largest(stop[0] if stop else 0):
+                    self._stop(signal.Signals(signalled), saved=due)
         self._read_losses()
         return self
+
+    def _stop(self, number: signal.Signals, *, saved: bool) -> None:
+        if not saved:
+            self.save()
+        # A process that ends may make torchrun end the one that writes.
+        self.world.wait()
+        raise TrainingInterruptedError(
+            f"stopped by {number.name} after step {self.step} of {self.config.steps}; resume to go on"
+        )
 
     @property
     def network(self) -> ScaleEquivariantUNet3D:
         """A copy of the network for prediction, with the averaged weights if there are any."""
-        weights = self._averaged or self._module.model.network.state_dict()
-        network = rebuilt_network(self._network_settings(), weights, "this run").to(self.device)
-        return network.to(memory_format=torch.channels_last_3d).eval()
+        return self._learner.for_prediction()
 
     def save(self) -> Path | None:
-        """Write a checkpoint now; ``None`` if the run has no folder."""
+        """Write a checkpoint now; ``None`` if the run has no folder, or another process writes."""
         self._read_losses()
-        if self.out is None:
+        if self._folder is None:
             return None
-        tensors = {"weights": self._module.model.network.state_dict(), "optimizer": self._optimizer_tensors()}
-        if self._averaged:
-            tensors["averaged"] = self._averaged
         state = {
-            "network": self._network_settings(),
+            "network": network_settings(self.config),
             "config": self.config.as_dict(),
             "geometries": self._geometries(),
             "skipped": self.skipped,
-            "consecutive": int(self._consecutive),
-            "scaler": self._scaler.state_dict(),
+            **self._learner.state(),
         }
+        tensors = self._learner.tensors()
         keep_every = self.config.keep_every
-        return save_checkpoint(self.out / "checkpoints", self.step, tensors, state, keep_every=keep_every)
+        return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
 
     @property
     def bytes_to_write(self) -> int:
         """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
-        one = checkpoint_bytes(self._module.model.network, averaged=bool(self._averaged))
+        one = checkpoint_bytes(self._learner.network, averaged=bool(self.config.averaging))
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
-        return (kept + 3) * one + self.config.steps * _ROW_BYTES
+        return (kept + 3) * one + self.config.steps * ROW_BYTES
+
+    @property
+    def _folder(self) -> Path | None:
+        """The run's folder where this process writes into it."""
+        return self.out if self.world.is_first else None
 
     def _is_due(self) -> bool:
         """Whether a checkpoint is to be written after this step."""
@@ -240,73 +243,40 @@ class IcecreamTrainer:
         different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
         return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
-    def _build(self, init: nn.Module | None) -> None:
-        config = self.config
-        with torch.random.fork_rng(devices=[]):
-            # torch draws initial weights from its global generator: seed it here, and give it back. Unlike
-            # torch.manual_seed this leaves the generators of GPUs alone.
-            torch.default_generator.manual_seed(config.seed)
-            network = ScaleEquivariantUNet3D(**self._network_settings(), checkpointing=config.checkpointing)
-        if init is not None:
-            load_weights(network, init.state_dict(), "the given network")
-        network.to(self.device).to(memory_format=torch.channels_last_3d)
-        if config.compile:
-            network.compile()
-        self._module = StepLosses(TwoViewReconstructor(network), self.physics, self.group, config)
-        self._dtype = trusted(config.precision, self.device)
-        self._optimizer = optimizer_for(network, config)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
-        self._averaged = (
-            {name: value.detach().clone() for name, value in network.state_dict().items()} if config.averaging else {}
-        )
-        self._consecutive = torch.zeros((), device=self.device)
-
-    def _network_settings(self) -> dict[str, Any]:
-        return {"width": self.config.width, "levels": self.config.levels}
-
     def _one_step(self) -> Tensor:
         """One update; the two losses and whether it was skipped, left on the device."""
-        config = self.config
-        indices = range(self.step * config.batch, (self.step + 1) * config.batch)
+        own = self.world.share(range(self.step * self.config.batch, (self.step + 1) * self.config.batch))
+        losses = self._memory(lambda n_at_once: self._gradient(own, n_at_once))
+        # One exchange a step, after whatever each process had to repeat for lack of memory: DistributedDataParallel
+        # exchanges during the backward pass, and what failed in the middle of that cannot be repeated. As every cube
+        # weighs alike and not every process, the sum is the gradient of the batch, also where shares are uneven.
+        self.world.add([losses, *self._learner.gradients])
+        bad = self._learner.update(losses.sum(), self.step)
+        return torch.cat([losses, bad[None]])
+
+    def _gradient(self, indices: range, n_at_once: int) -> Tensor:
+        """Give the parameters the gradient of the batch's mean losses, from ``n_at_once`` cubes at a time; the losses.
+
+        Everything drawn depends on a cube's own index, and every cube has the weight of one in the batch: how they
+        are grouped changes the order of the sums only.
+        """
+        self._learner.network.zero_grad()
+        parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
+        return torch.stack([self._backward(part) for part in parts]).sum(0)
+
+    def _backward(self, indices: range) -> Tensor:
+        """Add the gradient of what some cubes contribute to the mean losses; the contribution."""
         y, sources = self.dataset.batch(indices)
-        y = augmented(y, [self.dataset.pairs[source].geometry for source in sources], indices, config)
+        geometries = [self.dataset.pairs[source].geometry for source in sources]
+        y = augmented(y.to(self.device, non_blocking=True), geometries, indices, self.config)
         if self._masks:
-            self.physics.update(mask=torch.cat([self._masks[self.dataset.pairs[s].geometry] for s in sources]))
-        drawn = draw_integers(config.seed, indices, len(self.group.elements), ELEMENTS)
+            self.physics.update(mask=torch.cat([self._masks[geometry] for geometry in geometries]))
+        drawn = draw_integers(self.config.seed, indices, len(self.group.elements), ELEMENTS)
         elements = torch.tensor([self.group.elements[i] for i in drawn])
-        self._optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
-        self._optimizer.zero_grad(set_to_none=True)
-        with autocast(self._dtype, self.device):
-            losses = self._module(y.to(self.device, non_blocking=True), elements)
-        total = losses.sum()
-        self._scaler.scale(total).backward()
-        bad = self._update(total)
-        self._average(bad)
-        return torch.cat([losses.detach(), bad[None]])
-
-    def _update(self, total: Tensor) -> Tensor:
-        """Let the optimiser step unless a gradient is not finite; 1 if it was skipped, without asking the device."""
-        if self._scaler.is_enabled():
-            self._scaler.unscale_(self._optimizer)
-        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) + total.detach()
-        bad = (~torch.isfinite(norm)).float()
-        self._consecutive = (self._consecutive + bad) * bad
-        if not self._scaler.is_enabled():
-            # The optimiser skips by itself where this is one, as it does for a gradient scaler.
-            vars(self._optimizer).update(grad_scale=None, found_inf=bad)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        return bad
-
-    def _average(self, bad: Tensor) -> None:
-        if not self._averaged:
-            return
-        # Early on the average must forget the initial weights faster than its decay says.
-        decay = min(self.config.averaging, (1 + self.step) / (10 + self.step))
-        share = (1 - decay) * (1 - bad)
-        for name, value in self._module.model.network.state_dict().items():
-            self._averaged[name].lerp_(value, share)
+        with autocast(self._learner.dtype, self.device):
+            losses: Tensor = self._module(y, elements).sum(1) / self.config.batch
+        self._learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
 
     def _read_losses(self) -> None:
         """Fetch the losses since the last time, write and report them, and stop a run that has diverged."""
@@ -316,117 +286,52 @@ class IcecreamTrainer:
         first = self.step - len(rows)
         self._rows = []
         self.skipped += int(sum(row[2] for row in rows))
-        if self.out is not None:
-            self._write_losses(first, rows)
-        if self.progress is not None:
+        if (folder := self._folder) is not None:
+            rates = [learning_rate(self.config, step) for step in range(first, self.step)]
+            told = enumerate(zip(rows, rates, strict=True), start=first + 1)
+            append_losses(folder, [(step, data, equi, rate, int(bad)) for step, ((data, equi, bad), rate) in told])
+        if self.progress is not None and self.world.is_first:
             data, equivariance, _ = rows[-1]
             self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
-        patience = _PATIENCE_FLOAT16 if self._scaler.is_enabled() else _PATIENCE
-        if int(self._consecutive) >= patience:
+        patience = _PATIENCE_FLOAT16 if self._learner.scaler.is_enabled() else _PATIENCE
+        if int(self._learner.consecutive) >= patience:
             self._give_up()
 
     def _give_up(self) -> None:
-        consecutive = int(self._consecutive)
+        consecutive = int(self._learner.consecutive)
         # Saved as a state to go on from: the weights are those before the first bad step.
-        self._consecutive.zero_()
+        self._learner.consecutive.zero_()
         saved = self.save()
+        self.world.wait()
         raise TrainingDivergedError(
             f"no finite gradient in the last {consecutive} steps, up to step {self.step}: lower learning_rate or use "
             f"precision float32. The weights before that are good" + (f": {saved}" if saved else "")
         )
 
-    def _write_losses(self, first: int, rows: list[list[float]]) -> None:
-        assert self.out is not None
-        path = self.out / "losses.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        # A link put there by someone else is not followed, which Path.open cannot say.
-        with open(path, "a", newline="", opener=no_link) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if new:
-                writer.writerow(["step", "data", "equivariance", "learning_rate", "skipped"])
-            for step, (data, equivariance, bad) in enumerate(rows, start=first):
-                writer.writerow([step + 1, data, equivariance, learning_rate(self.config, step), int(bad)])
-            # On the disk before the checkpoint is that follows, or a power failure would leave a gap.
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        named = self._module.model.network.named_parameters()
-        return {
-            f"{name}.{key}": value
-            for name, parameter in named
-            for key, value in self._optimizer.state[parameter].items()
-        }
-
     def _restore(self, checkpoint: Checkpoint) -> None:
-        saved, mine = checkpoint.state["config"], self.config.as_dict()
-        differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
-        if differing:
-            shown = ", ".join(f"{key} was {saved.get(key)}, now {mine.get(key)}" for key in differing)
-            raise CheckpointError(f"{checkpoint.path} is of a run with other settings: {shown}")
-        if checkpoint.state["geometries"] != self._geometries():
-            raise CheckpointError(
-                f"{checkpoint.path} is of a run with other tilts: they were {checkpoint.state['geometries']}, now "
-                f"{self._geometries()}. Give those of the run, or start another one with it as init"
-            )
-        if "optimizer" not in checkpoint.tensors:
-            raise CheckpointError(f"{checkpoint.path} holds a network and no training to go on with: start from it")
-        network = self._module.model.network
-        load_weights(network, checkpoint.tensors["weights"], checkpoint.path)
-        for name, value in self._averaged.items():
-            value.copy_(checkpoint.tensors["averaged"][name])
-        for key, value in checkpoint.tensors["optimizer"].items():
-            name, _, quantity = key.rpartition(".")
-            parameter = network.get_parameter(name)
-            # In the memory layout of the parameter, where it has its shape.
-            like = parameter.detach() if value.shape == parameter.shape else value
-            self._optimizer.state[parameter][quantity] = torch.empty_like(like, device=self.device).copy_(value)
-        # Empty where the run had another precision until now.
-        if self._scaler.is_enabled() and checkpoint.state["scaler"]:
-            self._scaler.load_state_dict(checkpoint.state["scaler"])
+        require_same_run(checkpoint, self.config, self._geometries())
+        self._learner.restore(checkpoint)
         self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
-        self._consecutive.fill_(checkpoint.state["consecutive"])
-        self._forget_losses_after(self.step)
+        if self._folder is not None:
+            forget_losses_after(self._folder, self.step)
 
-    def _forget_losses_after(self, step: int) -> None:
-        """Drop the rows of ``losses.csv`` that the resumed run will write again."""
-        assert self.out is not None
-        path = self.out / "losses.csv"
-        if not path.exists():
+    def _require_same_everywhere(self) -> None:
+        """Refuse processes that did not read the same: their gradients would be of different things."""
+        if self.world.size == 1:
             return
-        lines = path.read_bytes().splitlines(keepends=True)
-        try:
-            kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
-        except ValueError as error:
-            raise CheckpointError(f"{path} holds rows that this program did not write: move it away") from error
-        write_whole(path, b"".join([*lines[:1], *kept]), overwrite=True)
+        tensors = [self.dataset.example, *self._learner.network.state_dict().values()]
+        given = (self.step, self._learner.dtype, self.config, self._geometries(), self.dataset.n_starts)
+        self.world.require_equal(
+            b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
+            "the processes of this training do not have the same settings, tomograms, initial weights or checkpoint: "
+            "start them alike, and keep inputs and runs where all of them see the same files",
+        )
 
     def _show(self) -> None:
-        assert self.preview is not None
+        every = self.config.preview_every
+        if self.preview is None or not self.world.is_first or not every or self.step % every:
+            return
         cube = self.dataset.example.mean(0)
-        with torch.inference_mode(), autocast(self._dtype, self.device):
+        with torch.inference_mode(), autocast(self._learner.dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that the first stop signal is put into; the handlers are given back afterwards."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        # A second Ctrl-C must not wait for a step.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,204 @@
+"""Several processes that train one network, started by torchrun or by Slurm's srun."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from equitomo.precision import chosen_device
+
+_log = logging.getLogger(__name__)
+
+# Until all processes have been started.
+_JOINING = timedelta(minutes=5)
+# A process that ends is noticed at once, by its closed connections. This is for one that hangs, and must outlast what
+# the first process does while the others wait: the hashes of all inputs, say.
+_WAITING = timedelta(hours=1)
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the training ended, or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this one is. What it does together with the others is nothing where it is alone.
+
+    Parameters
+    ----------
+    rank
+        Number of this process, from 0. The first one writes all files.
+    size
+        Number of processes.
+    local_rank
+        Number of this process on its machine, which decides its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what all have computed."""
+        return self.rank == 0
+
+    def share(self, indices: range) -> range:
+        """The part of this process, without a gap between the parts; their lengths differ by one at most."""
+        n = len(indices)
+        return indices[n * self.rank // self.size : n * (self.rank + 1) // self.size]
+
+    def device(self, name: str) -> torch.device:
+        """The device of a name: of several GPUs the one that is this process's turn."""
+        device = chosen_device(name)
+        if self.size > 1 and device.type == "cuda" and device.index is None:
+            # Some systems show every process all GPUs, others each its own as number 0.
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return device
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Put in place of each tensor its sum over all processes, the same to the bit in each of them."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _together():
+            dist.all_reduce(flat)
+        for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the processes give. It is on the host: no device is waited for."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        with _together():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        self.largest(0)
+
+    def require_equal(self, content: bytes, message: str) -> None:
+        """Refuse, in every process, contents that are not the same in all."""
+        if self.size == 1:
+            return
+        mine = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
+        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
+        with _together():
+            dist.all_gather(all_of_them, mine)
+        if any(not torch.equal(mine, other) for other in all_of_them):
+            raise ValueError(message)
+
+
+def find_world(environment: Mapping[str, str] | None = None) -> World:
+    """What the environment says of the processes: ``torchrun``'s variables, else those of a Slurm step.
+
+    Raises
+    ------
+    ValueError
+        If a variable is no number, or the numbers do not fit each other.
+
+    Examples
+    --------
+    >>> find_world({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    World(rank=3, size=8, local_rank=1)
+    >>> find_world({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"})
+    World(rank=1, size=2, local_rank=0)
+    >>> find_world({})
+    World(rank=0, size=1, local_rank=0)
+    """
+    environment = os.environ if environment is None else environment
+    if {"RANK", "WORLD_SIZE"} <= environment.keys():
+        return _world(environment, "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "SLURM_PROCID" not in environment or environment.get("SLURM_NTASKS", "1") == "1":
+        return World()
+    if not {"SLURM_STEP_ID", "MASTER_ADDR"} & environment.keys():
+        # A batch script is told of all tasks of its job too, but nobody starts the others.
+        _log.warning("SLURM_NTASKS is %s, but srun did not start this: it works alone", environment["SLURM_NTASKS"])
+        return World()
+    return _world(environment, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+
+
+def join() -> World:
+    """Meet the other processes, unless that was done; alone if the environment knows of no others.
+
+    Raises
+    ------
+    ValueError
+        If the environment is not consistent.
+    LostProcessError
+        If the others do not come.
+    """
+    world = find_world()
+    if dist.is_available() and dist.is_initialized():
+        # By the caller, perhaps with numbers of its own.
+        rank = dist.get_rank()
+        return World(rank, dist.get_world_size(), world.local_rank if world.rank == rank else rank)
+    if world.size == 1:
+        return world
+    # Flags and counts go from host to host and never wait for a GPU.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _together():
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=_WAITING)
+        else:
+            host, port = meeting_point(os.environ)
+            store = dist.TCPStore(host, port, world.size, world.is_first, _JOINING)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=_WAITING)
+    return world
+
+
+def leave() -> None:
+    """Part from the other processes: from here on each works alone, for as long as it likes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port where the processes of a Slurm step meet: as given, or else its first machine.
+
+    Examples
+    --------
+    >>> meeting_point({"SLURM_JOB_NODELIST": "gpu[07-09,12],login1", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2"})
+    ('gpu07', 24713)
+    """
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    # The first of every range in brackets, up to the first comma that is left.
+    first = re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
+    host = environment.get("MASTER_ADDR") or first
+    if not host:
+        raise ValueError("neither MASTER_ADDR nor SLURM_JOB_NODELIST says where the processes are to meet: set one")
+    # Steps of one job, and jobs on one machine, are to meet apart; below the ports that systems give away.
+    number = sum(int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return host, int(environment.get("MASTER_PORT", 20_000 + number % 10_000))
+
+
+def _world(environment: Mapping[str, str], rank: str, size: str, local_rank: str) -> World:
+    given = {name: environment.get(name, environment[rank]) for name in (rank, size, local_rank)}
+    if not all(value.isdecimal() for value in given.values()) or not int(given[rank]) < int(given[size]):
+        said = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{said} do not number processes from 0: start them with torchrun or srun, or unset these")
+    return World(*(int(value) for value in (given[rank], given[size], given[local_rank])))
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say of a failed exchange what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(
+            "another process of this training ended or cannot be reached, and so this one ends too; the other one's "
+            f"message says why. The last checkpoint is whole: resume ({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,130 @@
+"""What each of several processes does in ``test_distributed.py``: ``python together.py JOB FOLDER``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from making import noisy_pair
+
+from equitomo import IcecreamTrainer, TrainingConfig
+from equitomo.training import TrainingInterruptedError
+from equitomo.training.distributed import leave
+
+SETTINGS = {
+    "side": 16,
+    "batch": 4,
+    "width": 4,
+    "levels": 2,
+    "steps": 10,
+    "margin": 4,
+    "learning_rate": 1e-3,
+    "averaging": 0.9,
+    "checkpoint_every": 4,
+    "preview_every": 0,
+    "precision": "float32",
+    "device": "cpu",
+}
+# Trained by one process and by two.
+VARIANTS = {
+    "adam": {},
+    "muon": {"optimizer": "muon"},
+    "uneven": {"batch": 3},
+    "parts": {"batch": 5, "micro_batch": 2},
+    "float16": {"precision": "float16"},
+}
+
+
+def trainer(folder: Path | None, *, seed: int = 0, resume: bool = False, **changes) -> IcecreamTrainer:
+    """Over two tomograms of different tilts."""
+    geometries = [(-60.0, 60.0), (-40.0, 55.0)]
+    pairs = [noisy_pair((20, 20, 20), seed=seed + k, geometry=geometry) for k, geometry in enumerate(geometries)]
+    return IcecreamTrainer(pairs, TrainingConfig(**SETTINGS | changes), out=folder, resume=resume)
+
+
+def spoil(trained: IcecreamTrainer, rank: int, step: int, act) -> IcecreamTrainer:
+    """Let one process do something to its cubes of one step."""
+    draw = trained.dataset.batch
+
+    def spoilt(indices):
+        cubes, sources = draw(indices)
+        if trained.world.rank == rank and trained.step == step:
+            cubes = act(cubes)
+        return cubes, sources
+
+    trained.dataset.batch = spoilt
+    return trained
+
+
+def once(act):
+    """Do it the first time only."""
+    left = [act]
+    return lambda cubes: left.pop()(cubes) if left else cubes
+
+
+def run_out(cubes):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def terminate(cubes):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return cubes
+
+
+def kill(cubes):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(cubes):
+    raise ArithmeticError("this process has a fault of its own")
+
+
+def refused(act) -> str:
+    try:
+        act()
+    except (ValueError, TrainingInterruptedError) as error:
+        return str(error)
+    return ""
+
+
+def train_all(folder: Path) -> None:
+    """Everything that ends well, one after the other."""
+    environment = dict(os.environ)
+    for name, changes in VARIANTS.items():
+        trainer(folder / name, **changes).train()
+    trainer(folder / "from_one", resume=True).train()
+    trainer(folder / "to_one").train(until=5)
+    spoil(trainer(folder / "memory"), 1, 3, once(run_out)).train()
+    spoil(trainer(folder / "not_finite"), 1, 3, lambda cubes: cubes * float("nan")).train()
+    stopped = spoil(trainer(folder / "stopped"), 1, 6, terminate)
+    rank = stopped.world.rank
+    said = [
+        refused(stopped.train),
+        refused(lambda: trainer(None, batch=1)),
+        refused(lambda: trainer(None, seed=10 * rank)),
+        str(dict(os.environ) == environment),
+    ]
+    (folder / f"said_{rank}.txt").write_text("\n".join(said))
+    leave()
+    # Alone again: nobody answers.
+    stopped.world.share(range(3))
+
+
+def train_plainly(folder: Path) -> None:
+    trainer(folder).train()
+
+
+def train_and_fail(folder: Path) -> None:
+    spoil(trainer(folder), 1, 6, fail).train()
+
+
+def train_and_be_killed(folder: Path) -> None:
+    spoil(trainer(folder), 1, 6, kill).train()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[2]))
