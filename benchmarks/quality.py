@@ -31,7 +31,7 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 def main(folder: str, runs: str | None = None) -> None:
     """Print the table."""
-    scorer = _Scorer(Path(folder))
+    scorer = Scorer(Path(folder))
     changes = [{}] if runs is None else [json.loads(line) for line in Path(runs).read_text().splitlines() if line]
     print(f"| run | seconds | {' | '.join(_WAYS)} |\n| --- | --- |{' --- |' * len(_WAYS)}")
     print(f"| input | | {scorer.score(scorer.pair.volumes.mean(0).numpy())} |{' |' * (len(_WAYS) - 1)}", flush=True)
@@ -49,7 +49,7 @@ def main(folder: str, runs: str | None = None) -> None:
         print(f"| {name} | {seconds:.0f} | {' | '.join(scores)} |", flush=True)
 
 
-class _Scorer:
+class Scorer:
     """A set, and its own script's idea of a score."""
 
     def __init__(self, folder: Path) -> None:

@@ -229,6 +229,8 @@ _QUICK: dict[str, Any] = {
     "batch": 2,
     "width": 16,
     "optimizer": "muon",
+    "learning_rate": 2e-3,
+    "warmup": 100,
     "schedule": "cosine",
     "equivariance_source": "data",
     "equivariance_target": "data",
@@ -244,16 +246,8 @@ _QUICK: dict[str, Any] = {
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "fast": _QUICK | {"steps": 4000, "learning_rate": 2e-3, "warmup": 100, "averaging": 0.998},
-    "tiny": _QUICK
-    | {
-        "steps": 1000,
-        "learning_rate": 3e-3,
-        "warmup": 50,
-        "averaging": 0.995,
-        "checkpoint_every": 250,
-        "preview_every": 250,
-    },
+    "fast": _QUICK | {"steps": 4000, "averaging": 0.998},
+    "tiny": _QUICK | {"steps": 1000, "averaging": 0.995, "checkpoint_every": 250, "preview_every": 250},
 }
 
 
