@@ -1,4 +1,4 @@
-"""Files: tomograms in the MRC format and tilt angles. Numpy arrays, never tensors."""
+"""Files: tomograms in the MRC and OME-Zarr formats, and tilt angles. Numpy arrays, never tensors."""
 
 from .errors import FileFormatError, FileFormatWarning
 from .files import creating_volume, read_volume, require_writable, write_volume
@@ -10,6 +10,7 @@ from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
 from .voxels import StoredVoxels
+from .zarr_voxels import ZarrVoxels
 
 __all__ = [
     "PARTIAL",
@@ -19,6 +20,7 @@ __all__ = [
     "StoredVoxels",
     "TableRow",
     "Volume",
+    "ZarrVoxels",
     "beside",
     "creating_volume",
     "flush_folder",

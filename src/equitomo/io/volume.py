@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from .mrc_header import Array, Axes, MrcHeader
 from .voxels import StoredVoxels
+from .zarr_voxels import ZarrVoxels
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,22 +18,23 @@ class Volume:
     Parameters
     ----------
     data
-        Voxels with axes ``(z, y, x)`` in the stored type (int8, uint8, int16, uint16, float16
-        or float32) and native byte order.
+        Voxels with axes ``(z, y, x)`` in the stored type (of MRC files int8, uint8, int16, uint16,
+        float16 or float32) and native byte order. What a Zarr store holds is decoded where it is
+        indexed; ``numpy.asarray(data)`` reads all of it.
     voxel_size
         Along ``(z, y, x)`` in ångström; 0 if the file does not say.
     header
-        The rest of the header, for :func:`write_volume`.
+        The rest of the header, for :func:`write_volume`. For other formats one that holds what they say.
     path
         The file it was read from.
 
     Attributes
     ----------
     stored : StoredVoxels or None
-        The same voxels in the file, to be read from front to back; ``None`` if ``data`` are others.
+        The same voxels in the file, to be read piece by piece; ``None`` if ``data`` are others.
     """
 
-    data: Array
+    data: Array | ZarrVoxels
     voxel_size: Axes
     header: MrcHeader
     path: Path
