@@ -73,7 +73,7 @@ _POSITIONAL = (Halves, OneOrTwo, Pickle)
 # Positions that may stay empty: jsonargparse would make options of them.
 _MAY_BE_EMPTY = {
     OneOrTwo: {"second": "The other half; the reconstructions are averaged."},
-    HalvesOrTable: {"first": "One half tomogram, an MRC file.", "second": "The other half."},
+    HalvesOrTable: {"first": "One half tomogram, an MRC file or an OME-Zarr store.", "second": "The other half."},
 }
 # Options that are switched on by their name alone.
 _SWITCHES = {

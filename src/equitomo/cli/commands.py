@@ -6,13 +6,12 @@ import errno
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -233,7 +232,7 @@ def _require_other(out: Path, *inputs: str | None) -> None:
         raise ValueError(f"{out} is one of the inputs: choose another name for the result")
 
 
-def _require_range(volume: Tensor | np.ndarray[Any, Any], dtype: str) -> None:
+def _require_range(volume: Iterable[Any], dtype: str) -> None:
     """Refuse 16 bits for intensities that they cannot hold, before and not after the work."""
     if dtype != "float16":
         return

@@ -120,12 +120,13 @@ class Manifest:
 
 
 def _described(given: Volume | Path) -> dict[str, Any]:
-    """A file by its content, and what its header says."""
+    """A file or store by its content, and what its header says."""
     path = given if isinstance(given, Path) else given.path
     status = path.stat()
+    files = path.rglob("*") if path.is_dir() else [path]
     described: dict[str, Any] = {
         "path": str(path.absolute()),
-        "bytes": status.st_size,
+        "bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "modified": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds"),
         "sha256": _hash(path),
     }
@@ -142,8 +143,13 @@ def _described(given: Volume | Path) -> dict[str, Any]:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a file its content; of a folder names and contents of all files in it."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{file.relative_to(path).as_posix()} {_hash(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ class Halves:
     Parameters
     ----------
     first
-        One half tomogram, an MRC file.
+        One half tomogram, an MRC file or an OME-Zarr store.
     second
         The other half: the same specimen from the other tilts, frames or doses.
     """
@@ -29,7 +29,7 @@ class HalvesOrTable:
     Parameters
     ----------
     first
-        One half tomogram, an MRC file.
+        One half tomogram, an MRC file or an OME-Zarr store.
     second
         The other half: the same specimen from the other tilts, frames or doses.
     table
@@ -55,7 +55,7 @@ class OneOrTwo:
     Parameters
     ----------
     first
-        A tomogram, an MRC file.
+        A tomogram, an MRC file or an OME-Zarr store.
     second
         The other half, if there are two; the reconstructions are averaged.
     """
@@ -71,7 +71,7 @@ class Reading:
     Parameters
     ----------
     permissive
-        Read files without the MAP mark whenever their header agrees with their size.
+        Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
     nan
         What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
     """
@@ -199,7 +199,7 @@ class PredictFiles:
     run
         The folder of a run, or one of its checkpoints.
     out
-        The file to write.
+        The file to write; a name that ends in .zarr makes an OME-Zarr store.
     overwrite
         Replace the file if it is there.
     device

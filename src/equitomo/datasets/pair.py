@@ -15,10 +15,10 @@ from torch import Tensor
 
 from equitomo.datasets.agreement import compare_halves
 from equitomo.geometry import TiltGeometry, as_geometry
-from equitomo.io import StoredVoxels, Volume, release
+from equitomo.io import StoredVoxels, Volume, ZarrVoxels, release
 
 Normalization = Literal["robust", "scale"]
-Samples = NDArray[np.generic] | Tensor
+Samples = NDArray[np.generic] | Tensor | ZarrVoxels
 Voxels = Samples | Volume | StoredVoxels
 
 # In robust standard deviations from the median: what lies beyond the first does not enter the scale
@@ -85,7 +85,7 @@ class TomogramPair:
     ----------
     first, second
         The halves: arrays or tensors ``(z, y, x)``, or what :func:`~equitomo.read_volume` returns, whose file is then
-        read from front to back. Copied once to float32.
+        read piece by piece. Copied once to float32.
     geometry
         The tilts, or a pair ``(low, high)`` of degrees about the y axis.
     voxel_size

@@ -53,7 +53,8 @@ def smallest_margin(errors: dict[int, float], tolerance: float) -> int:
 
 def _cube(source: Source, origin: Sequence[int], n: int, margin: int) -> Tensor:
     """A core with a margin, reflected beyond the borders of the volume."""
-    places = (
+    places = [
         reflected(np.arange(o - margin, o + n + margin), length) for o, length in zip(origin, source.shape, strict=True)
-    )
-    return torch.from_numpy(source[np.ix_(*places)])[None, None]
+    ]
+    box = tuple(slice(place.min(), place.max() + 1) for place in places)
+    return torch.from_numpy(source[box][np.ix_(*(place - place.min() for place in places))])[None, None]

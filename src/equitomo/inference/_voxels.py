@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equitomo._middle import InFile
 from equitomo.io import release
 from equitomo.tiling import Placement
 
@@ -19,12 +20,14 @@ class Source:
     Parameters
     ----------
     arrays
-        Volumes ``(z, y, x)`` of one shape and of any type and byte order, maps of files or not.
+        Volumes ``(z, y, x)`` of one shape and of any type and byte order, maps of files or not, or voxels in a file.
     mean, deviation
         A voxel ``v`` is read as ``(v - mean) / deviation``.
     """
 
-    def __init__(self, arrays: Sequence[NDArray[np.generic]], mean: float = 0.0, deviation: float = 1.0) -> None:
+    def __init__(
+        self, arrays: Sequence[NDArray[np.generic] | InFile], mean: float = 0.0, deviation: float = 1.0
+    ) -> None:
         self._arrays, self._mean, self._deviation = arrays, np.float32(mean), np.float32(deviation)
         z, y, x = arrays[0].shape
         self.shape = (z, y, x)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equitomo._checks import spatial_shape
+from equitomo._middle import InFile, Volume
 from equitomo.geometry import TiltGeometry, as_geometry
 from equitomo.inference._fitting import Fitting
 from equitomo.inference._footprint import Footprint, tile_bytes, transform_bytes
@@ -30,7 +31,7 @@ Wedge = Literal["global", "tile"]
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
-AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic])
+AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic], InFile)
 
 Shape = tuple[int, int, int]
 
@@ -158,7 +159,8 @@ class TiledPredictor:
         Parameters
         ----------
         first, second
-            Volumes ``(..., z, y, x)``, tensors or arrays (also memory maps), on the intensity scale that the
+            Volumes ``(..., z, y, x)``, tensors, arrays (also memory maps) or what :func:`equitomo.read_volume` gives
+            of a Zarr store, on the intensity scale that the
             network was trained on. Leading axes hold separate volumes.
         out
             An array of the volumes' shape to write into, as :func:`equitomo.io.creating_volume` gives; ``None``
@@ -185,7 +187,7 @@ class TiledPredictor:
             raise ValueError(f"the halves differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
         halves = [_as_array(half) for half in (first, second) if half is not None]
         shape = halves[0].shape
-        if len(shape) < 3 or not halves[0].size:
+        if len(shape) < 3 or not math.prod(shape):
             raise ValueError(f"a volume (..., z, y, x) is needed, got shape {tuple(first.shape)}")
         result = np.zeros(shape, np.float32) if out is None else _emptied(out, halves)
         groups = [halves] if self.average_first else [[half] for half in halves]
@@ -242,7 +244,7 @@ class TiledPredictor:
         return Footprint.of(tiles + wedge, mapped, planes + 4 * math.prod(lengths) * n_between, lengths, streamed)
 
     def margin_errors(
-        self, volume: Tensor | NDArray[np.generic], *, largest: int = 64, core: int = 32, centre: Shape | None = None
+        self, volume: Volume, *, largest: int = 64, core: int = 32, centre: Shape | None = None
     ) -> dict[int, float]:
         """How much the network's values in a core change with the margin that is computed around it.
 
@@ -280,7 +282,7 @@ class TiledPredictor:
 
     def measured_margin(
         self,
-        volume: Tensor | NDArray[np.generic],
+        volume: Volume,
         tolerance: float = 0.01,
         *,
         largest: int = 64,
@@ -387,18 +389,18 @@ def _as_operator(physics_or_geometry: WedgeOperator | TiltGeometry | tuple[float
     return PaddedMissingWedgeOperator((8, 8, 8), as_geometry(physics_or_geometry))
 
 
-def _as_array(volume: Tensor | NDArray[np.generic]) -> NDArray[np.generic]:
+def _as_array(volume: Volume) -> NDArray[np.generic] | InFile:
     if isinstance(volume, Tensor):
         return volume.detach().float().cpu().numpy()
     # Of any type: converted tile by tile.
     return volume
 
 
-def _emptied(out: NDArray[np.floating], halves: Sequence[NDArray[np.generic]]) -> NDArray[np.floating]:
+def _emptied(out: NDArray[np.floating], halves: Sequence[NDArray[np.generic] | InFile]) -> NDArray[np.floating]:
     """The caller's array, checked, with zeros in it."""
     if out.shape != halves[0].shape or out.dtype.kind != "f" or out.dtype.itemsize < 4:
         raise ValueError(f"out must be float32 of shape {halves[0].shape}, got {out.dtype} of shape {out.shape}")
-    if any(np.may_share_memory(out, half) for half in halves):
+    if any(isinstance(half, np.ndarray) and np.may_share_memory(out, half) for half in halves):
         raise ValueError("out must not be the input: voxels are read several times")
     for index in np.ndindex(out.shape[:-2]):
         out[index] = 0

@@ -1,15 +1,16 @@
-"""Files: tomograms in the MRC format and tilt angles. Numpy arrays, never tensors."""
+"""Files: tomograms in the MRC and OME-Zarr formats, and tilt angles. Numpy arrays, never tensors."""
 
 from .errors import FileFormatError, FileFormatWarning
+from .files import creating_volume, read_volume, require_writable, write_volume
 from .mapped import release, scratch_array
-from .mrc import Volume, read_volume
 from .mrc_header import MrcHeader
-from .mrc_write import creating_volume, require_writable, write_volume
 from .opening import named
 from .placing import PARTIAL, beside, flush_folder, no_link, require_place, write_whole
 from .tables import TableRow, read_table
 from .tilts import read_tilts
+from .volume import Volume
 from .voxels import StoredVoxels
+from .zarr_voxels import ZarrVoxels
 
 __all__ = [
     "PARTIAL",
@@ -19,6 +20,7 @@ __all__ = [
     "StoredVoxels",
     "TableRow",
     "Volume",
+    "ZarrVoxels",
     "beside",
     "creating_volume",
     "flush_folder",

@@ -76,6 +76,13 @@ class MrcHeader:
         return tuple(text for text in texts if text.strip())
 
 
+def header_at(origin: Axes) -> MrcHeader:
+    """The header that stands for a file of another format, which knows an origin ``(z, y, x)`` in ångström."""
+    record = np.zeros((), HEADER_DTYPE.newbyteorder("="))
+    record["origin"]["z"], record["origin"]["y"], record["origin"]["x"] = origin
+    return MrcHeader(record)
+
+
 def understood(path: Path, head: bytes, size: int, permissive: bool, notes: list[str]) -> Array:
     """Header in the right byte order, held against the size of the file."""
     if len(head) < HEADER_BYTES:

@@ -1,6 +1,7 @@
 """Opening files for reading, with errors that say what to do."""
 
 import errno
+import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +32,8 @@ def open_regular(path: str | Path, kind: str) -> BinaryIO:
 def read_text(path: Path, kind: str, expected: str) -> str:
     """The text of a file, refused if it is none or empty."""
     with open_regular(path, f"a {kind}") as file:
-        content = file.read(MAX_TEXT_BYTES + 1)
+        # Python sets aside as many bytes as it is asked for.
+        content = file.read(min(os.fstat(file.fileno()).st_size, MAX_TEXT_BYTES) + 1)
     if len(content) > MAX_TEXT_BYTES or b"\0" in content:
         raise FileFormatError(f"{path}: not a text file; {expected}")
     if not content.strip():

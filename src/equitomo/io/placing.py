@@ -16,8 +16,8 @@ from .opening import named
 PARTIAL = ".????????.partial"
 
 
-def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Path:
-    """Refuse, before any work, a target that could not be written."""
+def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0, folder: bool = False) -> Path:
+    """Refuse, before any work, a target that could not be written; ``folder`` says that it may be a folder."""
     target = named(target)
     try:
         if not stat.S_ISDIR(target.parent.stat().st_mode):
@@ -27,7 +27,7 @@ def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int =
         free = shutil.disk_usage(target.parent).free
     except OSError as error:
         raise _cannot_write(target, error) from error
-    if target.is_dir():
+    if target.is_dir() and not folder:
         raise IsADirectoryError(errno.EISDIR, "cannot write a file: the name is taken by a folder", str(target))
     if not overwrite and os.path.lexists(target):
         raise _exists(target)
@@ -57,6 +57,38 @@ def beside(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> 
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_beside(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[Path]:
+    """Make a folder beside the target that takes its name at the end, if all went well."""
+    target = require_place(target, overwrite=overwrite, n_bytes=n_bytes, folder=True)
+    partial, old = (target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        yield partial
+        _flush(partial)
+        if not overwrite and os.path.lexists(target):
+            raise _exists(target)
+        # A folder with something in it cannot be replaced in one step.
+        if os.path.lexists(target):
+            target.rename(old)
+        try:
+            partial.rename(target)
+        except OSError:
+            if os.path.lexists(old):
+                old.rename(target)
+            raise
+        flush_folder(target.parent)
+    finally:
+        for left in (partial, old):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
 def write_whole(target: str | Path, content: bytes, *, overwrite: bool = False) -> None:
     """Write a small file, whole or not at all."""
     with beside(target, overwrite=overwrite, n_bytes=len(content)) as file:
@@ -76,6 +108,17 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _flush(folder: Path) -> None:
+    """Make all that is in a folder last through a power failure."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            flush_folder(path)
+    flush_folder(folder)
 
 
 def _publish(partial: Path, target: Path, overwrite: bool) -> None:

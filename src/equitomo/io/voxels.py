@@ -1,9 +1,10 @@
-"""The voxels of a file, read from front to back."""
+"""The voxels of a file, read piece by piece."""
 
 import errno
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,16 +20,56 @@ SLAB_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
-class StoredVoxels:
+class StoredVoxels(ABC):
     """Where the voxels of a volume stand in its file.
 
-    Read in large pieces from front to back, as disks and networks like it best, and with an error where something is
-    wrong with the file: through a memory map the program would be killed. The file is not kept open.
+    Read in large pieces, as disks and networks like it best, and with an error where something is wrong with the file:
+    through a memory map the program would be killed. The file is not kept open.
 
     Parameters
     ----------
     path
         The file.
+    fill
+        What stands for voxels that are NaN or infinite; ``None`` leaves them.
+    """
+
+    path: Path
+    fill: float | None = field(default=None, kw_only=True)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along (z, y, x)."""
+
+    def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
+        """Pieces of about ``n_bytes`` in the order of the file, each with its place in the volume ``(z, y, x)``.
+
+        A piece is to be copied: its memory may be used again for the next one.
+
+        Raises
+        ------
+        OSError
+            If the file is gone, cannot be read to the end, or has become shorter.
+        FileFormatError
+            If a packed file or a chunk is damaged.
+        """
+        for place, block in self._pieces(n_bytes):
+            if self.fill is not None:
+                block = np.where(np.isfinite(block), block, np.float32(self.fill))
+            yield place, block
+
+    @abstractmethod
+    def _pieces(self, n_bytes: int) -> Iterator[tuple[Index, Array]]:
+        """The same, as they stand in the file."""
+
+
+@dataclass(frozen=True)
+class MrcVoxels(StoredVoxels):
+    """The voxels of an MRC file, read from front to back.
+
+    Parameters
+    ----------
     dtype
         Numbers as stored, in the byte order of the file.
     stored_shape
@@ -37,16 +78,12 @@ class StoredVoxels:
         Bytes before the first voxel.
     order
         Which of the stored axes are z, y and x.
-    fill
-        What stands for voxels that are NaN or infinite; ``None`` leaves them.
     """
 
-    path: Path
     dtype: np.dtype[Any]
     stored_shape: tuple[int, ...]
     skip: int
     order: tuple[int, ...]
-    fill: float | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -54,18 +91,8 @@ class StoredVoxels:
         z, y, x = (self.stored_shape[axis] for axis in self.order)
         return z, y, x
 
-    def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
-        """Pieces of about ``n_bytes`` in the order of the file, each with its place in the volume ``(z, y, x)``.
-
-        A piece is to be copied: its memory is used again for the next one.
-
-        Raises
-        ------
-        OSError
-            If the file is gone, cannot be read to the end, or has become shorter.
-        FileFormatError
-            If a packed file is damaged.
-        """
+    def _pieces(self, n_bytes: int) -> Iterator[tuple[Index, Array]]:
+        """A few sections at a time, all in the same memory."""
         n_sections, *section = self.stored_shape
         section_bytes = math.prod(section) * self.dtype.itemsize
         step = max(1, n_bytes // section_bytes)
@@ -81,8 +108,6 @@ class StoredVoxels:
                     self._fill(buffer[: last - first], file, last)
                 piece = buffer[: last - first] if content is None else content[first:last]
                 block: Array = np.frombuffer(piece, self.dtype).reshape(stop - start, *section)
-                if self.fill is not None:
-                    block = np.where(np.isfinite(block), block, np.float32(self.fill))
                 places = [slice(None)] * 3
                 places[self.order.index(0)] = slice(start, stop)
                 yield (places[0], places[1], places[2]), block.transpose(self.order)

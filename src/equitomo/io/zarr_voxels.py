@@ -1,0 +1,174 @@
+"""The voxels of a Zarr array, decoded where they are read."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import FileFormatError
+from .mrc_header import Array
+from .voxels import Index, StoredVoxels
+from .zarr_metadata import Level
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrVoxels(StoredVoxels):
+    """The voxels of a Zarr array, decoded where they are read.
+
+    Indexed like an array by integers and slices without steps, it gives arrays ``(z, y, x)``; ``numpy.asarray`` reads
+    all. Reading sections from front to back holds one row of chunks in memory and decodes each chunk once;
+    :meth:`slabs` holds a few chunks.
+
+    Parameters
+    ----------
+    array
+        The array, a :class:`zarr.Array`.
+    level
+        Where it lies, and which of its axes are z, y and x. The other axes have length 1.
+    permissive
+        Let the fill value stand for chunks that are missing.
+    """
+
+    array: Any
+    level: Level
+    permissive: bool = False
+    # The first section of a row of chunks, and the row.
+    _row: list[tuple[int, Array]] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along (z, y, x)."""
+        return self._along(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Numbers as read, in native byte order."""
+        stored: np.dtype[Any] = self.array.dtype
+        return stored.newbyteorder("=")
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return 3
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self._section(z) for z in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError(f"{self.path}: the voxels are decoded from chunks, which copies them")
+        whole: Array = np.empty(self.shape, self.dtype if dtype is None else dtype)
+        for place, block in self.slabs():
+            whole[place] = block
+        return whole
+
+    def __getitem__(self, index: Any) -> Any:
+        index = index if isinstance(index, tuple) else (index,)
+        if not index:
+            return self
+        if at := [k for k, part in enumerate(index) if part is Ellipsis]:
+            index = index[: at[0]] + (slice(None),) * (4 - len(index)) + index[at[0] + 1 :]
+        if not isinstance(index[0], slice):
+            return self._section(_span(index[0], len(self)).start)[index[1:]]
+        index += (slice(None),) * (3 - len(index))
+        z, y, x = (_span(part, n) for part, n in zip(index, self.shape, strict=True))
+        return self._read((z, y, x))[tuple(slice(None) if isinstance(part, slice) else 0 for part in index)]
+
+    def first_missing(self, box: Index) -> Path | None:
+        """The first chunk of a box that is not there, or None. How many there should be costs nothing."""
+        # Inside of a shard a chunk that is missing cannot be told from one that was left out.
+        sizes = self.array.shards or self.array.chunks
+        spans = [range(1)] * self.level.n_axes
+        for axis, part in zip(self.level.axes, box, strict=True):
+            spans[axis] = range(part.start // sizes[axis], -(-part.stop // sizes[axis]))
+        for place in _grid(spans):
+            chunk: Path = self.level.folder / self.array.metadata.encode_chunk_key(place)
+            if not chunk.is_file():
+                return chunk
+        return None
+
+    def _pieces(self, n_bytes: int) -> Iterator[tuple[Index, Array]]:
+        """Boxes of whole chunks."""
+        steps = list(self._along(self.array.chunks))
+        for axis in (2, 1, 0):
+            room = n_bytes // (math.prod(steps) * self.dtype.itemsize)
+            steps[axis] = min(steps[axis] * max(1, room), self.shape[axis])
+        for starts in product(*(range(0, n, step) for n, step in zip(self.shape, steps, strict=True))):
+            z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(starts, steps, self.shape, strict=True))
+            yield (z, y, x), self._read((z, y, x))
+
+    def _section(self, z: int) -> Array:
+        """One section, of the row of chunks that was decoded last if it is there."""
+        n_sections, n_rows, n_columns = self.shape
+        height = self._along(self.array.chunks)[0]
+        start = z - z % height
+        if not self._row or self._row[0][0] != start:
+            self._row.clear()
+            box = slice(start, min(start + height, n_sections)), slice(0, n_rows), slice(0, n_columns)
+            self._row.append((start, self._read(box)))
+        row = self._row[0][1]
+        if z == start + len(row) - 1:
+            # A pass from front to back needs this row no longer.
+            self._row.clear()
+        section: Array = row[z - start]
+        return section
+
+    def _read(self, box: Index) -> Array:
+        """A box of voxels, or an error that names the store."""
+        # The package would put the fill value in the place of what was lost since the store was opened.
+        if not self.permissive and (missing := self.first_missing(box)) is not None:
+            raise FileFormatError(f"{self.path}: the chunk {missing} is missing; copy the store again")
+        selection: list[slice | int] = [0] * self.level.n_axes
+        for axis, part in zip(self.level.axes, box, strict=True):
+            selection[axis] = part
+        try:
+            block = np.asarray(self.array[tuple(selection)], self.dtype)
+        except Exception as error:
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+                raise
+            # Each codec has errors of its own.
+            raise FileFormatError(
+                f"{self.path}: a chunk of {self.level.folder.name!r} is damaged ({error}); copy the store again"
+            ) from error
+        stored = sorted(self.level.axes)
+        return block.transpose([stored.index(axis) for axis in self.level.axes])
+
+    def _along(self, lengths: tuple[int, ...]) -> tuple[int, int, int]:
+        """Of something for each axis of the array, that for z, y and x."""
+        z, y, x = (int(lengths[axis]) for axis in self.level.axes)
+        return z, y, x
+
+
+def _grid(spans: list[range]) -> Iterator[tuple[int, ...]]:
+    """Like itertools.product, but lazily: how long the ranges are is what a file says."""
+    if not spans:
+        yield ()
+        return
+    for first in spans[0]:
+        for rest in _grid(spans[1:]):
+            yield (first, *rest)
+
+
+def _span(part: Any, n: int) -> slice:
+    """The voxels along one axis that an integer or a slice names."""
+    if isinstance(part, int | np.integer):
+        place = int(part) + (n if part < 0 else 0)
+        if not 0 <= place < n:
+            raise IndexError(f"index {part} is out of bounds for an axis of {n} voxels")
+        return slice(place, place + 1)
+    if not isinstance(part, slice) or part.step not in (None, 1):
+        raise IndexError(f"voxels of a Zarr store are read by integers and slices without steps, got {part}")
+    start, stop, _ = part.indices(n)
+    return slice(start, max(start, stop))
