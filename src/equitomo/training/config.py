@@ -246,7 +246,7 @@ _QUICK: dict[str, Any] = {
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "fast": _QUICK | {"steps": 4000, "averaging": 0.998},
+    "fast": _QUICK | {"steps": 2000, "averaging": 0.998},
     "tiny": _QUICK | {"steps": 1000, "averaging": 0.995, "checkpoint_every": 250, "preview_every": 250},
 }
 

@@ -1,0 +1,81 @@
+"""The batch scripts of ``examples/slurm``, with stand-ins for Slurm's own programs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from making import noisy_halves
+
+from equitomo import read_volume, write_volume
+
+SCRIPTS = Path(__file__).parents[1] / "examples" / "slurm"
+SMALL = ["--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--margin", "2", "--steps", "4"]
+HERE = ["--device", "cpu", "--mirrors", "false"]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Two tomograms in a table and a list; srun runs its command, scontrol writes down what it was told."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    programs = {
+        "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
+        "scontrol": f'echo "$@" >> {tmp_path}/requeued',
+        "equitomo": f'exec {sys.executable} -m equitomo "$@"',
+    }
+    for name, text in programs.items():
+        (bin_folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (bin_folder / name).chmod(0o755)
+    rows = []
+    for number in (1, 2):
+        halves = [tmp_path / f"{number}_{name}.mrc" for name in ("even", "odd")]
+        for path, half in zip(halves, noisy_halves((24, 24, 24), seed=number), strict=True):
+            write_volume(path, half.numpy(), voxel_size=10.0)
+        rows.append(halves)
+    (tmp_path / "table.csv").write_text("first,second\n" + "".join(f"{a.name},{b.name}\n" for a, b in rows))
+    (tmp_path / "list").write_text("".join(f"{a} {b} -60,60\n" for a, b in rows))
+
+    def submit(script, *arguments, **variables):
+        environment = os.environ | {
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
+            **{name: str(value) for name, value in variables.items()},
+        }
+        command = ["bash", SCRIPTS / script, *map(str, arguments)]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return submit
+
+
+def test_a_network_for_a_table_and_its_predictions_in_parts(cluster, tmp_path):
+    trained = cluster("train.sh", "table.csv", "run", "--tilts", "-60,60", *SMALL, *HERE)
+    assert trained.returncode == 0, trained.stderr
+    for task in (1, 2):
+        part = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": 2}
+        predicted = cluster("predict.sh", "table.csv", "run", "results", "--device", "cpu", **part)
+        assert predicted.returncode == 0, predicted.stderr
+        assert len(list((tmp_path / "results").glob("*.mrc"))) == task
+
+
+def test_a_reconstruction_for_each_line_of_a_list(cluster, tmp_path):
+    done = cluster("reconstruct.sh", "list", "runs", *SMALL, *HERE, SLURM_ARRAY_TASK_ID=2, SLURM_ARRAY_JOB_ID=7)
+    assert done.returncode == 0, done.stderr
+    assert read_volume(tmp_path / "runs/2/reconstruction.mrc").shape == (24, 24, 24)
+    assert not (tmp_path / "runs/1").exists()
+    assert not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.parametrize(("script", "job"), [("train.sh", "7"), ("reconstruct.sh", "7_1")])
+def test_a_job_that_was_stopped_goes_back_into_the_queue_and_resumes(cluster, tmp_path, script, job):
+    # Only the program that is started differs between the first time and the second.
+    program = tmp_path / "bin" / "equitomo"
+
+    program.write_text("#!/bin/bash\nmkdir -p runs/1/checkpoints run/checkpoints\nexit 130\n")
+    inputs = {"train.sh": ("table.csv", "run"), "reconstruct.sh": ("list", "runs")}[script]
+    variables = {"SLURM_JOB_ID": 7, "SLURM_ARRAY_JOB_ID": 7, "SLURM_ARRAY_TASK_ID": 1}
+    assert cluster(script, *inputs, **variables).returncode == 130
+    assert (tmp_path / "requeued").read_text() == f"requeue {job}\n"
+    program.write_text('#!/bin/bash\necho "$@"\n')
+    assert "--resume" in cluster(script, *inputs, **variables).stdout
