@@ -26,7 +26,7 @@ from equitomo import (
     read_volume,
     write_volume,
 )
-from equitomo.cli import commands, main, reading
+from equitomo.cli import commands, main, predicting, reading
 from equitomo.metrics import region_masks
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -213,7 +213,7 @@ def test_predict_takes_the_tilt_axis_of_the_run_also_with_other_tilts(halves, tm
             super().__init__(model, geometry, **settings)
 
     run("train", *halves, *TILTS, "--tilt_axis", "x", "--out", tmp_path / "run", *TINY)
-    monkeypatch.setattr(commands, "TiledPredictor", Recorder)
+    monkeypatch.setattr(predicting, "TiledPredictor", Recorder)
     predict(tmp_path / "run", tmp_path / "a.mrc", halves[0])
     predict(tmp_path / "run", tmp_path / "b.mrc", halves[0], "--tilts", "-40,50")
     assert seen == [TiltGeometry.from_range(-60, 60, "x"), TiltGeometry.from_range(-40, 50, "x")]
