@@ -132,6 +132,16 @@ def test_reconstruct_says_that_the_wedge_was_inferred(halves, tmp_path, capsys):
     assert str(tmp_path / "reconstruction.mrc") in out
 
 
+def test_reconstruct_measures_the_margin_if_asked(halves, finished, tmp_path, capsys):
+    settings = ["--tile", "24", "--tile_margin", "auto", "--margin_tolerance", "0.5"]
+    assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *settings) == 0
+    margin = int(re.search(r"Margins of (\d+) voxels are within 0\.5 ", capsys.readouterr().out)[1])
+    arguments = ["--precision", "float32", "--device", "cpu", "--tile", "24", "--tile_margin", margin]
+    assert run("predict", *halves, "--run", tmp_path, "--out", tmp_path / "again.mrc", *arguments) == 0
+    one, other = (read_volume(tmp_path / name).data for name in ("reconstruction.mrc", "again.mrc"))
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_the_output_may_be_float16(halves, tmp_path):
     assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED, "--dtype", "float16") == 0
     assert read_volume(tmp_path / "reconstruction.mrc").data.dtype == np.float16

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from equitomo import report
-from equitomo.cli import convert, predicting, run_folder
+from equitomo.cli import convert, many, predicting, run_folder
 from equitomo.cli.interruption import interruptible
 from equitomo.cli.manifest import Invocation
 from equitomo.cli.options import (
@@ -25,6 +25,7 @@ from equitomo.cli.options import (
     Geometry,
     Halves,
     HalvesOrTable,
+    OneOrMany,
     Pickle,
     Prediction,
     Reading,
@@ -53,7 +54,8 @@ from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedE
 from equitomo.training.checkpoint import load_network
 
 Options = dict[type, Any]
-Job = Callable[[], None]
+# The exit status, None for 0.
+Job = Callable[[], int | None]
 
 
 def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
@@ -68,7 +70,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
             except (ValueError, OSError) as error:
                 print(f"equitomo: {error}", file=sys.stderr)
                 return 2
-            job()
+            status = job()
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
         print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
         return 130
@@ -79,7 +81,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
         full = ": free some space and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         print(f"equitomo: {error}{full}", file=sys.stderr)
         return 74
-    return 0
+    return status or 0
 
 
 def _prepare_train(options: Options) -> Job:
@@ -145,6 +147,12 @@ def _prepare_demo(options: Options) -> Job:
             _reconstruct(trainer, folder, source, options[Prediction], truth=halves.truth)
 
     return job
+
+
+def _prepare_predict(options: Options) -> Job:
+    if options[OneOrMany].table is None:
+        return predicting.prepare(options)
+    return many.prepare(options)
 
 
 def _prepare_fsc(options: Options) -> Job:
@@ -258,7 +266,7 @@ def _reconstruct(
 ) -> None:
     """Predict, write the result with the input's header and intensities, draw it, and say what changed."""
     pair = source.pair
-    predictor = make_predictor(trainer.network, pair.geometry, prediction, trainer.config)
+    predictor = make_predictor(trainer.network, pair.geometry, prediction, trainer.config, sample=pair.volumes[0])
     with progress("predicting", "tile") as predictor.progress:
         result = predictor(pair.volumes[0], pair.volumes[1])
     target = folder / "reconstruction.mrc"
@@ -296,7 +304,7 @@ _COMMANDS: dict[str, Callable[[Options], Job]] = {
     "convert": _prepare_convert,
     "demo": _prepare_demo,
     "fsc": _prepare_fsc,
-    "predict": predicting.prepare,
+    "predict": _prepare_predict,
     "reconstruct": _prepare_reconstruct,
     "train": _prepare_train,
 }

@@ -62,7 +62,7 @@ class Manifest:
         self._content: dict[str, Any] = {
             "configuration": {name: dataclasses.asdict(values) for name, values in settings.items()},
             "seed": seed,
-            "inputs": {role: _described(given) for role, given in inputs.items()},
+            "inputs": {role: described(given) for role, given in inputs.items()},
             "invocations": [],
         }
 
@@ -93,7 +93,7 @@ class Manifest:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Write the record when the work begins, and again when it ends, however it ends."""
-        entry: dict[str, Any] = {"command": self._command, "versions": _versions(), "hardware": _hardware()}
+        entry: dict[str, Any] = {"command": self._command, "versions": versions(), "hardware": _hardware()}
         entry |= {"started": _now(), "ended": None, "seconds": None, "outcome": "running"}
         self._content["invocations"].append(entry)
         started = time.perf_counter()
@@ -117,7 +117,7 @@ class Manifest:
         write_whole(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
 
 
-def _described(given: Volume | Path) -> dict[str, Any]:
+def described(given: Volume | Path) -> dict[str, Any]:
     """A file by its content, and what its header says."""
     path = given if isinstance(given, Path) else given.path
     status = path.stat()
@@ -125,7 +125,7 @@ def _described(given: Volume | Path) -> dict[str, Any]:
         "path": str(path.absolute()),
         "bytes": status.st_size,
         "modified": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds"),
-        "sha256": _hash(path),
+        "sha256": file_hash(path),
     }
     if isinstance(given, Volume):
         described["header"] = {
@@ -139,7 +139,7 @@ def _described(given: Volume | Path) -> dict[str, Any]:
     return described
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -156,7 +156,7 @@ def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | Non
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 

@@ -141,7 +141,8 @@ class TiledPredictor:
         own = getattr(self.network, "stride", 1)
         # That of a bare convolution is a triple, and 1 if it keeps the volume's size.
         self.stride = stride if stride is not None else own if isinstance(own, int) else 1
-        wanted = None if devices is None else [torch.device(device) for device in devices]
+        # "cuda" is one of "cuda:0", "cuda:1" and so on: which one, an array there knows.
+        wanted = None if devices is None else [torch.empty(0, device=device).device for device in devices]
         networks = [self.network] if wanted is None else copies(self.network, wanted)
         self._replicas = [Replica(network, self.operator, precision, self._first, self.stride) for network in networks]
         # Where the wedge is emptied that acts on the whole volume.
