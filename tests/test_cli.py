@@ -26,7 +26,7 @@ from equitomo import (
     read_volume,
     write_volume,
 )
-from equitomo.cli import commands, main, reading
+from equitomo.cli import commands, main, predicting, reading
 from equitomo.metrics import region_masks
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -132,6 +132,16 @@ def test_reconstruct_says_that_the_wedge_was_inferred(halves, tmp_path, capsys):
     assert str(tmp_path / "reconstruction.mrc") in out
 
 
+def test_reconstruct_measures_the_margin_if_asked(halves, finished, tmp_path, capsys):
+    settings = ["--tile", "24", "--tile_margin", "auto", "--margin_tolerance", "0.5"]
+    assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *settings) == 0
+    margin = int(re.search(r"Margins of (\d+) voxels are within 0\.5 ", capsys.readouterr().out)[1])
+    arguments = ["--precision", "float32", "--device", "cpu", "--tile", "24", "--tile_margin", margin]
+    assert run("predict", *halves, "--run", tmp_path, "--out", tmp_path / "again.mrc", *arguments) == 0
+    one, other = (read_volume(tmp_path / name).data for name in ("reconstruction.mrc", "again.mrc"))
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_the_output_may_be_float16(halves, tmp_path):
     assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED, "--dtype", "float16") == 0
     assert read_volume(tmp_path / "reconstruction.mrc").data.dtype == np.float16
@@ -213,7 +223,7 @@ def test_predict_takes_the_tilt_axis_of_the_run_also_with_other_tilts(halves, tm
             super().__init__(model, geometry, **settings)
 
     run("train", *halves, *TILTS, "--tilt_axis", "x", "--out", tmp_path / "run", *TINY)
-    monkeypatch.setattr(commands, "TiledPredictor", Recorder)
+    monkeypatch.setattr(predicting, "TiledPredictor", Recorder)
     predict(tmp_path / "run", tmp_path / "a.mrc", halves[0])
     predict(tmp_path / "run", tmp_path / "b.mrc", halves[0], "--tilts", "-40,50")
     assert seen == [TiltGeometry.from_range(-60, 60, "x"), TiltGeometry.from_range(-40, 50, "x")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -335,3 +338,69 @@ def test_large_tiles_fade_into_each_other_unless_told_not_to(tile, margin, blend
     predictor = TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin)
     assert predictor.blend == blend
     assert TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin, blend=0).blend == 0
+
+
+# Several devices
+
+
+class Uneven(Convolutions):
+    """Its first copy is the slower one, so that tiles are ready in another order than they began."""
+
+    def __deepcopy__(self, memo):
+        return Convolutions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("wedge", ["global", "tile"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("n_devices", [2, 3])
+def test_several_devices_give_what_one_gives_to_the_bit(wedge, batch, n_devices):
+    x, y = volume(37, 20, 40), volume(37, 20, 40, seed=1)
+    # Up to eight tiles add up at a voxel, and how that is rounded depends on their order.
+    settings = {"tile": 16, "margin": 2, "blend": 6, "wedge": wedge, "batch": batch}
+    expected = predictor(Convolutions(), **settings)(x, y)
+    assert torch.equal(predictor(Uneven(), devices=["cpu"] * n_devices, **settings)(x, y), expected)
+
+
+class Meeting(Identity):
+    """Computes only while another copy does."""
+
+    both = threading.Barrier(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.both.wait(10)
+        return x
+
+
+def test_two_devices_work_at_the_same_time():
+    x = volume(16, 16, 32)
+    assert_close(predictor(Meeting(), passes=1, tile=16, margin=0, devices=["cpu", "cpu"])(x), x, 1e-6)
+
+
+def test_copies_have_the_weights_of_the_moment():
+    network, x = Convolutions(), volume(16, 16, 40)
+    predict = predictor(network, tile=16, margin=2, devices=["cpu", "cpu"])
+    with torch.no_grad():
+        network.weights *= 0.5
+    assert torch.equal(predict(x), predictor(network, tile=16, margin=2)(x))
+
+
+def test_a_failure_on_one_device_ends_the_work():
+    network = nn.Sequential(nn.Conv3d(2, 1, 1))
+    with pytest.raises(RuntimeError, match="channels"):
+        predictor(network, passes=1, tile=16, margin=0, devices=["cpu", "cpu"])(volume(16, 16, 40))
+    assert network.training
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
+
+
+def test_more_devices_hold_more_tiles_at_once():
+    one, two = (predictor(Identity(), passes=1, devices=["cpu"] * n).footprint((64,) * 3) for n in (1, 2))
+    assert 2 * one.memory < two.memory < 4 * one.memory
+
+
+def test_no_device_is_refused():
+    with pytest.raises(ValueError, match="devices must name at least one"):
+        predictor(Identity(), devices=[])

@@ -308,3 +308,13 @@ def test_the_footprint_counts_what_is_between_passes():
     assert predictor(Identity(), wedge="tile").footprint(shape).disk == 0
     planes = 8 * 41 * 30 * 50
     assert predictor(Identity()).footprint(shape).disk == volume + planes
+
+
+def test_margins_can_be_measured_in_the_intensities_of_a_file():
+    predict = predictor()
+    x = half((40, 40, 40))
+    settings = {"largest": 16, "core": 16}
+    expected = predict.margin_errors(x, **settings)
+    found = predict.margin_errors(300 + 40 * x, intensities=(300.0, 40.0), **settings)
+    assert found == pytest.approx(expected, rel=1e-2, abs=1e-5)
+    assert predict.margin_errors(300 + 40 * x, **settings) != pytest.approx(expected, rel=1e-2, abs=1e-5)

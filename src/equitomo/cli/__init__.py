@@ -21,7 +21,7 @@ from equitomo.cli.options import (
     Geometry,
     Halves,
     HalvesOrTable,
-    OneOrTwo,
+    OneOrMany,
     Pickle,
     PredictFiles,
     Prediction,
@@ -58,8 +58,8 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
         "paper",
     ),
     "predict": (
-        "Reconstruct a tomogram with a trained network.",
-        (OneOrTwo, Reading, PredictFiles, RunGeometry, Prediction),
+        "Reconstruct a tomogram, or those of a table, with a trained network.",
+        (OneOrMany, Reading, PredictFiles, RunGeometry, Prediction),
         None,
     ),
     "convert": (
@@ -69,10 +69,13 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
     ),
     "fsc": ("Fourier shell correlation of two volumes.", (Halves, Reading, Correlation), None),
 }
-_POSITIONAL = (Halves, OneOrTwo, Pickle)
+_POSITIONAL = (Halves, Pickle)
 # Positions that may stay empty: jsonargparse would make options of them.
 _MAY_BE_EMPTY = {
-    OneOrTwo: {"second": "The other half; the reconstructions are averaged."},
+    OneOrMany: {
+        "first": "A tomogram, an MRC file or an OME-Zarr store.",
+        "second": "The other half, if there are two; the reconstructions are averaged.",
+    },
     HalvesOrTable: {"first": "One half tomogram, an MRC file or an OME-Zarr store.", "second": "The other half."},
 }
 # Options that are switched on by their name alone.
@@ -88,8 +91,8 @@ _SWITCHES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0 if it worked, 1 if a check found something to mend or a training diverged, 2 for bad input, 130 if interrupted
-    after saving, 74 if writing failed.
+    0 if it worked, 1 if a check found something to mend, a training diverged or a tomogram of a table failed, 2 for
+    bad input, 130 if interrupted after saving, 74 if writing failed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = _normalised(given)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from equitomo import report
-from equitomo.cli import convert, run_folder
+from equitomo.cli import convert, many, predicting, run_folder
 from equitomo.cli.interruption import interruptible
 from equitomo.cli.manifest import Invocation
 from equitomo.cli.options import (
@@ -27,46 +25,38 @@ from equitomo.cli.options import (
     Geometry,
     Halves,
     HalvesOrTable,
-    OneOrTwo,
+    OneOrMany,
     Pickle,
-    PredictFiles,
     Prediction,
     Reading,
     RunFolder,
-    RunGeometry,
     TrainingGeometry,
     TrainingInput,
 )
-from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_one, read_pair, read_table_of_pairs
+from equitomo.cli.predicting import make_predictor, progress, require_other, require_range
+from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_pair, read_table_of_pairs
 from equitomo.datasets import (
-    IntensityScale,
-    Normalization,
     StoredTomogramPair,
     TomogramPair,
     require_usable,
 )
 from equitomo.geometry import TiltGeometry
-from equitomo.inference import TiledPredictor
 from equitomo.io import (
     Volume,
-    creating_volume,
-    named,
     read_volume,
     require_place,
-    require_writable,
     write_volume,
     write_whole,
 )
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
-from equitomo.precision import chosen_device
 from equitomo.simulate import simulate_halves
-from equitomo.symmetry import MirrorAveraged
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
-from equitomo.training.checkpoint import load_checkpoint, load_network
+from equitomo.training.checkpoint import load_network
 from equitomo.training.distributed import LostProcessError, leave
 
 Options = dict[type, Any]
-Job = Callable[[], None]
+# The exit status, None for 0.
+Job = Callable[[], int | None]
 
 
 def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
@@ -81,7 +71,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
             except (ValueError, OSError) as error:
                 print(f"equitomo: {error}", file=sys.stderr)
                 return 2
-            job()
+            status = job()
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
         print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
         return 130
@@ -92,7 +82,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
         full = ": free some space and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         print(f"equitomo: {error}{full}", file=sys.stderr)
         return 74
-    return 0
+    return status or 0
 
 
 def _prepare_train(options: Options) -> Job:
@@ -122,7 +112,7 @@ def _prepare_train(options: Options) -> Job:
 
 def _prepare_reconstruct(options: Options) -> Job:
     folder, source = Path(options[RunFolder].out), read_pair(options)
-    _require_range(source.like.data, options[Prediction].dtype)
+    require_range(source.like.data, options[Prediction].dtype)
     trainer = _trainer(options, folder, source.pair)
     if not trainer.world.is_first:
         return lambda: _train_along(trainer)
@@ -167,38 +157,16 @@ def _prepare_demo(options: Options) -> Job:
 
 
 def _prepare_predict(options: Options) -> Job:
-    files: PredictFiles = options[PredictFiles]
-    out = named(files.out)
-    require_writable(out, overwrite=files.overwrite)
-    _require_other(out, options[OneOrTwo].first, options[OneOrTwo].second)
-    checkpoint = load_checkpoint(Path(files.run))
-    volumes, scale = _read_volumes(options[OneOrTwo], options[Reading], checkpoint.state["config"]["normalization"])
-    _require_range(volumes[0].data, options[Prediction].dtype)
-    geometry = _run_geometry(options[RunGeometry], checkpoint.state["geometries"])
-    network = load_network(checkpoint.path).to(chosen_device(files.device)).to(memory_format=torch.channels_last_3d)
-    predictor = _predictor(network, geometry, options[Prediction], _run_config(files, checkpoint.state["config"]))
-
-    shape = volumes[0].data.shape
-    needs = predictor.footprint(shape, halves=len(volumes))
-    n_bytes = run_folder.output_bytes(math.prod(shape), options[Prediction]) + needs.disk
-    require_writable(out, overwrite=files.overwrite, n_bytes=n_bytes)
-
-    def job() -> None:
-        print(f"Prediction takes up to {needs}, and what the network computes with")
-        head: dict[str, Any] = {"like": volumes[0], "dtype": options[Prediction].dtype, "overwrite": files.overwrite}
-        with creating_volume(out, shape, **head) as data, _progress("predicting", "tile") as predictor.progress:
-            halves = [volume.data for volume in volumes]
-            predictor(*halves, out=data, scratch=out.parent, intensities=(scale.mean, scale.scale))
-        print(f"Wrote {out}")
-
-    return job
+    if options[OneOrMany].table is None:
+        return predicting.prepare(options)
+    return many.prepare(options)
 
 
 def _prepare_fsc(options: Options) -> Job:
     halves, compare = options[Halves], options[Correlation]
     if compare.picture is not None:
         require_place(compare.picture, overwrite=compare.overwrite)
-        _require_other(Path(compare.picture), halves.first, halves.second)
+        require_other(Path(compare.picture), halves.first, halves.second)
     first, second = read_halves(halves.first, halves.second, options[Reading])
     for volume in (first, second):
         require_usable(torch.from_numpy(volume.as_float32().copy()), str(volume.path))
@@ -226,51 +194,6 @@ def _prepare_convert(options: Options) -> Job:
     return lambda: convert.write(network, file, out)
 
 
-def _require_other(out: Path, *inputs: str | None) -> None:
-    """Refuse to put the result in the place of what it is made from."""
-    if any(path is not None and out.resolve() == Path(path).resolve() for path in inputs):
-        raise ValueError(f"{out} is one of the inputs: choose another name for the result")
-
-
-def _require_range(volume: Iterable[Any], dtype: str) -> None:
-    """Refuse 16 bits for intensities that they cannot hold, before and not after the work."""
-    if dtype != "float16":
-        return
-    largest = max(abs(float(end)) for section in volume for end in (section.min(), section.max()))
-    if largest > 6e4:
-        raise ValueError(f"intensities reach {largest:g}, more than --dtype float16 can hold: write float32")
-
-
-def _read_volumes(
-    paths: OneOrTwo, reading: Reading, normalization: Normalization
-) -> tuple[list[Volume], IntensityScale]:
-    if paths.second is None:
-        volumes = [read_one(paths.first, reading)]
-    else:
-        volumes = list(read_halves(paths.first, paths.second, reading))
-    for volume in volumes:
-        require_usable(volume.data, str(volume.path))
-    return volumes, IntensityScale.of(*(volume.data for volume in volumes), normalization=normalization)
-
-
-def _run_config(given: PredictFiles, saved: dict[str, Any]) -> TrainingConfig:
-    """The run's configuration, where the command line does not say otherwise."""
-    asked = {name: getattr(given, name) for name in ("passes", "average_first", "mirrors", "precision")}
-    return TrainingConfig(**{**saved, **{name: value for name, value in asked.items() if value is not None}})
-
-
-def _run_geometry(given: RunGeometry, saved: list[dict[str, Any]]) -> TiltGeometry:
-    if given.tilts is not None:
-        axes = {geometry["tilt_axis"] for geometry in saved}
-        return read_geometry(given.tilts, given.tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
-    if not saved:
-        raise ValueError("the checkpoint was converted and knows no tilts: give --tilts")
-    if len(saved) > 1:
-        raise ValueError("the run was trained on several tilt ranges: say with --tilts which one this tomogram has")
-    geometry = TiltGeometry(**saved[0])
-    return geometry if given.tilt_axis is None else replace(geometry, tilt_axis=given.tilt_axis)
-
-
 def _trainer(
     options: Options, folder: Path, pairs: TomogramPair | Sequence[TomogramPair | StoredTomogramPair]
 ) -> IcecreamTrainer:
@@ -285,7 +208,7 @@ def _trainer(
     )
     if Prediction in options:
         # Tiles that do not fit are to be refused before the training, not after it.
-        _predictor(trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config)
+        make_predictor(trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config)
     trainer.out = folder
     return trainer
 
@@ -357,8 +280,8 @@ def _reconstruct(
 ) -> None:
     """Predict, write the result with the input's header and intensities, draw it, and say what changed."""
     pair = source.pair
-    predictor = _predictor(trainer.network, pair.geometry, prediction, trainer.config)
-    with _progress("predicting", "tile") as predictor.progress:
+    predictor = make_predictor(trainer.network, pair.geometry, prediction, trainer.config, sample=pair.volumes[0])
+    with progress("predicting", "tile") as predictor.progress:
         result = predictor(pair.volumes[0], pair.volumes[1])
     target = folder / "reconstruction.mrc"
     write_volume(target, pair.restore(result).numpy(), like=source.like, dtype=prediction.dtype, overwrite=True)
@@ -381,32 +304,6 @@ def _summarise(pair: TomogramPair, before: Tensor, after: Tensor) -> None:
     curve = fourier_shell_correlation(pair.volumes[0], pair.volumes[1], voxel_size=voxel_size)
     unit = "voxels" if voxel_size is None else "Å"
     print(f"The input halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)")
-
-
-def _predictor(
-    network: nn.Module, geometry: TiltGeometry, prediction: Prediction, config: TrainingConfig
-) -> TiledPredictor:
-    return TiledPredictor(
-        MirrorAveraged(network, geometry, flips=config.flips) if config.mirrors else network,
-        geometry,
-        tile=prediction.tile,
-        margin=prediction.tile_margin,
-        passes=config.passes,
-        average_first=config.average_first,
-        wedge=prediction.wedge,
-        precision=config.precision,
-    )
-
-
-@contextmanager
-def _progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    with tqdm(desc=title, unit=unit) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _print_curves(curves: dict[str, FourierShellCorrelation], voxel_size: float | None) -> None:

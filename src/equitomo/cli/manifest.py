@@ -63,7 +63,7 @@ class Manifest:
         self._content: dict[str, Any] = {
             "configuration": {name: dataclasses.asdict(values) for name, values in settings.items()},
             "seed": seed,
-            "inputs": {role: _described(given) for role, given in inputs.items()},
+            "inputs": {role: described(given) for role, given in inputs.items()},
             "invocations": [],
         }
 
@@ -94,7 +94,7 @@ class Manifest:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Write the record when the work begins, and again when it ends, however it ends."""
-        entry: dict[str, Any] = {"command": self._command, "versions": _versions(), "hardware": _hardware()}
+        entry: dict[str, Any] = {"command": self._command, "versions": versions(), "hardware": _hardware()}
         entry["processes"] = find_world().size
         entry |= {"started": _now(), "ended": None, "seconds": None, "outcome": "running"}
         self._content["invocations"].append(entry)
@@ -119,7 +119,7 @@ class Manifest:
         write_whole(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
 
 
-def _described(given: Volume | Path) -> dict[str, Any]:
+def described(given: Volume | Path) -> dict[str, Any]:
     """A file or store by its content, and what its header says."""
     path = given if isinstance(given, Path) else given.path
     status = path.stat()
@@ -128,7 +128,7 @@ def _described(given: Volume | Path) -> dict[str, Any]:
         "path": str(path.absolute()),
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "modified": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds"),
-        "sha256": _hash(path),
+        "sha256": file_hash(path),
     }
     if isinstance(given, Volume):
         described["header"] = {
@@ -142,13 +142,13 @@ def _described(given: Volume | Path) -> dict[str, Any]:
     return described
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """Of a file its content; of a folder names and contents of all files in it."""
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = "".join(f"{file.relative_to(path).as_posix()} {_hash(file)}\n" for file in files)
+    listed = "".join(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
@@ -164,7 +164,7 @@ def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | Non
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 

@@ -49,7 +49,7 @@ class HalvesOrTable:
 
 
 @dataclass(frozen=True)
-class OneOrTwo:
+class OneOrMany:
     """What to reconstruct.
 
     Parameters
@@ -58,10 +58,27 @@ class OneOrTwo:
         A tomogram, an MRC file or an OME-Zarr store.
     second
         The other half, if there are two; the reconstructions are averaged.
+    table
+        Many tomograms in place of one: a file (.csv, .tsv, .star) as for training; what is done already is skipped.
+    part
+        K/N, as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
     """
 
-    first: str
+    first: str | None = None
     second: str | None = None
+    table: str | None = None
+    part: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.table is None) == (self.first is None):
+            raise ValueError("give a tomogram FIRST, if there are halves with its SECOND, or a --table of many")
+        if self.part is None:
+            return
+        if self.table is None:
+            raise ValueError("--part is a part of a table: give a --table")
+        number, slash, count = self.part.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise ValueError(f"--part is K/N with 1 <= K <= N, as 3/10, got {self.part!r}")
 
 
 @dataclass(frozen=True)
@@ -179,15 +196,23 @@ class Prediction:
     tile
         Voxels per side of a tile.
     tile_margin
-        Voxels of a tile that are computed and thrown away at every face.
+        Voxels of a tile that are computed and thrown away at every face; "auto" measures for each tomogram how many
+        the network needs.
+    margin_tolerance
+        The relative error that "auto" allows in the network's values.
     dtype
         The numbers in the output file.
     """
 
     wedge: Literal["global", "tile"] = "tile"
     tile: int = 128
-    tile_margin: int = 24
+    tile_margin: int | Literal["auto"] = 24
+    margin_tolerance: float = 0.01
     dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.margin_tolerance > 0:
+            raise ValueError(f"margin_tolerance must be positive, got {self.margin_tolerance}")
 
 
 @dataclass(frozen=True)
@@ -199,11 +224,13 @@ class PredictFiles:
     run
         The folder of a run, or one of its checkpoints.
     out
-        The file to write; a name that ends in .zarr makes an OME-Zarr store.
+        The file to write; a name that ends in .zarr makes an OME-Zarr store. With a table the folder, in which files
+        are named after the first halves.
     overwrite
-        Replace the file if it is there.
+        Replace the file if it is there; with a table, if it was made from something else.
     device
-        "auto", or a torch device as "cpu" or "cuda:1".
+        "auto", a torch device as "cpu" or "cuda:1", or several as "cuda:0,cuda:1", which share the tiles of one
+        tomogram or the tomograms of a table.
     precision
         Number format of the network.
     passes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -16,19 +16,18 @@ from torch import Tensor, nn
 from equitomo._checks import spatial_shape
 from equitomo._middle import InFile, Volume
 from equitomo.geometry import TiltGeometry, as_geometry
-from equitomo.inference._fitting import Fitting
 from equitomo.inference._footprint import Footprint, tile_bytes, transform_bytes
 from equitomo.inference._margins import core_errors, smallest_margin
+from equitomo.inference._replica import Replica, WedgeOperator, copies, spread
 from equitomo.inference._voxels import Source, Target
 from equitomo.io import release, scratch_array
 from equitomo.models import TwoViewReconstructor
-from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics import PaddedMissingWedgeOperator
 from equitomo.physics.streamed import apply_by_planes, streaming_needs
-from equitomo.precision import Precision, autocast, trusted
+from equitomo.precision import Precision
 from equitomo.tiling import Border, Placement, Tiling, shortest_tile
 
 Wedge = Literal["global", "tile"]
-WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
 AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic], InFile)
@@ -59,7 +58,7 @@ class TiledPredictor:
     ----------
     model
         Maps ``(batch, 1, z, y, x)`` to the same shape; a :class:`~equitomo.TwoViewReconstructor` gives its
-        network. It is used where it is: on the device and in the type of its parameters.
+        network. It is used where it is, on the device and in the type of its parameters, unless ``devices`` are given.
     physics_or_geometry
         A missing-wedge operator of any size: for another size the same is made. A
         :class:`~equitomo.geometry.TiltGeometry` or a pair ``(low, high)`` of degrees stands for a
@@ -88,13 +87,17 @@ class TiledPredictor:
         What tiles read beyond the volume: its reflection, or zeros as in the reference program.
     precision
         Of the network; ``"auto"`` takes 16 bits where the hardware computes in them.
+    devices
+        Devices of one kind that the tiles are spread over, each tile to the one that is free next; ``None`` takes the
+        model's. Where the model is not, a copy of it works, with its weights of the moment of the call. Tiles are
+        added up in their order, so the result is that of one device. A global wedge is emptied on the first.
     progress
         Called with the tiles done and their total.
 
     Raises
     ------
     ValueError
-        For passes below 1, or a tile, margin and stride that leave no core; see
+        For passes below 1, no devices, or a tile, margin and stride that leave no core; see
         :class:`~equitomo.tiling.Tiling`.
 
     Examples
@@ -120,8 +123,11 @@ class TiledPredictor:
         average_first: bool = False,
         border: Border = "reflect",
         precision: Precision = "auto",
+        devices: Sequence[str | torch.device] | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if devices is not None and not devices:
+            raise ValueError("devices must name at least one; None takes that of the model")
         if passes < 1 or batch < 1:
             raise ValueError(f"passes and batch must be at least 1, got {passes} and {batch}")
         if wedge not in ("global", "tile"):
@@ -136,11 +142,12 @@ class TiledPredictor:
         own = getattr(self.network, "stride", 1)
         # That of a bare convolution is a triple, and 1 if it keeps the volume's size.
         self.stride = stride if stride is not None else own if isinstance(own, int) else 1
-        parameter = next(self.network.parameters(), torch.zeros(()))
-        self.device, self._input_dtype = parameter.device, parameter.dtype
-        self._dtype = trusted(precision, self.device)
-        self._network = Fitting(self._infer, self._first, self.stride)
-        self._empty = Fitting(lambda x: self._operator_for(tuple(x.shape[-3:])).A(x))
+        # "cuda" is one of "cuda:0", "cuda:1" and so on: which one, an array there knows.
+        wanted = None if devices is None else [torch.empty(0, device=device).device for device in devices]
+        networks = [self.network] if wanted is None else copies(self.network, wanted)
+        self._replicas = [Replica(network, self.operator, precision, self._first, self.stride) for network in networks]
+        # Where the wedge is emptied that acts on the whole volume.
+        self.device = self._replicas[0].device
         self.progress = progress
         # A volume too large for one tile, so that what cannot work is told here and not at the first call.
         Tiling((tile + 1,) * 3, tile, margin, self.stride, blend, border)
@@ -195,7 +202,7 @@ class TiledPredictor:
         n_runs = n_volumes * (self.passes if self.wedge == "global" else 1)
         report = _Report(self.progress, n_runs * len(self._tiling(shape[-3:])))
         mean, deviation = intensities
-        with _evaluating(self.network), torch.inference_mode():
+        with self._evaluating(), torch.inference_mode():
             for group in groups:
                 for index in np.ndindex(shape[:-3]):
                     source = Source([half[index] for half in group], mean, deviation)
@@ -233,31 +240,43 @@ class TiledPredictor:
         lengths = spatial_shape(shape)
         tiling = self._tiling(lengths)
         tile = cast(Shape, tiling.tile)
+        batch, n_devices = min(self.batch, len(tiling)), len(self._replicas)
         wedge, planes, n_between = 0, 0, 0
         if self.passes > 1 and self.wedge == "global":
             wedge, planes = streaming_needs(self.operator, lengths)
             n_between = min(self.passes - 1, 2)
         elif self.passes > 1 and self.device.type == "cpu":
-            wedge = transform_bytes(self._operator_for(tile).grid_shape, min(self.batch, len(tiling)))
+            wedge = n_devices * transform_bytes(self._replicas[0].operator_for(tile).grid_shape, batch)
         n_sources = halves if self.average_first else 1
-        tiles, mapped = tile_bytes(lengths, tile, min(self.batch, len(tiling)), n_sources)
-        return Footprint.of(tiles + wedge, mapped, planes + 4 * math.prod(lengths) * n_between, lengths, streamed)
+        arrays, mapped = tile_bytes(lengths, tile, batch, n_sources)
+        kept = planes + 4 * math.prod(lengths) * n_between
+        # Of several devices one batch more is held than they work on.
+        n_held = 1 if n_devices == 1 else n_devices + 1
+        return Footprint.of(n_held * arrays + wedge, n_held * mapped, kept, lengths, streamed)
 
     def margin_errors(
-        self, volume: Volume, *, largest: int = 64, core: int = 32, centre: Shape | None = None
+        self,
+        volume: Volume,
+        *,
+        largest: int = 64,
+        core: int = 32,
+        centre: Shape | None = None,
+        intensities: tuple[float, float] = (0.0, 1.0),
     ) -> dict[int, float]:
         """How much the network's values in a core change with the margin that is computed around it.
 
         Parameters
         ----------
         volume
-            A volume ``(z, y, x)`` as the network is applied to.
+            A volume ``(z, y, x)`` as the network is applied to, or with ``intensities`` as a call takes it.
         largest
             The margin whose values count as exact.
         core
             Voxels per side of the core.
         centre
             Where the core lies, ``(z, y, x)``; ``None`` takes the middle. Choose a place with specimen.
+        intensities
+            Mean and deviation, if the volume is not on the network's scale.
 
         Returns
         -------
@@ -270,10 +289,10 @@ class TiledPredictor:
         ValueError
             If the network gives nothing but zeros there.
         """
-        with _evaluating(self.network), torch.inference_mode():
+        with self._evaluating(), torch.inference_mode():
             return core_errors(
-                lambda cube: self._network(cube.to(self.device)),
-                Source([_as_array(volume)]),
+                self._replicas[0],
+                Source([_as_array(volume)], *intensities),
                 stride=self.stride,
                 largest=largest,
                 core=core,
@@ -288,12 +307,13 @@ class TiledPredictor:
         largest: int = 64,
         core: int = 32,
         centre: Shape | None = None,
+        intensities: tuple[float, float] = (0.0, 1.0),
     ) -> int:
         """The smallest margin that this network needs, measured on one core of a volume.
 
         Parameters
         ----------
-        volume, largest, core, centre
+        volume, largest, core, centre, intensities
             As for :meth:`margin_errors`.
         tolerance
             The relative error allowed in the core. Sixteen bits alone make up to 0.01.
@@ -310,48 +330,43 @@ class TiledPredictor:
         >>> predictor.measured_margin(torch.randn(40, 40, 40), 1e-5, largest=8, core=8)
         2
         """
-        return smallest_margin(self.margin_errors(volume, largest=largest, core=core, centre=centre), tolerance)
+        errors = self.margin_errors(volume, largest=largest, core=core, centre=centre, intensities=intensities)
+        return smallest_margin(errors, tolerance)
 
     def _reconstruct(self, source: Source, target: Target, scratch: str | Path | None, report: _Report) -> None:
         if self.wedge == "tile":
-            self._run(source, self._all_passes, target, report)
+            self._run(source, self.passes, target, report)
             return
         for _ in range(self.passes - 1):
             between = scratch_array(scratch, source.shape)
-            self._run(source, self._network, Target(between), report)
+            self._run(source, 1, Target(between), report)
             apply_by_planes(self.operator, between, between, scratch=scratch, device=self.device)
             source = Source([between])
-        self._run(source, self._network, target, report)
+        self._run(source, 1, target, report)
 
-    def _run(self, source: Source, process: Callable[[Tensor], Tensor], target: Target, report: _Report) -> None:
+    def _run(self, source: Source, passes: int, target: Target, report: _Report) -> None:
         """Process a volume tile by tile and join the cores."""
-        for placements in _in_batches(self._tiling(source.shape), self.batch):
+
+        def work(replica: Replica, placements: list[Placement]) -> Array:
             tiles = np.stack([placement.read(source) for placement in placements])
-            done = process(torch.from_numpy(tiles)[:, None].to(self.device))[:, 0].cpu().numpy()
+            return cast(Array, replica(torch.from_numpy(tiles)[:, None], passes)[:, 0].cpu().numpy())
+
+        for placements, done in spread(self._replicas, _in_batches(self._tiling(source.shape), self.batch), work):
             for placement, tile in zip(placements, done, strict=True):
                 target.add(placement, tile)
             source.release()
             target.release()
             report(len(placements))
 
-    def _infer(self, x: Tensor) -> Tensor:
-        with autocast(self._dtype, self.device):
-            return cast(Tensor, self.network(x.to(self._input_dtype))).float()
-
-    def _all_passes(self, x: Tensor) -> Tensor:
-        """Every pass within the tiles."""
-        result = self._network(x)
-        for _ in range(self.passes - 1):
-            result = self._network(self._empty(result))
-        return result
-
-    def _operator_for(self, shape: tuple[int, ...]) -> WedgeOperator:
-        if self.operator.volume_shape != shape:
-            self.operator = self.operator.resized(shape)
-        if self.operator.mask.device != self.device:
-            # A copy: the caller's operator stays where it is.
-            self.operator = cast(WedgeOperator, self.operator.clone().to(self.device))
-        return self.operator
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """All replicas in evaluation mode, with the weights that the model has now."""
+        with ExitStack() as stack:
+            for replica in self._replicas:
+                if replica.network is not self.network:
+                    replica.network.load_state_dict(self.network.state_dict())
+                stack.enter_context(_evaluating(replica.network))
+            yield
 
     @property
     def _first(self) -> int:
