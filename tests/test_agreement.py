@@ -1,19 +1,15 @@
 """A shift or a mirror between two halves is told, and nothing where there is none."""
 
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from making import noisy_halves
+from making import DATA, noisy_halves, real_data
 
 from equitomo import TiltGeometry, TomogramPair, read_volume
 from equitomo.datasets import HalvesAgreement, compare_halves
 from equitomo.simulate import simulate_halves
-
-DATA = Path(os.environ.get("EQUITOMO_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +114,9 @@ def test_a_pair_warns_once(halves, change, message):
     assert re.search(message, str(caught[0].message))
 
 
+@real_data
 @pytest.mark.parametrize("name", ["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"])
 def test_real_and_realistic_tomograms_raise_no_false_alarm(name):
-    if not (DATA / name).is_dir():
-        pytest.skip(f"no data in {DATA}: set EQUITOMO_DATA")
     first, second = (torch.tensor(read_volume(DATA / name / f"{half}.mrc").as_float32()) for half in ("even", "odd"))
     assert compare_halves(first, second).complaint == ""
     # One microtubule repeats along its axis and looks much the same in a mirror: nothing is said of it.

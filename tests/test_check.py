@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cli import TINY, Case, files_in, run
+from commanding import TINY, Case, files_in, run
 
 from equitomo import TiltGeometry, write_volume
 from equitomo.cli import checking, commands

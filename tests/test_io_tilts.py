@@ -2,17 +2,14 @@
 
 import os
 import warnings
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import DATA, real_data
 
 from equitomo.geometry import TiltGeometry
 from equitomo.io import FileFormatError, FileFormatWarning, read_tilts
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-real_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real files are not beside this checkout")
 
 LIST = "# degrees\n-60\n\n -57.5  # dark?\n+.5\r\n6e1\n"
 
