@@ -89,8 +89,10 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
         print(f"equitomo: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        full = ": free some space and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        print(f"equitomo: {error}{full}", file=sys.stderr)
+        remedy = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f": free some space and {'go on with --resume' if RunFolder in options else 'try again'}"
+        print(f"equitomo: {error}{remedy}", file=sys.stderr)
         return 74
     return 0
 
