@@ -622,7 +622,7 @@ FAULTS = {
     "37 equal": (tilt_argument("30,30"), r"lower tilt must be below the higher one"),
     "37 one number": (tilt_argument("60"), r"--tilts is a file or LOW,HIGH in degrees such as -60,60, got '60'"),
     "37 three numbers": (tilt_argument("-60,0,60"), r"--tilts is a file or LOW,HIGH"),
-    "37 an alignment": (tilts("1 0 0 1\n", "a.xf"), r"a\.xf: .*hold no tilt angles; give the \.tlt file"),
+    "37 an alignment": (tilts("1 0 0 1 0 0\n", "a.xf"), r"a\.xf: .*hold no tilt angles, .*no a\.tlt beside them"),
     "39 nothing missing": (tilt_argument("-90,90"), r"span less than 180, got -90 to 90"),
     "40 smaller than a cube": (small_volume, r"cubes of 16 .*odd\.mrc of \(12, 20, 22\).*largest side that does is 12"),
     "42 not a multiple": (settings("--side", "42", "--levels", "4"), r"side must be a multiple of 8.*use 40 or 48"),

@@ -87,7 +87,7 @@ class Geometry:
     Parameters
     ----------
     tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .mdoc, .aln, .star), or LOW,HIGH such as -60,60.
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60.
     tilt_axis
         The axis of the volume that the specimen was tilted about; the beam is along z.
     """
@@ -103,8 +103,8 @@ class TrainingGeometry:
     Parameters
     ----------
     tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .mdoc, .aln, .star), or LOW,HIGH such as -60,60; with a table
-        those of the tomograms for which it names none.
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60; with a
+        table those of the tomograms for which it names none.
     tilt_axis
         The axis of the volume that the specimen was tilted about, unless a table says so; the beam is along z.
     """
