@@ -25,7 +25,6 @@ from equitomo.cli.options import (
     Converted,
     Correlation,
     Demo,
-    Geometry,
     Halves,
     HalvesOrTable,
     OneOrTwo,
@@ -35,7 +34,6 @@ from equitomo.cli.options import (
     Reading,
     RunFolder,
     RunGeometry,
-    TrainingGeometry,
     TrainingInput,
 )
 from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_one, read_pair, read_table_of_pairs
@@ -99,16 +97,12 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
 
 def _prepare_train(options: Options) -> Job:
     folder = Path(options[RunFolder].out)
-    given, tilts = options[HalvesOrTable], options[TrainingGeometry]
     pairs: TomogramPair | list[StoredTomogramPair]
     files: dict[str, Volume | Path]
-    if given.table is not None:
+    if options[HalvesOrTable].table is not None:
         pairs, files = read_table_of_pairs(options)
     else:
-        if tilts.tilts is None:
-            raise ValueError("--tilts is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
-        halves = Halves(given.first, given.second)
-        source = read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
+        source = read_pair(options)
         pairs, files = source.pair, source.files
     trainer = _trainer(options, folder, pairs)
     record = run_folder.ready(options, trainer, files)

@@ -265,11 +265,12 @@ class CheckPlan:
     Parameters
     ----------
     mask
-        A file that is non-zero where the specimen is.
+        A file that is non-zero where the specimen is, or "auto" to find it. With a table "auto" is for the tomograms
+        for which it names none.
     out
         The folder of the run to come: is there room on its disk?
     picture
-        A PNG file to draw the power over the tilt into, with the declared and the found range.
+        A PNG file to draw the power over the tilt into, with the declared and the found range; not with a table.
     """
 
     mask: str | None = None
