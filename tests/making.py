@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor
 
 from equitomo import TomogramPair
+
+# Real and simulated tomograms are kept outside the repository: beside it, unless EQUITOMO_DATA says where.
+DATA = Path(os.environ.get("EQUITOMO_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+NO_DATA = f"no data in {DATA}: set EQUITOMO_DATA"
+real_data = pytest.mark.skipif(not DATA.is_dir(), reason=NO_DATA)
 
 
 def noisy_halves(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_cli import TINY, Case, files_in, run
+from commanding import TINY, Case, files_in, run
 
 from equitomo import TiltGeometry, write_volume
 from equitomo.cli import checking, commands
@@ -277,7 +277,100 @@ def test_training_on_good_halves_warns_of_nothing(pair, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+def test_the_mask_may_be_found_from_the_data(pair, capsys):
+    assert pair.check("--mask", "auto", "--min_specimen", "0.1") == 0
+    assert re.search(r"cubes of 16 voxels within a mask of \d+%", lines(capsys.readouterr().out)["cubes"][1])
+
+
+# Tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path, made):
+    """Writes a table of tomograms, good but for what is said of some, and checks it."""
+
+    def check(*rows, arguments=()):
+        text = ["first,second,tilts,tilt_axis,mask"]
+        for number, row in enumerate(rows):
+            (folder := tmp_path / str(number)).mkdir()
+            for name, half in (("even", made.first), ("odd", made.second)):
+                change = row.get("change", lambda half: half)
+                data = change(half) if name == "odd" else half
+                write_volume(folder / f"{name}.mrc", data.numpy(), voxel_size=row.get("voxel_size", 10.0))
+            tilts = row.get("tilts", f'"{LOPSIDED}"')
+            text.append(f"{number}/even.mrc,{number}/odd.mrc,{tilts},{row.get('axis', '')},{row.get('mask', '')}")
+        (tmp_path / "table.csv").write_text("\n".join(text) + "\n")
+        return run("check", "--table", tmp_path / "table.csv", *TINY, *arguments)
+
+    return check
+
+
+def test_every_tomogram_of_a_table_is_looked_at_and_the_machine_once(table, capsys):
+    assert table({}, {"mask": "auto"}, {"tilts": ""}, arguments=["--tilts", LOPSIDED, "--min_specimen", "0.1"]) == 0
+    printed = capsys.readouterr().out
+    for number in range(3):
+        assert re.search(rf"^ok +line {number + 2} +\S+/{number}/even\.mrc and \S+/{number}/odd\.mrc$", printed, re.M)
+    assert re.findall(r"^(?:ok|note) +(\w+) ", printed, re.MULTILINE) == ["line"] * 3 + [
+        "memory",
+        "GPU",
+        "disk",
+        "time",
+    ]
+    assert printed.endswith("\nNothing to mend.\n")
+
+
+def test_what_must_be_mended_in_a_table_is_named_with_its_line(table, capsys):
+    rows = [{}, {"tilts": '"-40,60"'}, {"tilts": ""}, {"change": lambda half: half[:-1]}, {"axis": "x"}]
+    assert table(*rows) == 1
+    found = re.findall(r"^(ok|note|MEND) +line (\d) +(?:(\w+): )?(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert [row[:3] for row in found] == [
+        ("ok", "2", ""),
+        ("MEND", "3", "wedge"),
+        ("MEND", "4", "tilts"),
+        ("MEND", "5", "files"),
+        ("MEND", "6", "wedge"),
+    ]
+    assert "opposite sign" in found[1][3]
+    assert "name them in the column tilts, or with --tilts" in found[2][3]
+    assert re.search(r"differ in shape: .*3/even\.mrc", found[3][3])
+
+
+def test_mixed_voxel_sizes_in_a_table_are_to_be_mended_unless_allowed(table, capsys):
+    rows = [{}, {"voxel_size": 12.0}]
+    assert table(*rows) == 1
+    message = r"^MEND +sizes +the voxel sizes of line 2 and line 3 differ, .*allow it with mixed_voxel_sizes$"
+    assert re.search(message, capsys.readouterr().out, re.MULTILINE)
+
+
+def test_mixed_voxel_sizes_may_be_allowed(table):
+    assert table({}, {"voxel_size": 12.0}, arguments=["--mixed_voxel_sizes"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "nowhere.csv"], r"no such file.*nowhere\.csv"),
+        (["--table", "t.csv", "--mask", "m.mrc"], r"--mask m\.mrc cannot fit all tomograms of a table"),
+        (["--table", "t.csv", "--picture", "a.png"], r"--picture draws the wedge of one tomogram"),
+        (["a.mrc", "b.mrc"], r"--tilts is needed: a file of tilts, or LOW,HIGH"),
+        (["a.mrc", "b.mrc", "--table", "t.csv"], r"give two half tomograms or a --table of many, not both"),
+        ([], r"give the two half tomograms FIRST and SECOND, or a --table"),
+    ],
+)
+def test_what_does_not_say_what_to_look_at_is_refused(capsys, arguments, message):
+    assert run("check", *arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
 # The machine -----------------------------------------------------------------------------------------
+
+
+def test_the_disk_is_asked_for_what_training_asks_it_for(pair):
+    source = commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0))
+    settings = {"width": 4, "side": 24, "steps": 7, "device": "cpu", "precision": "float32"}
+    for more in ({}, {"keep_every": 2}, {"averaging": 0.0}):
+        config = commands.TrainingConfig.preset("tiny", **settings | more)
+        assert checking._Trial.of(source, config).written == commands.IcecreamTrainer(source, config).bytes_to_write
 
 
 def test_too_little_memory_is_to_be_mended(pair, capsys, monkeypatch):

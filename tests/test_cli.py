@@ -13,6 +13,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from commanding import TINY, Case, files_in, run, write
 from making import noisy_halves
 
 import equitomo
@@ -26,35 +27,13 @@ from equitomo import (
     read_volume,
     write_volume,
 )
-from equitomo.cli import commands, main, predicting, reading
+from equitomo.cli import commands, predicting, reading
 from equitomo.metrics import region_masks
 from equitomo.training.checkpoint import load_checkpoint
 
 SHAPE = (17, 20, 23)
-TINY = [
-    *("--preset", "tiny", "--side", "16", "--width", "4", "--levels", "2", "--steps", "8", "--margin", "4"),
-    *("--optimizer", "adam", "--learning_rate", "0.01", "--warmup", "0", "--averaging", "0.5", "--preview_every", "4"),
-    *("--device", "cpu", "--precision", "float32", "--passes", "2", "--average_first", "false"),
-    *("--mirrors", "false"),
-]
 TILED = ["--tile", "24", "--tile_margin", "4"]
 TILTS = ["--tilts", "-60,60"]
-
-
-def run(*arguments):
-    """The exit status of the program."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        return error.code
-
-
-def files_in(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def write(path, data, voxel_size=10.0):
-    return write_volume(path, np.asarray(data, np.float32), voxel_size=voxel_size)
 
 
 @pytest.fixture(scope="module")
@@ -476,41 +455,6 @@ def test_fsc_draws_its_curves(halves, tmp_path):
 # What is refused -------------------------------------------------------------------------------------
 
 
-class Case:
-    """Two good halves in a folder, for a fault to be put in."""
-
-    def __init__(self, folder, patch=None):
-        self.folder, self.out = folder, folder / "run"
-        self.first, self.second = noisy_halves((18, 20, 22))
-        self.voxel_sizes = [10.0, 10.0]
-        self.paths = [folder / "even.mrc", folder / "odd.mrc"]
-        self.tilts, self.settings = "-60,60", []
-        self.patch = patch
-
-    def write(self):
-        for path, half, size in zip(self.paths, (self.first, self.second), self.voxel_sizes, strict=True):
-            if not path.exists():
-                write(path, half, size)
-
-    def damage(self, change):
-        """Change the bytes of the second file."""
-        self.write()
-        content = bytearray(self.paths[1].read_bytes())
-        self.paths[1].write_bytes(change(content) or content)
-
-    def tilt_file(self, text, name="series.tlt"):
-        (self.folder / name).write_text(text)
-        self.tilts = str(self.folder / name)
-
-    def mask(self, values):
-        path = write(self.folder / "mask.mrc", values)
-        self.settings = ["--mask", path]
-
-    def run(self, command="train"):
-        self.write()
-        return run(command, *self.paths, f"--tilts={self.tilts}", "--out", self.out, *TINY, *self.settings)
-
-
 def truncate(case):
     case.damage(lambda content: content[:-100])
 
@@ -688,7 +632,7 @@ FAULTS = {
     "37 equal": (tilt_argument("30,30"), r"lower tilt must be below the higher one"),
     "37 one number": (tilt_argument("60"), r"--tilts is a file or LOW,HIGH in degrees such as -60,60, got '60'"),
     "37 three numbers": (tilt_argument("-60,0,60"), r"--tilts is a file or LOW,HIGH"),
-    "37 an alignment": (tilts("1 0 0 1\n", "a.xf"), r"a\.xf: .*hold no tilt angles; give the \.tlt file"),
+    "37 an alignment": (tilts("1 0 0 1 0 0\n", "a.xf"), r"a\.xf: .*hold no tilt angles, .*no a\.tlt beside them"),
     "39 nothing missing": (tilt_argument("-90,90"), r"span less than 180, got -90 to 90"),
     "40 smaller than a cube": (small_volume, r"cubes of 16 .*odd\.mrc of \(12, 20, 22\).*largest side that does is 12"),
     "42 not a multiple": (settings("--side", "42", "--levels", "4"), r"side must be a multiple of 8.*use 40 or 48"),

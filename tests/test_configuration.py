@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from commanding import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equitomo.cli import main
 from equitomo.cli.configuration import preset_of
 
 SEED = """\
@@ -73,10 +73,7 @@ def test_any_configuration_is_looked_through_or_refused(tmp_path, content):
 def test_any_configuration_is_taken_or_refused_by_the_program(tmp_path, capsys, content):
     path = written(tmp_path, content)
     arguments = ["train", "--config", str(path), "a.mrc", "b.mrc", "--tilts=-60,60", "--out=run", "--print_config"]
-    try:
-        status = main(arguments)
-    except SystemExit as error:
-        status = error.code
+    status = run(*arguments)
     captured = capsys.readouterr()
     assert status in (0, 2, None)
     assert status != 2 or "error: " in captured.err or captured.err.startswith("equitomo: ")

@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
+from commanding import run
 from einops import rearrange
 from making import noisy_halves
 
 from equitomo import ScaleEquivariantUNet3D, load_network, read_volume, write_volume
-from equitomo.cli import main
 from equitomo.training.checkpoint import load_checkpoint
 
 SETTINGS = {"width": 4, "levels": 2}
@@ -18,14 +18,6 @@ TINY = [
     *("--preset", "tiny", "--side", "16", "--width", "4", "--levels", "2", "--margin", "4", "--batch", "1"),
     *("--steps", "1", "--warmup", "0", "--preview_every", "0", "--device", "cpu", "--precision", "float32"),
 ]
-
-
-def run(*arguments):
-    """The exit status of the program."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        return error.code
 
 
 def network(seed=0, **settings):

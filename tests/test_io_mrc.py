@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import DATA, real_data
 from mrcfile.dtypes import HEADER_DTYPE
 
 import equitomo.io
 from equitomo.io import FileFormatError, FileFormatWarning, read_volume, write_volume
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-real_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real files are not beside this checkout")
 
 SHAPE = (4, 5, 6)
 TYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}

@@ -2,17 +2,14 @@
 
 import os
 import warnings
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import DATA, real_data
 
 from equitomo.geometry import TiltGeometry
 from equitomo.io import FileFormatError, FileFormatWarning, read_tilts
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-real_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real files are not beside this checkout")
 
 LIST = "# degrees\n-60\n\n -57.5  # dark?\n+.5\r\n6e1\n"
 
@@ -39,9 +36,11 @@ TiltAngle = 50
 
 ALN = """\
 # AreTomo Alignment / Priims bprmMn
-# RawSize = 512 512 5
+# RawSize = 512 512 4
 # NumPatches = 1
 # DarkFrame =     0    0   -55.00
+# AlphaOffset =     3.00
+# BetaOffset =    -1.50
 # SEC     ROT         GMAG       TX          TY      SMEAN     SFIT    SCALE     BASE     TILT
     2    85.2000    1.00000      2.969     13.163     1.00     1.00     1.00     0.00    -48.99
     1    85.2000    1.00000      0.643      7.221     1.00     1.00     1.00     0.00    -51.99
@@ -93,6 +92,31 @@ def test_every_format_gives_its_angles_in_ascending_order(tmp_path, name, text, 
     assert TiltGeometry(found).tilt_range == (angles[0], angles[-1])
 
 
+def test_dark_views_are_left_out_and_offsets_not_added_again(tmp_path):
+    text = "Hello\n" + ALN.replace("=     3.00", "=     9.00")
+    assert read_tilts(put(tmp_path, "a.aln", text)) == read_tilts(put(tmp_path, "b.aln", ALN))
+    assert -55.0 not in read_tilts(tmp_path / "a.aln")
+
+
+@pytest.mark.parametrize("name", ["a.xf", "b.XF"])
+def test_transforms_go_with_the_list_beside_them(tmp_path, name):
+    put(tmp_path, name[0] + ".tlt", "-57.5\n60\n")
+    path = put(tmp_path, name, XF)
+    assert read_tilts(path) == (-57.5, 60.0)
+    put(tmp_path, name[0] + ".tlt", "-57.5\n0\n60\n")
+    with pytest.raises(FileFormatError, match=r"\.tlt: has 3 angles, but there are 2 transforms in the .xf beside it"):
+        read_tilts(path)
+    put(tmp_path, name[0] + ".tlt", "-57.5\n120\n")
+    with pytest.raises(FileFormatError, match=r"\.tlt: line 2: 120 is not a tilt"):
+        read_tilts(path)
+
+
+def test_an_alignment_that_was_cut_short_is_warned_of(tmp_path):
+    path = put(tmp_path, "a.aln", ALN.replace("512 4", "512 5"))
+    with pytest.warns(FileFormatWarning, match="lists 3 views and 1 dark ones, of 5 in the stack; was it cut short"):
+        read_tilts(path)
+
+
 def test_without_sorting_the_order_is_that_of_the_file(tmp_path):
     assert read_tilts(put(tmp_path, "a.aln", ALN), sort=False) == (-48.99, -51.99, 45.99)
 
@@ -134,7 +158,7 @@ REFUSED = [
     (31, "a.tlt", "tilt angles\n-3\n", "line 1: 'tilt angles'"),
     (31, "a.tlt", "-3\n٣\n", "line 2: '٣'"),
     (31, "a.mdoc", "[ZValue = 0]\nTiltAngle = nan\n", "line 2: 'nan'"),
-    (31, "a.aln", ALN.replace("45.99", "nan"), "line 8: 'nan'"),
+    (31, "a.aln", ALN.replace("45.99", "nan"), "line 10: 'nan'"),
     (31, "a.star", STAR.replace("3.52", "None"), "line 10: 'None'"),
     (31, "a.tlt", b"\x00\x01\x02", "not a text file"),
     (32, "a.tlt", "-3\n", r"1 different tilt angle\(s\), expected those of a tilt series"),
@@ -145,13 +169,16 @@ REFUSED = [
         35,
         "a.aln",
         ALN.replace("45.99", "1567301525373690323140608.00"),
-        r"line 8: 1\.5673e\+24 is not a tilt",
+        r"line 10: 1\.5673e\+24 is not a tilt",
     ),
     (31, "a.txt", "0 -60\n1 -57\n", "line 1 has 2 columns, expected one angle per line"),
     (31, "a.tlt", "-60 -57 -54\n", "line 1 has 3 columns"),
-    (31, "a.txt", ALN, "line 6 has 10 columns.*must be named .aln"),
+    (31, "a.txt", ALN, "line 8 has 10 columns.*must be named .aln"),
     (31, "a.txt", XF, "line 1 has 6 columns.*transforms hold no angles"),
-    (31, "a.xf", XF, r"a\.xf: IMOD's transforms hold no tilt angles; give the \.tlt file beside it"),
+    (31, "a.xf", XF, r"a\.xf: IMOD's transforms hold no tilt angles, and there is no a\.tlt beside them; give the"),
+    (31, "a.xf", XF.replace("10.5", ""), r"a\.xf: line 1 is not one of IMOD's transforms, which are six numbers"),
+    (31, "a.xf", LIST, r"a\.xf: line 1 is not one of IMOD's transforms"),
+    (31, "a.prexf", XF, r"a\.prexf: IMOD's transforms hold no tilt angles; give the \.tlt file beside it"),
     (31, "a.xml", "<TiltSeries/>", r"extension '\.xml' does not tell .* understood are lists of angles"),
     (31, "angles", "-3\n3\n", r"extension '' does not tell"),
     (31, "a.mdoc", "-3\n3\n", r"no \[ZValue = n\] sections"),
@@ -164,7 +191,7 @@ REFUSED = [
         "line 3: this section has no Tilt",
     ),
     (31, "a.aln", XF, "no table '# SEC ... TILT'"),
-    (31, "a.aln", ALN.replace(" 1.00     0.00    -51.99", "-51.99"), "line 7 has 8 columns, expected 10"),
+    (31, "a.aln", ALN.replace(" 1.00     0.00    -51.99", "-51.99"), "line 9 has 8 columns, expected 10"),
     (31, "a.star", "-3\n3\n", "line 1: expected data_, loop_ or a label, so not a STAR file"),
     (31, "a.star", STAR + "frames/x.mrc 4\n", "line 13 has 2 values, the table has 3 columns"),
     (31, "a.star", STAR.replace("Tilt", "Tlt"), "no table with one of the columns _rlnTomoYTilt, _rln"),
@@ -217,7 +244,7 @@ def test_a_file_too_large_for_angles_is_refused(tmp_path, monkeypatch):
         read_tilts(put(tmp_path, "a.tlt", "1\n" * 100))
 
 
-SEEDS = {".tlt": LIST, ".mdoc": MDOC, ".aln": ALN, ".star": SERIES}
+SEEDS = {".tlt": LIST, ".xf": XF, ".mdoc": MDOC, ".aln": ALN, ".star": SERIES}
 PIECES = st.one_of(st.text(max_size=8), st.sampled_from(["\n", "loop_", "data_", "[ZValue = 9]", "1e999", "#", '"']))
 
 
@@ -227,12 +254,14 @@ def test_any_text_is_either_read_or_refused(tmp_path, extension, changes):
     for place, piece in changes:
         text = text[:place] + piece + text[place + 2 :]
     path = put(tmp_path, "a" + extension, text.encode("utf-8", "replace"))
+    if extension == ".xf":
+        put(tmp_path, "a.tlt", "-60\n60\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FileFormatWarning)
         try:
             angles = read_tilts(path)
         except FileFormatError as error:
-            assert str(path) in str(error)
+            assert str(path.with_suffix("")) in str(error)
         else:
             assert list(angles) == sorted(angles)
             TiltGeometry(angles)

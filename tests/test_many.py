@@ -8,10 +8,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from commanding import run
 from making import noisy_halves
 
 from equitomo import IcecreamTrainer, StoredTomogramPair, SubtomogramPool, TrainingConfig, read_volume, write_volume
-from equitomo.cli import main
 from equitomo.training import TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -101,10 +101,7 @@ OPTIONS = [text for name, value in (TINY | {"steps": 2}).items() for text in (f"
 
 
 def train(*arguments):
-    try:
-        return main([str(argument) for argument in ("train", "--preset", "tiny", *OPTIONS, *arguments)])
-    except SystemExit as error:
-        return error.code
+    return run("train", "--preset", "tiny", *OPTIONS, *arguments)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fourier_shell_correlation
+from making import DATA, NO_DATA
 from torch import Tensor
 
 from equitomo.fourier import full_spectrum, irfftn, rfftn
@@ -236,13 +236,9 @@ def test_what_cannot_be_scored_is_refused(call, message):
 @pytest.fixture(scope="module")
 def data_set() -> Path:
     """A simulated cryo-ET set with a scoring script of its own, kept outside the repository."""
-    here = Path(__file__).resolve()
-    folders = [Path(os.environ["EQUITOMO_DATA"])] if "EQUITOMO_DATA" in os.environ else []
-    folders += [parent / "shared" / "data" for parent in here.parents[1:3]]
-    for folder in folders:
-        if (folder / "evaluate.py").exists() and (folder / "cryo_tiny_mid").exists():
-            return folder
-    pytest.skip("no cryo_tiny_mid and evaluate.py: set EQUITOMO_DATA to their folder")
+    if not (DATA / "evaluate.py").exists():
+        pytest.skip(NO_DATA)
+    return DATA
 
 
 def load_evaluate(folder: Path) -> ModuleType:

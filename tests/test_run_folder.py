@@ -12,10 +12,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commanding import run
 from making import noisy_halves
 
 from equitomo import read_volume, write_volume
-from equitomo.cli import commands, main, run_folder
+from equitomo.cli import commands, run_folder
 from equitomo.cli.options import RunFolder
 from equitomo.training import checkpoint
 
@@ -25,14 +26,6 @@ TINY = [
 ]
 FOUR_STEPS = [*TINY, "--steps", "4", "--checkpoint_every", "1"]
 TILED = ["--tile", "24", "--tile_margin", "4"]
-
-
-def run(*arguments):
-    """The exit status of the program."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        return error.code
 
 
 def given(folder):

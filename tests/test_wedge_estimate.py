@@ -1,22 +1,20 @@
 """The wedge that a spectrum shows: found where it is, not found where there is none, held against what is declared."""
 
 import dataclasses
-import os
 import re
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from making import DATA, real_data
 
 from equitomo import MissingWedgeOperator, TiltGeometry, estimate_wedge, judge_geometry, read_tilts, read_volume
 from equitomo.report import draw_wedge
 from equitomo.simulate import simulate_halves
 from equitomo.wedge_estimate import WedgeEstimate
 
-DATA = Path(os.environ.get("EQUITOMO_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 # A tilt fills half a step more on either side, and small volumes blur the edge.
 CLOSE = 4.5
 
@@ -265,11 +263,12 @@ def test_the_profile_is_drawn_with_both_ranges(lopsided, tmp_path):
 # Real and realistic tomograms ------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"])
+SETS = ["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=real_data) for name in SETS])
 def tomogram(request):
     folder = DATA / request.param
-    if not folder.is_dir():
-        pytest.skip(f"no data in {folder}: set EQUITOMO_DATA")
     # A part is enough, and quicker.
     halves = [read_volume(folder / f"{name}.mrc").as_float32()[:, :96, :96].copy() for name in ("even", "odd")]
     return halves, TiltGeometry(read_tilts(folder / f"{request.param}.tlt"))
@@ -303,9 +302,8 @@ def test_a_part_taken_out_of_the_range_raises_the_alarm_until_its_sign_is_right(
     assert judge_geometry(mirrored, (-60, 40)).kind == "sign"
 
 
+@real_data
 @pytest.mark.parametrize("name", ["cryo_tiny_mid/gt.mrc", "cryo_dose_mid/gt.mrc", "files/EMD-3001.map"])
 @pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
 def test_volumes_without_a_wedge_raise_none(name):
-    if not (DATA / name).is_file():
-        pytest.skip(f"no data in {DATA}: set EQUITOMO_DATA")
     assert judge_geometry(estimate_wedge(read_volume(DATA / name).as_float32()), (-60, 60)).kind == "unclear"

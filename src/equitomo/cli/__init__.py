@@ -43,8 +43,8 @@ _COMMANDS: dict[str, tuple[str, tuple[type, ...], str | None]] = {
         "paper",
     ),
     "check": (
-        "Look at two half tomograms and the machine before the long work; status 1 if something must be mended.",
-        (Halves, Reading, Geometry, CheckPlan, TrainingConfig),
+        "Look at half tomograms and the machine before the long work; status 1 if something must be mended.",
+        (HalvesOrTable, Reading, TrainingGeometry, CheckPlan, TrainingConfig),
         "paper",
     ),
     "demo": (

@@ -1,10 +1,11 @@
-"""``equitomo check``: look at two half tomograms before the long work on them."""
+"""``equitomo check``: look at half tomograms before the long work on them."""
 
 from __future__ import annotations
 
 import copy
 import math
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,10 +17,29 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from equitomo import report
-from equitomo.cli.options import CheckPlan, Geometry, Halves, Reading
-from equitomo.cli.reading import read_geometry, read_halves, thinnest_not_z, voxels_not_cubic
-from equitomo.datasets import SubtomogramDataset, TomogramPair, compare_halves, require_usable
-from equitomo.io import Volume, read_volume
+from equitomo.cli.options import CheckPlan, HalvesOrTable, Prediction, Reading
+from equitomo.cli.reading import (
+    Declared,
+    declared_in,
+    declared_pair,
+    declared_rows,
+    read_geometry,
+    read_halves,
+    thinnest_not_z,
+    voxels_not_cubic,
+)
+from equitomo.cli.run_folder import output_bytes
+from equitomo.datasets import (
+    Normalization,
+    SubtomogramDataset,
+    TomogramPair,
+    compare_halves,
+    require_usable,
+    specimen_mask,
+)
+from equitomo.datasets.cubes import require_one_voxel_size
+from equitomo.geometry import TiltGeometry
+from equitomo.io import TableRow, Volume, read_volume
 from equitomo.metrics import cosine_taper, fourier_shell_correlation
 from equitomo.training import IcecreamTrainer, TrainingConfig
 from equitomo.wedge_estimate import estimate_wedge, judge_geometry
@@ -38,14 +58,70 @@ _LARGEST_COMPARED = 256
 
 
 def run(options: Options) -> int:
-    """Print what is in order and what is not; 1 if something must be mended."""
+    """Print what is in order and what is not; 1 if something must be mended, 2 if it is not said what to look at."""
+    try:
+        declared = _declared(options)
+    except (ValueError, OSError) as error:
+        print(f"equitomo: {error}", file=sys.stderr)
+        return 2
     table = _Table()
-    pair = _look_at_the_data(table, options)
+    if isinstance(declared, Declared):
+        pair = _look_at_one(table, declared, options)
+        if pair is not None:
+            n_voxels = math.prod(pair.shape)
+            result = output_bytes(n_voxels, Prediction())
+            _look_at_the_machine(table, pair, options, volumes=_COPIES * 4 * n_voxels, result=result)
+    else:
+        _look_at_all(table, declared, options)
+    return table.close()
+
+
+def _declared(options: Options) -> Declared | list[TableRow]:
+    """What is to be looked at."""
+    plan: CheckPlan = options[CheckPlan]
+    if options[HalvesOrTable].table is None:
+        return declared_pair(options, plan.mask)
+    if plan.picture is not None:
+        raise ValueError("--picture draws the wedge of one tomogram: give its two halves in place of the --table")
+    return declared_rows(options, plan.mask)
+
+
+def _look_at_one(table: _Table, declared: Declared, options: Options) -> TomogramPair | None:
+    """The pair, if it can be used at all."""
+    pair = _look_at_the_data(table, declared, options)
     if pair is not None:
         _look_at_the_wedge(table, pair, options[CheckPlan].picture)
         _look_at_the_cubes(table, pair, options[TrainingConfig])
-        _look_at_the_machine(table, pair, options)
-    return table.close()
+    return pair
+
+
+def _look_at_all(table: _Table, rows: list[TableRow], options: Options) -> None:
+    """Every tomogram of a table, one after the other, and once the machine."""
+    config: TrainingConfig = options[TrainingConfig]
+    usable: list[TomogramPair] = []
+    for row in rows:
+        with table.line(row.line, f"{row.first} and {row.second}"):
+            declared = table.attempt("tilts", lambda row=row: declared_in(row, options, options[CheckPlan].mask))  # type: ignore[misc]
+            pair = None if declared is None else _look_at_one(table, declared, options)
+        if pair is not None:
+            pair.name = f"line {row.line}"
+            # The first is what steps are timed on; of the others no more is needed than what they are.
+            usable.append(_without_voxels(pair) if usable else pair)
+    if not usable:
+        return
+    if not config.mixed_voxel_sizes:
+        table.attempt("sizes", lambda: require_one_voxel_size(usable))
+    sizes = [math.prod(pair.shape) for pair in usable]
+    held = min(8 * sum(sizes), config.memory * 2**30 or math.inf)
+    # Both halves of all, and what else the one takes that is being read.
+    _look_at_the_machine(table, usable[0], options, volumes=held + (_COPIES - 2) * 4 * max(sizes), result=0)
+
+
+def _without_voxels(pair: TomogramPair) -> TomogramPair:
+    """A pair of that shape which takes no memory."""
+    pair = copy.copy(pair)
+    pair.volumes, pair.mask = torch.zeros(()).expand(pair.volumes.shape), None
+    return pair
 
 
 class _Table:
@@ -53,13 +129,27 @@ class _Table:
 
     def __init__(self) -> None:
         self._to_mend = 0
+        self._line = ""
         self.doubted: set[str] = set()
 
     def __call__(self, status: Status, subject: str, text: str) -> None:
         self._to_mend += status == "mend"
         if status != "ok":
             self.doubted.add(subject)
+        if self._line:
+            if status == "ok":
+                return
+            subject, text = self._line, f"{subject}: {text}"
         print(f"{'MEND' if status == 'mend' else status:<6}{subject:<10}{text}", flush=True)
+
+    @contextmanager
+    def line(self, number: int, name: str) -> Iterator[None]:
+        """What is found belongs to this line of the user's table: one line of ours if there is nothing to say."""
+        self._line, self.doubted = f"line {number}", set()
+        yield
+        subject, self._line = self._line, ""
+        if not self.doubted:
+            self("ok", subject, name)
 
     def close(self) -> int:
         print("\nNothing to mend." if not self._to_mend else f"\n{self._to_mend} to mend before a reconstruction.")
@@ -84,16 +174,14 @@ class _Table:
                 self("note", subject, message)
 
 
-def _look_at_the_data(table: _Table, options: Options) -> TomogramPair | None:
+def _look_at_the_data(table: _Table, declared: Declared, options: Options) -> TomogramPair | None:
     """The pair, if the files and the tilts can be used at all."""
-    halves: Halves = options[Halves]
-    declared: Geometry = options[Geometry]
     geometry = table.attempt("tilts", lambda: read_geometry(declared.tilts, declared.tilt_axis))
     if geometry is not None:
         low, high = geometry.tilt_range
         views = "" if geometry.continuous else f"{len(geometry.angles)} views from "
         table("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {geometry.tilt_axis}")
-    files = table.attempt("files", lambda: read_halves(halves.first, halves.second, options[Reading]))
+    files = table.attempt("files", lambda: read_halves(declared.first, declared.second, options[Reading]))
     if files is None:
         return None
     _describe(table, files[0])
@@ -101,7 +189,7 @@ def _look_at_the_data(table: _Table, options: Options) -> TomogramPair | None:
     if geometry is None or None in whole:
         return None
     table("ok", "voxels", "finite, and not constant")
-    return _pair(table, files, geometry, options)
+    return _pair(table, files, geometry, declared.mask, options[TrainingConfig].normalization)
 
 
 def _usable(volume: Volume) -> bool:
@@ -119,24 +207,32 @@ def _describe(table: _Table, volume: Volume) -> None:
         table("note", "files", note)
 
 
-def _pair(table: _Table, files: tuple[Volume, Volume], geometry: Any, options: Options) -> TomogramPair | None:
+def _pair(
+    table: _Table,
+    files: tuple[Volume, Volume],
+    geometry: TiltGeometry,
+    mask: str | None,
+    normalization: Normalization,
+) -> TomogramPair | None:
     first, second = files
-    plan: CheckPlan = options[CheckPlan]
     known = min(first.voxel_size) > 0
     complaint = compare_halves(first.data, second.data).complaint
     if complaint:
         table("mend", "halves", complaint)
 
     def make() -> TomogramPair:
-        return TomogramPair(
+        pair = TomogramPair(
             first.data,
             second.data,
             geometry,
             voxel_size=first.voxel_size if known else None,
-            mask=None if plan.mask is None else read_volume(plan.mask).data,
-            normalization=options[TrainingConfig].normalization,
+            mask=None if mask in (None, "auto") else read_volume(mask).data,
+            normalization=normalization,
             name="the pair",
         )
+        if mask == "auto":
+            pair.mask = specimen_mask(pair.volumes.mean(0))
+        return pair
 
     pair = table.attempt("halves", make, said=complaint)
     if pair is None:
@@ -185,12 +281,11 @@ def _look_at_the_cubes(table: _Table, pair: TomogramPair, config: TrainingConfig
         table("note", "cubes", f"--side {min(pair.shape) // stride * stride} is the largest that fits")
 
 
-def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options) -> None:
-    """Memory, disk and time for the configured training."""
+def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options, *, volumes: float, result: int) -> None:
+    """Memory, disk and time for the configured training, with bytes of volumes in memory and of the result on disk."""
     config: TrainingConfig = options[TrainingConfig]
     trial = table.attempt("device", lambda: _Trial.of(pair, config))
     free = _free_memory()
-    volumes = _COPIES * 4 * math.prod(pair.shape)
     on_gpu = trial is not None and trial.device.type == "cuda"
     needed = _PROGRAM + (volumes if trial is None or on_gpu else volumes + trial.activations)
     enough: Status = "note" if free is None else "ok" if needed < free else "mend"
@@ -204,7 +299,7 @@ def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options) ->
         table("ok", "GPU", f"{trial.activations / _GIGA:.1f} GB of {room / _GIGA:.1f} GB used in a step")
     else:
         table("note", "GPU", "none is used")
-    written = trial.checkpoints + 4 * math.prod(pair.shape)
+    written = trial.written + result
     space = shutil.disk_usage(_existing(Path(options[CheckPlan].out))).free
     table("ok" if written < space else "mend", "disk", f"{written / _GIGA:.2f} GB needed, {space / _GIGA:.1f} GB free")
     seconds = trial.seconds * config.steps
@@ -214,14 +309,14 @@ def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options) ->
 class _Trial:
     """A few steps of the training, for what a step takes: all of it on a GPU, a small cube of it on a CPU."""
 
-    def __init__(self, device: torch.device, seconds: float, activations: float, checkpoints: int) -> None:
-        self.device, self.seconds, self.activations, self.checkpoints = device, seconds, activations, checkpoints
+    def __init__(self, device: torch.device, seconds: float, activations: float, written: int) -> None:
+        self.device, self.seconds, self.activations, self.written = device, seconds, activations, written
 
     @classmethod
     def of(cls, pair: TomogramPair, config: TrainingConfig) -> _Trial:
         pair = copy.copy(pair)
         pair.mask = None
-        trainer = IcecreamTrainer(pair, _small(config) if _on_cpu(config) else replace(config, averaging=0.0))
+        trainer = IcecreamTrainer(pair, _small(config) if _on_cpu(config) else config)
         share = trainer.config.batch * trainer.config.side**3 / (config.batch * config.side**3)
         try:
             # The first step also sets things up.
@@ -234,10 +329,7 @@ class _Trial:
             ) from None
         if trainer.device.type == "cuda":
             kept = torch.cuda.max_memory_allocated(trainer.device)
-        parameters = sum(p.numel() for p in trainer.network.parameters())
-        # Weights and both moments of Adam, perhaps an average; two checkpoints are kept while a third is written.
-        tensors = 4 if config.averaging else 3
-        return cls(trainer.device, seconds / share, kept / share, 3 * tensors * 4 * parameters)
+        return cls(trainer.device, seconds / share, kept / share, trainer.bytes_to_write)
 
 
 def _on_cpu(config: TrainingConfig) -> bool:
@@ -246,7 +338,7 @@ def _on_cpu(config: TrainingConfig) -> bool:
 
 def _small(config: TrainingConfig) -> TrainingConfig:
     side = min(config.side, _TIMED_STRIDES * 2 ** (config.levels - 1))
-    return replace(config, side=side, margin=config.margin * side // config.side, batch=1, averaging=0.0)
+    return replace(config, side=side, margin=config.margin * side // config.side, batch=1)
 
 
 def _kept_bytes(act: Callable[[], object]) -> int:

@@ -22,7 +22,6 @@ from equitomo.cli.options import (
     Converted,
     Correlation,
     Demo,
-    Geometry,
     Halves,
     HalvesOrTable,
     OneOrMany,
@@ -30,7 +29,6 @@ from equitomo.cli.options import (
     Prediction,
     Reading,
     RunFolder,
-    TrainingGeometry,
     TrainingInput,
 )
 from equitomo.cli.predicting import make_predictor, progress, require_other, require_range
@@ -79,24 +77,22 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
         print(f"equitomo: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        full = ": free some space and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        print(f"equitomo: {error}{full}", file=sys.stderr)
+        remedy = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f": free some space and {'go on with --resume' if RunFolder in options else 'try again'}"
+        print(f"equitomo: {error}{remedy}", file=sys.stderr)
         return 74
     return status or 0
 
 
 def _prepare_train(options: Options) -> Job:
     folder = Path(options[RunFolder].out)
-    given, tilts = options[HalvesOrTable], options[TrainingGeometry]
     pairs: TomogramPair | list[StoredTomogramPair]
     files: dict[str, Volume | Path]
-    if given.table is not None:
+    if options[HalvesOrTable].table is not None:
         pairs, files = read_table_of_pairs(options)
     else:
-        if tilts.tilts is None:
-            raise ValueError("--tilts is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
-        halves = Halves(given.first, given.second)
-        source = read_pair({**options, Halves: halves, Geometry: Geometry(tilts.tilts, tilts.tilt_axis)})
+        source = read_pair(options)
         pairs, files = source.pair, source.files
     trainer = _trainer(options, folder, pairs)
     if not trainer.world.is_first:

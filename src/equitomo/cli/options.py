@@ -104,7 +104,7 @@ class Geometry:
     Parameters
     ----------
     tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .mdoc, .aln, .star), or LOW,HIGH such as -60,60.
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60.
     tilt_axis
         The axis of the volume that the specimen was tilted about; the beam is along z.
     """
@@ -120,8 +120,8 @@ class TrainingGeometry:
     Parameters
     ----------
     tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .mdoc, .aln, .star), or LOW,HIGH such as -60,60; with a table
-        those of the tomograms for which it names none.
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60; with a
+        table those of the tomograms for which it names none.
     tilt_axis
         The axis of the volume that the specimen was tilted about, unless a table says so; the beam is along z.
     """
@@ -292,11 +292,12 @@ class CheckPlan:
     Parameters
     ----------
     mask
-        A file that is non-zero where the specimen is.
+        A file that is non-zero where the specimen is, or "auto" to find it. With a table "auto" is for the tomograms
+        for which it names none.
     out
         The folder of the run to come: is there room on its disk?
     picture
-        A PNG file to draw the power over the tilt into, with the declared and the found range.
+        A PNG file to draw the power over the tilt into, with the declared and the found range; not with a table.
     """
 
     mask: str | None = None

@@ -14,11 +14,22 @@ import numpy as np
 from equitomo.cli.options import Geometry, Halves, HalvesOrTable, Reading, TrainingGeometry, TrainingInput
 from equitomo.datasets import StoredTomogramPair, TomogramPair, require_two_halves
 from equitomo.geometry import TiltAxis, TiltGeometry
-from equitomo.io import Volume, read_table, read_tilts, read_volume
+from equitomo.io import TableRow, Volume, read_table, read_tilts, read_volume
 from equitomo.training import TrainingConfig
 from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 Options = dict[type, Any]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One tomogram as the command line or a line of a table names it, its mask a file, ``"auto"`` or ``None``."""
+
+    first: str | Path
+    second: str | Path
+    tilts: str
+    tilt_axis: TiltAxis
+    mask: str | None
 
 
 @dataclass(frozen=True)
@@ -38,27 +49,43 @@ class PairInput:
 
 def read_pair(options: Options) -> PairInput:
     """Two half tomograms with their tilts and mask, in memory."""
-    halves, declared, given = options[Halves], options[Geometry], options[TrainingInput]
-    name = f"{halves.first} and {halves.second}"
-    stored, files = _stored_pair(
-        halves.first, halves.second, declared.tilts, declared.tilt_axis, given.mask, options, name
-    )
+    declared = declared_pair(options, options[TrainingInput].mask)
+    stored, files = _stored_pair(declared, options, f"{declared.first} and {declared.second}")
     return PairInput(stored.load(), files)
+
+
+def declared_pair(options: Options, mask: str | None) -> Declared:
+    """The tomogram that the command line names itself."""
+    halves = options.get(Halves) or options[HalvesOrTable]
+    given = options.get(Geometry) or options[TrainingGeometry]
+    if given.tilts is None:
+        raise ValueError("--tilts is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
+    return Declared(halves.first, halves.second, given.tilts, given.tilt_axis, mask)
+
+
+def declared_rows(options: Options, mask: str | None) -> list[TableRow]:
+    """The lines of the table."""
+    if mask not in (None, "auto"):
+        raise ValueError(f"--mask {mask} cannot fit all tomograms of a table: name their masks in its column mask")
+    return read_table(options[HalvesOrTable].table)
+
+
+def declared_in(row: TableRow, options: Options, mask: str | None) -> Declared:
+    """The tomogram of a line, with what the command line says for all where the line does not."""
+    given: TrainingGeometry = options[TrainingGeometry]
+    if (tilts := row.tilts or given.tilts) is None:
+        raise ValueError("no tilts: name them in the column tilts, or with --tilts for all")
+    return Declared(row.first, row.second, tilts, row.tilt_axis or given.tilt_axis, row.mask or mask)
 
 
 def read_table_of_pairs(options: Options) -> tuple[list[StoredTomogramPair], dict[str, Volume | Path]]:
     """The tomograms of a table, of which no more than the headers are read, and all files that belong to them."""
-    table, tilts, mask = options[HalvesOrTable].table, options[TrainingGeometry], options[TrainingInput].mask
-    if mask not in (None, "auto"):
-        raise ValueError(f"--mask {mask} cannot fit all tomograms of a table: name their masks in its column mask")
+    table, mask = options[HalvesOrTable].table, options[TrainingInput].mask
     pairs, files = [], dict[str, Volume | Path](table=Path(table))
-    for row in read_table(table):
+    for row in declared_rows(options, mask):
         name = f"{row.first} and {row.second} (line {row.line} of {table})"
         try:
-            if (of_row := row.tilts or tilts.tilts) is None:
-                raise ValueError("no tilts: name them in the column tilts, or with --tilts for all")
-            axis = row.tilt_axis or tilts.tilt_axis
-            pair, own = _stored_pair(row.first, row.second, of_row, axis, row.mask or mask, options, name)
+            pair, own = _stored_pair(declared_in(row, options, mask), options, name)
         except (ValueError, OSError) as error:
             raise ValueError(f"{table}: line {row.line}: {error}") from error
         pairs.append(pair)
@@ -67,25 +94,18 @@ def read_table_of_pairs(options: Options) -> tuple[list[StoredTomogramPair], dic
 
 
 def _stored_pair(
-    first: str | Path,
-    second: str | Path,
-    tilts: str,
-    tilt_axis: TiltAxis,
-    mask: str | None,
-    options: Options,
-    name: str,
+    declared: Declared, options: Options, name: str
 ) -> tuple[StoredTomogramPair, dict[str, Volume | Path]]:
     """A pair that is still in its files, and these files by the role they have."""
     reading: Reading = options[Reading]
-    volumes = {
-        role: read_volume(path, permissive=reading.permissive) for role, path in (("first", first), ("second", second))
-    }
-    if mask not in (None, "auto"):
+    halves, mask = {"first": declared.first, "second": declared.second}, declared.mask
+    volumes = {role: read_volume(path, permissive=reading.permissive) for role, path in halves.items()}
+    if mask is not None and mask != "auto":
         volumes["mask"] = read_volume(mask)
     pair = StoredTomogramPair(
         volumes["first"],
         volumes["second"],
-        read_geometry(tilts, tilt_axis),
+        read_geometry(declared.tilts, declared.tilt_axis),
         mask="auto" if mask == "auto" else volumes.get("mask"),
         normalization=options[TrainingConfig].normalization,
         nan=reading.nan,
@@ -93,19 +113,19 @@ def _stored_pair(
     )
     _warn_of_geometry(name, volumes["first"], pair.geometry)
     files: dict[str, Volume | Path] = dict(volumes)
-    if Path(tilts).is_file():
-        files["tilts"] = Path(tilts)
+    if Path(declared.tilts).is_file():
+        files["tilts"] = Path(declared.tilts)
     return pair, files
 
 
-def read_halves(first: str, second: str, reading: Reading) -> tuple[Volume, Volume]:
+def read_halves(first: str | Path, second: str | Path, reading: Reading) -> tuple[Volume, Volume]:
     """Two volumes that can be halves of one tomogram."""
     volumes = read_one(first, reading), read_one(second, reading)
     require_two_halves(*volumes)
     return volumes
 
 
-def read_one(path: str, reading: Reading) -> Volume:
+def read_one(path: str | Path, reading: Reading) -> Volume:
     """A volume, with the file's mean where a voxel is no number if that was asked for."""
     volume = read_volume(path, permissive=reading.permissive)
     if reading.nan == "refuse":

@@ -21,6 +21,10 @@ _LOW_PASS = 0.25
 # is 1.3 times those of all other orientations (different specimens on a common lattice reach 13 in several), and
 # instead of the value in place if it is 1.5 times that.
 _SURE, _ALONE, _HIGHER = 12.0, 1.3, 1.5
+# One voxel off, the wide peak of a tomogram is hardly lower in place; what tells is where its top lies between the
+# voxels. In 482 good pairs with a peak above 24 (simulated, and parts of real and realistic tomograms) it lay at most
+# 0.58 voxels from zero; in 747 of 760 that were shifted by one voxel beyond 0.7. With peaks below 20 the two overlap.
+_DISTINCT, _OFF = 24.0, 0.7
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     .. math:: c(s) = F^{-1} \bigl[ w(|k|)\, F_1\, \overline{F_2} \bigr](s)
 
     with every shell of frequencies below a quarter of the sampling rate scaled to the same power, so that gradients and
-    thick membranes do not blur the peak, and outliers clipped. The peak must be away from zero, well above noise and
-    half as high again as the value at zero: a shift of one voxel is not told. The second half is tried as it is and
-    mirrored along every set of axes; the middle 128 voxels are compared, under a Hann window.
+    thick membranes do not blur the peak, and outliers clipped. The peak must be well above noise and half as high
+    again as the value at zero; a shift of one voxel is told if the peak is 24 standard deviations high. The second half
+    is tried as it is and mirrored along every set of axes; the middle 128 voxels are compared, under a Hann window.
 
     Parameters
     ----------
@@ -92,15 +96,16 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     weight, spectrum = _weight(shape), _whitened(one)
     found = {axes: _peak(spectrum, _whitened(other.flip(_numbers(axes))) * weight, shape) for axes in _MIRRORS}
     axes = max(found, key=lambda name: found[name][1])
-    shift, height, in_place = found[axes]
+    top, height, in_place = found[axes]
     others = max(peak for name, (_, peak, _) in found.items() if name != axes)
     if height < _SURE or height < _ALONE * others:
         return HalvesAgreement(peak=found[""][2])
     if axes:
         return HalvesAgreement(mirrored=axes, peak=height)
-    # One voxel off, the wide peak of a tomogram is hardly lower in place: only two voxels and more are told.
-    if height > _HIGHER * in_place:
-        return HalvesAgreement(shift=shift, peak=height)
+    is_one_off = height > _DISTINCT and _OFF < max(map(abs, top)) < 1.5
+    if height > _HIGHER * in_place or is_one_off:
+        z, y, x = (round(length) for length in top)
+        return HalvesAgreement(shift=(z, y, x), peak=height)
     return HalvesAgreement(peak=in_place)
 
 
@@ -137,12 +142,25 @@ def _whitened(volume: Tensor) -> Tensor:
     return spectrum / power.sqrt().clamp_min(1e-30).float()[shell]
 
 
-def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], float, float]:
+def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> tuple[tuple[float, ...], float, float]:
     """Where the second lies on the first, the correlation there and in place, in standard deviations of the rest."""
     correlation = irfftn(one.conj() * other, shape)
     deviation = float(correlation.std())
     if not deviation > 0:
-        return (0, 0, 0), 0.0, 0.0
-    index = np.unravel_index(int(correlation.argmax()), correlation.shape)
-    z, y, x = (int(i) - n if 2 * int(i) > n else int(i) for i, n in zip(index, shape, strict=True))
-    return (z, y, x), float(correlation.max()) / deviation, float(correlation[0, 0, 0]) / deviation
+        return (0.0, 0.0, 0.0), 0.0, 0.0
+    index = [int(i) for i in np.unravel_index(int(correlation.argmax()), correlation.shape)]
+
+    def beside(axis: int, step: int) -> float:
+        place = index.copy()
+        place[axis] = (place[axis] + step) % shape[axis]
+        return float(correlation[*place])
+
+    whole = [i - n if 2 * i > n else i for i, n in zip(index, shape, strict=True)]
+    top = tuple(i + _top(*(beside(axis, step) for step in (-1, 0, 1))) for axis, i in enumerate(whole))
+    return top, float(correlation.max()) / deviation, float(correlation[0, 0, 0]) / deviation
+
+
+def _top(before: float, here: float, after: float) -> float:
+    """Where a parabola through the highest of three values and those beside it has its top, from -1/2 to 1/2."""
+    curvature = before - 2 * here + after
+    return 0.5 * (before - after) / curvature if curvature < 0 else 0.0

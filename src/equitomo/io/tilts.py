@@ -16,8 +16,8 @@ Found = tuple[int, float]
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
 UNDERSTOOD = (
-    "understood are lists of angles (.tlt .rawtlt .txt), SerialEM (.mdoc), AreTomo (.aln) and RELION "
-    "(.star); or write the angles in degrees, one per line, into a .tlt file"
+    "understood are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them (.xf), SerialEM "
+    "(.mdoc), AreTomo (.aln) and RELION (.star); or write the angles in degrees, one per line, into a .tlt file"
 )
 
 
@@ -30,10 +30,16 @@ def read_tilts(
 
     ====================== =================================================================
     ``.tlt .rawtlt .txt``  one number per line; blank lines and what follows ``#`` are skipped
+    ``.xf``                IMOD's transforms: the ``.tlt`` of that name, which must have as many
     ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section
     ``.aln``               AreTomo: column ``TILT`` of the kept views, not of ``DarkFrame``
     ``.star``              RELION: ``rlnTomoYTilt`` (refined), else ``rlnTomoNominalStageTiltAngle``
     ====================== =================================================================
+
+    The wedge is that of the angles which the tomogram was reconstructed with. AreTomo adds its ``AlphaOffset`` to
+    ``TILT``, IMOD that of the alignment to the ``.tlt``, RELION has it in ``rlnTomoYTilt``: nothing is added here. The
+    angles of the stage (``.mdoc``, ``.rawtlt``) know of no pre-tilt, and an ``OFFSET`` that was given to IMOD's
+    ``tilt`` stands in none of the files; :func:`equitomo.judge_geometry` tells both where they matter.
 
     Parameters
     ----------
@@ -75,10 +81,18 @@ def read_tilts(
     (-60.0, -57.5, 60.0)
     """
     path = Path(path)
+    n_transforms = None
+    if path.suffix.lower() == ".xf":
+        n_transforms, path = _beside_transforms(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise FileFormatError(f"{path}: {_refusal(path)}; {UNDERSTOOD}")
     found = reader(path, list(enumerate(read_text(path, "tilt file", UNDERSTOOD).splitlines(), 1)), name)
+    if n_transforms not in (None, len(found)):
+        raise FileFormatError(
+            f"{path}: has {len(found)} angles, but there are {n_transforms} transforms in the .xf beside it, expected "
+            "one for each view; take both from one alignment"
+        )
     _check_angles(path, found)
     angles = [angle for _, angle in found]
     for note in _surprises(angles, n_expected, is_list=reader is _read_list):
@@ -88,9 +102,26 @@ def read_tilts(
 
 def _refusal(path: Path) -> str:
     """Why a file of another kind is refused."""
-    if path.suffix.lower() in (".xf", ".prexf", ".prexg", ".xg"):
+    if path.suffix.lower() in (".prexf", ".prexg", ".xg"):
         return "IMOD's transforms hold no tilt angles; give the .tlt file beside it"
     return f"the extension {path.suffix!r} does not tell a file of tilt angles"
+
+
+def _beside_transforms(path: Path) -> tuple[int, Path]:
+    """Number of IMOD's transforms, which turn and shift images in their plane, and the list of their angles."""
+    n_transforms = 0
+    for line, text in enumerate(read_text(path, "file of transforms", UNDERSTOOD).splitlines(), 1):
+        numbers = text.split()
+        if numbers and (len(numbers) != 6 or not all(NUMBER.fullmatch(number) for number in numbers)):
+            raise FileFormatError(f"{path}: line {line} is not one of IMOD's transforms, which are six numbers")
+        n_transforms += bool(numbers)
+    angles = path.with_suffix(".tlt")
+    if not angles.is_file():
+        raise FileFormatError(
+            f"{path}: IMOD's transforms hold no tilt angles, and there is no {angles.name} beside them; give the file "
+            "of the angles"
+        )
+    return n_transforms, angles
 
 
 def _angle(path: Path, line: int, text: str) -> Found:
@@ -142,14 +173,18 @@ def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
     """Column ``TILT`` of the table below ``# SEC ... TILT``, up to the next comment."""
     found: list[Found] = []
     columns: list[str] = []
+    n_dark, n_raw = 0, None
     for line, text in lines:
         words = text.lstrip("# ").split()
         if text.lstrip().startswith("#"):
             if found:
                 break  # the local alignment follows, which has other columns
             columns = words if {"SEC", "TILT"} <= set(words) else columns
-        elif words and not columns:
-            break
+            n_dark += words[:1] == ["DarkFrame"]
+            if words[:1] == ["RawSize"] and words[-1].isdecimal():
+                n_raw = words[-1]
+        elif not columns:
+            continue  # AreTomo 3 says hello before it
         elif words and len(words) != len(columns):
             raise FileFormatError(
                 f"{path}: line {line} has {len(words)} columns, expected {len(columns)} as in the head"
@@ -158,6 +193,9 @@ def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
             found.append(_angle(path, line, words[columns.index("TILT")]))
     if not found:
         raise FileFormatError(f"{path}: no table '# SEC ... TILT', so not an alignment of AreTomo; {UNDERSTOOD}")
+    if n_raw is not None and str(len(found) + n_dark) != n_raw:
+        note = f"{len(found)} views and {n_dark} dark ones, of {n_raw} in the stack; was it cut short?"
+        warnings.warn(f"{path}: lists {note}", FileFormatWarning, stacklevel=3)
     return found
 
 
