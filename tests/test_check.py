@@ -414,6 +414,11 @@ def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
     assert many.seconds / one.seconds == pytest.approx((8 * 32**3) / (2 * 24**3))
     # But for what the filter of the losses keeps, which does not grow with the batch.
     assert many.activations / one.activations == pytest.approx((8 * 32**3) / (2 * 24**3), rel=0.1)
+    fewer = checking._Trial.of(
+        source, commands.TrainingConfig.preset("tiny", side=32, batch=8, micro_batch=2, **settings)
+    )
+    assert fewer.activations / many.activations == pytest.approx(1 / 4)
+    assert fewer.seconds == many.seconds
 
 
 @pytest.mark.parametrize(

@@ -318,18 +318,21 @@ class _Trial:
         pair.mask = None
         trainer = IcecreamTrainer(pair, _small(config) if _on_cpu(config) else config)
         share = trainer.config.batch * trainer.config.side**3 / (config.batch * config.side**3)
+        share_at_once = _at_once(trainer.config) * trainer.config.side**3 / (_at_once(config) * config.side**3)
         try:
             # The first step also sets things up.
             kept = _kept_bytes(lambda: trainer.train(until=1))
             seconds = _seconds(lambda: trainer.train(until=1 + _TIMED_STEPS), trainer.device) / _TIMED_STEPS
-        except torch.OutOfMemoryError:
-            raise ValueError(
-                f"a step does not fit into the memory of {trainer.device}: a smaller --batch, --side or --width needs "
-                "less"
-            ) from None
+        except torch.OutOfMemoryError as error:
+            raise ValueError(str(error)) from None
         if trainer.device.type == "cuda":
             kept = torch.cuda.max_memory_allocated(trainer.device)
-        return cls(trainer.device, seconds / share, kept / share, trainer.bytes_to_write)
+        return cls(trainer.device, seconds / share, kept / share_at_once, trainer.bytes_to_write)
+
+
+def _at_once(config: TrainingConfig) -> int:
+    """Cubes that go through the network together."""
+    return min(config.micro_batch or config.batch, config.batch)
 
 
 def _on_cpu(config: TrainingConfig) -> bool:
