@@ -419,13 +419,13 @@ def test_an_old_result_does_not_pass_for_the_new_one_after_a_stop(predict, tmp_p
         partial.replace(target)
 
     predict()
+    old = results(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr("equitomo.io.placing._publish", publish)
         assert predict("--passes", "1", "--overwrite") == 130
     assert predict("--passes", "1", "--overwrite") == 0
     new = results(tmp_path / "out")
-    assert predict("--passes", "1") == 0
-    assert_same(results(tmp_path / "out"), new)
+    assert not any(np.array_equal(old[name], new[name]) for name in NAMES)
 
 
 # Parts, processes and devices ------------------------------------------------------------------------
