@@ -17,7 +17,7 @@ from making import noisy_halves
 import equitomo
 from equitomo import read_volume, write_volume
 from equitomo.cli import commands
-from equitomo.io import mrc_write
+from equitomo.io import files
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -126,14 +126,14 @@ def test_a_picture_for_which_there_is_no_room_is_not_begun(disk, halves, whole, 
 
 @pytest.mark.filterwarnings("default")
 def test_a_result_for_which_there_is_no_room_any_more_is_not_left_half(disk, halves, whole, monkeypatch, capsys):
-    looked = mrc_write.require_writable
+    looked = files.require_writable
 
     def then_filled(path, **settings):
         looked(path, **settings)
         fill(disk, PAGE)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mrc_write, "require_writable", then_filled)
+        patch.setattr(files, "require_writable", then_filled)
         assert reconstruct(halves, disk / "run") == 74
     assert "go on with --resume" in capsys.readouterr().err
     assert "run/reconstruction.mrc" not in names_in(disk)
@@ -167,7 +167,7 @@ def test_a_prediction_has_its_room_from_the_beginning(disk, halves, whole, monke
 @pytest.mark.parametrize("before", [False, True])
 def test_a_prediction_without_room_leaves_the_file_that_was_there(disk, halves, whole, monkeypatch, capsys, before):
     (disk / "a.mrc").write_bytes(b"precious")
-    looked = mrc_write.require_writable
+    looked = files.require_writable
 
     def then_filled(path, **settings):
         looked(path, **settings)
@@ -175,7 +175,7 @@ def test_a_prediction_without_room_leaves_the_file_that_was_there(disk, halves, 
 
     with monkeypatch.context() as patch:
         if before:
-            patch.setattr(mrc_write, "require_writable", then_filled)
+            patch.setattr(files, "require_writable", then_filled)
         else:
             # Sixteen bits are rounded at the end, into a file for which no room could be claimed before.
             filling_while_it_predicts(disk, patch)
@@ -183,7 +183,7 @@ def test_a_prediction_without_room_leaves_the_file_that_was_there(disk, halves, 
     assert names_in(disk) == {"a.mrc", "filler"}
     assert (disk / "a.mrc").read_bytes() == b"precious"
     said = capsys.readouterr().err
-    assert "No space left on device" in said
+    assert "free some space and try again" in said
     assert "--resume" not in said
 
 
