@@ -108,3 +108,11 @@ def test_an_endless_file_is_refused():
 def test_a_name_longer_than_any_file_s_is_refused():
     with pytest.raises(OSError, match="too long"):
         preset_of(["--config", "a" * 5000])
+
+
+@pytest.mark.parametrize("value", ['!!int ""', "!!bool maybe", "!!timestamp soon"])
+def test_a_value_that_its_tag_does_not_fit_is_refused_with_the_file(tmp_path, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"steps: {value}\n")
+    with pytest.raises(ValueError, match=r"c\.yaml is not a YAML file of plain values"):
+        preset_of(["--config", str(path)])

@@ -36,7 +36,8 @@ def preset_of(arguments: Sequence[str]) -> str | None:
         try:
             _require_plain(name, yaml.parse(text, Loader=yaml.SafeLoader))
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        # Values with a tag that they do not fit, as !!int "", make the library stumble.
+        except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:
             raise ValueError(f"{name} is not a YAML file of plain values: {error}") from error
         found = content.get("preset") if isinstance(content, dict) else None
         preset = found if isinstance(found, str) else preset
