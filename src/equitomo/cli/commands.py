@@ -33,19 +33,9 @@ from equitomo.cli.options import (
 )
 from equitomo.cli.predicting import make_predictor, progress, require_other, require_range
 from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_pair, read_table_of_pairs
-from equitomo.datasets import (
-    StoredTomogramPair,
-    TomogramPair,
-    require_usable,
-)
+from equitomo.datasets import StoredTomogramPair, TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
-from equitomo.io import (
-    Volume,
-    read_volume,
-    require_place,
-    write_volume,
-    write_whole,
-)
+from equitomo.io import Volume, read_volume, require_place, write_volume, write_whole
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError

@@ -6,13 +6,14 @@ import glob
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from equitomo.cli.manifest import described, file_hash, versions
+from equitomo.cli.run_folder import locked
 from equitomo.io import PARTIAL, TableRow, write_whole
 
 
@@ -123,19 +124,13 @@ def claimed(result: Path) -> Iterator[bool]:
 
     What a killed process left of it is removed.
     """
-    path = result.with_name(f"{result.name}.lock")
-    lock = FileLock(path, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(result.with_name(f"{result.name}.lock")))
+        except Timeout:
+            yield False
+            return
         for left in result.parent.glob(f"{glob.escape(result.name)}*{PARTIAL}"):
             if left.name[: -len(PARTIAL)] in (result.name, f"{result.name}.json"):
                 left.unlink(missing_ok=True)
         yield True
-    finally:
-        # Still locked: who opens it now finds it removed and makes another.
-        path.unlink(missing_ok=True)
-        lock.release()

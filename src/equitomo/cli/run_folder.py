@@ -70,7 +70,8 @@ def occupied(options: RunFolder, leavings: Iterable[str]) -> Iterator[Path]:
         raise NotADirectoryError(f"--out {folder} is a file: name a folder")
     made = _make(folder)
     try:
-        with _locked(folder, options.break_lock):
+        with ExitStack() as stack:
+            _lock(stack, folder, options.break_lock)
             _check_leavings(options, folder, leavings)
             _clear_partials(folder, leavings)
             yield folder
@@ -160,14 +161,31 @@ def _make(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, break_lock: bool) -> Iterator[None]:
-    """Keep other processes out. The system takes the lock back when a process dies, however it does."""
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out by a file. The system takes the lock back when a process dies, however it does.
+
+    Raises
+    ------
+    filelock.Timeout
+        If another process has it.
+    """
+    lock = FileLock(path, blocking=False)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        # Still locked: who opens it now finds it removed and makes another.
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _lock(stack: ExitStack, folder: Path, break_lock: bool) -> None:
+    """Have a folder alone until the stack is left."""
     path = folder / _LOCK
     if break_lock:
         path.unlink(missing_ok=True)
-    lock = FileLock(path, blocking=False)
     try:
-        lock.acquire()
+        stack.enter_context(locked(path))
         path.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     except Timeout:
         raise OSError(
@@ -178,12 +196,6 @@ def _locked(folder: Path, break_lock: bool) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise OSError(error.errno, f"cannot write into --out {folder}: {error.strerror or error}", str(path)) from error
-    try:
-        yield
-    finally:
-        # Still locked: who opens it now finds it removed and makes another.
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 def _owner(path: Path) -> str:

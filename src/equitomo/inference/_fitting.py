@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from equitomo.precision import is_out_of_memory
+
 _log = logging.getLogger(__name__)
 
 
@@ -73,14 +75,6 @@ class Fitting:
         remedy = f"{(len(x) + 1) // 2} at a time" if len(x) > 1 else "each in two overlapping parts"
         tiles = "tile" if len(x) == 1 else "tiles"
         _log.warning("out of memory with %d %s of %s voxels: going on with %s", len(x), tiles, shape, remedy)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left; torch says so in several ways."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return any(sign in text for sign in ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED"))
 
 
 def _longest(x: Tensor) -> tuple[int, int]:

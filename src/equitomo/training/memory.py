@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from equitomo.inference._fitting import is_out_of_memory
 from equitomo.models import ScaleEquivariantUNet3D
+from equitomo.precision import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
