@@ -899,11 +899,11 @@ def test_another_failure_to_write_is_74_without_a_traceback(halves, tmp_path, mo
 
 
 def test_a_run_that_diverges_is_1_and_says_where_the_good_weights_are(halves, tmp_path, monkeypatch, capsys):
-    batch = commands.IcecreamTrainer._one_step
+    step = commands.IcecreamTrainer._one_step
 
-    def spoilt(self):
+    def spoilt(self, stop):
         self.dataset.pairs[0].volumes.fill_(float("nan"))
-        return batch(self)
+        return step(self, stop)
 
     monkeypatch.setattr(commands.IcecreamTrainer, "_one_step", spoilt)
     assert run("train", *halves, *TILTS, "--out", tmp_path, *TINY) == 1

@@ -124,11 +124,11 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
     assert (state["step"], state["skipped"], state["consecutive"]) == (10, 1, 0)
 
 
-def test_a_signal_to_one_process_stops_all_after_a_checkpoint(together):
-    assert load_checkpoint(together / "stopped").state["step"] == 7
+def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
+    assert load_checkpoint(together / "stopped").state["step"] == 6
     for rank in (0, 1):
         said = (together / f"said_{rank}.txt").read_text().splitlines()[0]
-        assert said == "stopped by SIGTERM after step 7 of 10; resume to go on"
+        assert said == "stopped by SIGTERM after step 6 of 10; resume to go on"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import threading
+import weakref
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.optimizer import optimizer_tensors
 from equitomo.training.step import learning_rate
-from equitomo.training.stopping import stop_signals
+from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
 TINY = {
     "side": 16,
@@ -333,6 +334,76 @@ def test_a_signal_saves_after_the_step_and_the_run_can_go_on(pair, unbroken, tmp
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.parametrize("step", [0, 6])
+def test_a_signal_during_a_step_saves_the_state_before_it(pair, unbroken, tmp_path, step):
+    trainer = IcecreamTrainer(pair, tiny(), out=tmp_path)
+    draw = trainer.dataset.batch
+
+    def batch(indices):
+        if trainer.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(indices)
+
+    trainer.dataset.batch = batch
+    with pytest.raises(TrainingInterruptedError, match=rf"SIGTERM after step {step} of 12; resume to go on"):
+        trainer.train()
+    assert load_checkpoint(tmp_path).state["step"] == step
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
+def test_a_signal_during_a_backward_pass_ends_it():
+    """In the middle: the later half has its gradient, the earlier one does not get any."""
+    early, late = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    with stop_signals() as stop, abandoned_on(stop):
+        between = early.exp()
+        between.register_hook(lambda gradient: os.kill(os.getpid(), signal.SIGTERM))
+        loss = (between * late).exp().sum()
+        with pytest.raises(StepAbandonedError):
+            loss.backward()
+    assert late.grad is not None
+    assert early.grad is None
+
+
+class Held(torch.autograd.Function):
+    """The identity, with something that lives as long as its place in the graph."""
+
+    @staticmethod
+    def forward(ctx, x, held):
+        ctx.held = held
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+@pytest.mark.parametrize("n_looks", [1, 4, 8])
+def test_a_backward_pass_that_is_left_leaves_nothing_in_memory(n_looks):
+    """Neither in torch's queue nor in circles of results that hold themselves."""
+    held, looks = [], iter(range(n_looks))
+
+    class Token:
+        pass
+
+    def hold(x):
+        token = Token()
+        held.append(weakref.ref(token))
+        return Held.apply(x, token)
+
+    class Stop:
+        def __bool__(self):
+            return len(held) == 6 and next(looks, None) is None
+
+    def fail():
+        x, y, z = (hold(torch.ones(3, requires_grad=True).exp()) for _ in range(3))
+        (hold((x * y).exp()) * hold((y * z).exp()) + hold((z * x).exp())).sum().backward()
+
+    with pytest.raises(StepAbandonedError), abandoned_on(Stop()), freed_on_failure():
+        fail()
+    assert [token() for token in held] == [None] * 6
+
+
 def test_a_signal_during_the_last_step_still_stops(pair, tmp_path):
     def stop(step, losses):
         if step == 12:
@@ -616,10 +687,10 @@ def test_something_else_than_the_network_is_refused(pair):
         IcecreamTrainer(pair, tiny(), init=nn.Conv3d(1, 1, 3))
 
 
-def test_progress_is_told_the_steps_and_the_losses_of_the_last_one(pair, tmp_path):
+def test_progress_is_told_every_step_and_its_losses(pair, tmp_path):
     seen = {}
     IcecreamTrainer(pair, tiny(), out=tmp_path, progress=seen.__setitem__).train()
-    assert list(seen) == [5, 10, 12]
+    assert list(seen) == list(range(1, 13))
     last = rows(tmp_path)[-1]
     assert seen[12] == {"data": float(last["data"]), "equivariance": float(last["equivariance"]), "skipped": 0}
 

@@ -1,12 +1,19 @@
-"""Signals while training: the step in hand is finished first."""
+"""Signals while training: the step in hand is left, the state before it is saved."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+import torch
+from torch import Tensor
+
+
+class StepAbandonedError(Exception):
+    """A signal came while a gradient was computed."""
 
 
 @contextmanager
@@ -33,3 +40,42 @@ def stop_signals(*, patient: bool = False) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def abandoned_on(stop: Sequence[int]) -> Iterator[None]:
+    """Leave the computation of a gradient soon after a signal was put into ``stop``.
+
+    A step with the paper's settings takes minutes on a CPU, and nothing has changed before its last part, the
+    optimiser's. Python looks at signals only between two of its own instructions, of which a backward pass has none:
+    here it has one for every tensor that is kept for it.
+
+    Raises
+    ------
+    StepAbandonedError
+        At the next such tensor after a signal.
+    """
+
+    def look(tensor: Tensor) -> Tensor:
+        if stop:
+            raise StepAbandonedError
+        # A result that is kept with its own graph would hold itself, and stay for good when the pass is left.
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(look, look):
+        yield
+
+
+@contextmanager
+def freed_on_failure() -> Iterator[None]:
+    """Free what a backward pass on a CPU leaves where it fails in the middle.
+
+    torch keeps the tasks that are left in the queue of the thread, with all tensors that they hold, and drops them only
+    when it looks for something older.
+    """
+    older = torch.zeros((), requires_grad=True).neg()
+    try:
+        yield
+    except BaseException:
+        older.backward()  # type: ignore[no-untyped-call]
+        raise

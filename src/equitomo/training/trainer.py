@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses
 from equitomo.training.memory import MemoryLadder
 from equitomo.training.resuming import require_same_run
 from equitomo.training.step import StepLosses, learning_rate, operator_for
-from equitomo.training.stopping import stop_signals
+from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 from equitomo.transform import CubeRotationGroup
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -148,6 +148,8 @@ class IcecreamTrainer:
         self._memory = MemoryLadder(self._learner.network, min(config.micro_batch or n_own, n_own))
         self.step = 0
         self.skipped = 0
+        # The step of the latest checkpoint.
+        self._saved = -1
         self._rows: list[Tensor] = []
         if resume and self.out is not None and has_checkpoint(self.out):
             self._restore(load_checkpoint(self.out))
@@ -159,8 +161,8 @@ class IcecreamTrainer:
         Raises
         ------
         TrainingInterruptedError
-            On SIGINT, SIGTERM or SIGUSR1, after the step in hand is done and saved. A second SIGINT stops
-            at once.
+            On SIGINT, SIGTERM or SIGUSR1, after the state before the step in hand is saved: resuming repeats the
+            step. A second SIGINT stops at once.
         TrainingDivergedError
             If several steps in a row have no finite gradient.
         LostProcessError
@@ -176,23 +178,28 @@ class IcecreamTrainer:
             torch.backends.cudnn.flags(enabled=True, benchmark=True),
         ):
             while self.step < last:
-                self._rows.append(self._one_step())
+                self._rows.append(self._one_step(stop))
                 self.step += 1
                 if self.step % _READ_EVERY == 0:
                     self._read_losses()
-                due = self._is_due() or self.step == last
-                if due:
+                elif self.device.type == "cpu":
+                    # Nothing is waited for, and a step may take minutes.
+                    self._report(self._rows[-1].tolist())
+                if self._is_due() or self.step == last:
                     self.save()
                 self._show()
-                # Looked at once, last: a signal may arrive in any line above, also while the picture is drawn. One
-                # that reached a single process stops all after the same step.
-                if signalled := self.world.largest(stop[0] if stop else 0):
-                    self._stop(signal.Signals(signalled), saved=due)
+            # One that came since the last gradient.
+            self._stop_if_any(stop)
         self._read_losses()
         return self
 
-    def _stop(self, number: signal.Signals, *, saved: bool) -> None:
-        if not saved:
+    def _stop_if_any(self, stop: Sequence[int]) -> None:
+        """End the training where a signal came. One that reached a single process ends all after the same step."""
+        if signalled := self.world.largest(stop[0] if stop else 0):
+            self._stop(signal.Signals(signalled))
+
+    def _stop(self, number: signal.Signals) -> NoReturn:
+        if self.step != self._saved:
             self.save()
         # A process that ends may make torchrun end the one that writes.
         self.world.wait()
@@ -218,6 +225,7 @@ class IcecreamTrainer:
             **self._learner.state(),
         }
         tensors = self._learner.tensors()
+        self._saved = self.step
         keep_every = self.config.keep_every
         return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
 
@@ -243,10 +251,14 @@ class IcecreamTrainer:
         different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
         return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
-    def _one_step(self) -> Tensor:
+    def _one_step(self, stop: Sequence[int]) -> Tensor:
         """One update; the two losses and whether it was skipped, left on the device."""
         own = self.world.share(range(self.step * self.config.batch, (self.step + 1) * self.config.batch))
-        losses = self._memory(lambda n_at_once: self._gradient(own, n_at_once))
+        # A GPU's steps take a second, and its backward passes see no signals: they are in a thread of their own.
+        hurry = abandoned_on(stop) if self.device.type == "cpu" else nullcontext()
+        with suppress(StepAbandonedError), hurry:
+            losses = self._memory(lambda n_at_once: self._gradient(own, n_at_once))
+        self._stop_if_any(stop)
         # One exchange a step, after whatever each process had to repeat for lack of memory: DistributedDataParallel
         # exchanges during the backward pass, and what failed in the middle of that cannot be repeated. As every cube
         # weighs alike and not every process, the sum is the gradient of the batch, also where shares are uneven.
@@ -262,7 +274,8 @@ class IcecreamTrainer:
         """
         self._learner.network.zero_grad()
         parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
-        return torch.stack([self._backward(part) for part in parts]).sum(0)
+        with freed_on_failure():
+            return torch.stack([self._backward(part) for part in parts]).sum(0)
 
     def _backward(self, indices: range) -> Tensor:
         """Add the gradient of what some cubes contribute to the mean losses; the contribution."""
@@ -290,12 +303,15 @@ class IcecreamTrainer:
             rates = [learning_rate(self.config, step) for step in range(first, self.step)]
             told = enumerate(zip(rows, rates, strict=True), start=first + 1)
             append_losses(folder, [(step, data, equi, rate, int(bad)) for step, ((data, equi, bad), rate) in told])
-        if self.progress is not None and self.world.is_first:
-            data, equivariance, _ = rows[-1]
-            self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
+        self._report(rows[-1])
         patience = _PATIENCE_FLOAT16 if self._learner.scaler.is_enabled() else _PATIENCE
         if int(self._learner.consecutive) >= patience:
             self._give_up()
+
+    def _report(self, row: Sequence[float]) -> None:
+        if self.progress is not None and self.world.is_first:
+            data, equivariance, _ = row
+            self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
 
     def _give_up(self) -> None:
         consecutive = int(self._learner.consecutive)
@@ -312,6 +328,7 @@ class IcecreamTrainer:
         require_same_run(checkpoint, self.config, self._geometries())
         self._learner.restore(checkpoint)
         self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
+        self._saved = self.step
         if self._folder is not None:
             forget_losses_after(self._folder, self.step)
 
