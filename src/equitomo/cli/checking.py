@@ -49,11 +49,14 @@ Status = Literal["ok", "note", "mend"]
 Found = TypeVar("Found")
 
 _GIGA = 1e9
-# A step is timed on a cube of three strides on a CPU, where one of the paper's takes minutes, and scaled by its voxels.
-_TIMED_STRIDES, _TIMED_STEPS = 3, 2
+# A step is timed on cubes of three strides on a CPU, where one of the paper's takes minutes, and scaled by its voxels.
+# On several: with a single one the weights, which do not grow with the voxels, take as long as these.
+_TIMED_STRIDES, _TIMED_CUBES, _TIMED_STEPS = 3, 4, 2
 # Copies in float32 of the volume that a run holds at once: the halves as read and normalised, result and its parts.
 _COPIES = 8
 _PROGRAM = 5e8  # bytes of the libraries themselves
+# Gradients and workspaces of the backward pass on top of what is kept for it: 1.18 times with the paper's settings.
+_IN_BACKWARD = 1.2
 _LARGEST_COMPARED = 256
 
 
@@ -287,10 +290,11 @@ def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options, *,
     trial = table.attempt("device", lambda: _Trial.of(pair, config))
     free = _free_memory()
     on_gpu = trial is not None and trial.device.type == "cuda"
-    needed = _PROGRAM + (volumes if trial is None or on_gpu else volumes + trial.activations)
+    needed = _PROGRAM + (volumes if trial is None or on_gpu else volumes + _IN_BACKWARD * trial.activations)
     enough: Status = "note" if free is None else "ok" if needed < free else "mend"
     there = "unknown" if free is None else f"{free / _GIGA:.1f} GB"
-    smaller = "; a smaller --batch, --side or --width needs less" if enough == "mend" else ""
+    remedy = "; --micro_batch 1, --checkpointing true or a smaller --side or --width needs less"
+    smaller = remedy if enough == "mend" else ""
     table(enough, "memory", f"about {needed / _GIGA:.1f} GB needed, {there} free{smaller}")
     if trial is None:
         return
@@ -318,21 +322,20 @@ class _Trial:
         pair.mask = None
         trainer = IcecreamTrainer(pair, _small(config) if _on_cpu(config) else config)
         share = trainer.config.batch * trainer.config.side**3 / (config.batch * config.side**3)
-        share_at_once = _at_once(trainer.config) * trainer.config.side**3 / (_at_once(config) * config.side**3)
         try:
             # The first step also sets things up.
-            kept = _kept_bytes(lambda: trainer.train(until=1))
+            trainer.train(until=1)
             seconds = _seconds(lambda: trainer.train(until=1 + _TIMED_STEPS), trainer.device) / _TIMED_STEPS
         except torch.OutOfMemoryError as error:
             raise ValueError(str(error)) from None
         if trainer.device.type == "cuda":
-            kept = torch.cuda.max_memory_allocated(trainer.device)
-        return cls(trainer.device, seconds / share, kept / share_at_once, trainer.bytes_to_write)
-
-
-def _at_once(config: TrainingConfig) -> int:
-    """Cubes that go through the network together."""
-    return min(config.micro_batch or config.batch, config.batch)
+            kept = float(torch.cuda.max_memory_allocated(trainer.device))
+        else:
+            # What does not grow with the cubes, weights above all, is kept once.
+            one, two = trainer.bytes_kept(1), trainer.bytes_kept(2)
+            n_at_once = min(config.micro_batch or config.batch, config.batch)
+            kept = 2 * one - two + (two - one) * n_at_once * config.side**3 / trainer.config.side**3
+        return cls(trainer.device, seconds / share, kept, trainer.bytes_to_write)
 
 
 def _on_cpu(config: TrainingConfig) -> bool:
@@ -341,21 +344,7 @@ def _on_cpu(config: TrainingConfig) -> bool:
 
 def _small(config: TrainingConfig) -> TrainingConfig:
     side = min(config.side, _TIMED_STRIDES * 2 ** (config.levels - 1))
-    return replace(config, side=side, margin=config.margin * side // config.side, batch=1)
-
-
-def _kept_bytes(act: Callable[[], object]) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        act()
-    return sum(kept.values())
+    return replace(config, side=side, margin=config.margin * side // config.side, batch=_TIMED_CUBES)
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:

@@ -236,6 +236,19 @@ class IcecreamTrainer:
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
         return (kept + 3) * one + self.config.steps * ROW_BYTES
 
+    def bytes_kept(self, n_cubes: int) -> int:
+        """Bytes that cubes which go through the network at once keep for the backward pass, each storage once."""
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._gradient(range(n_cubes), n_cubes)
+        return sum(kept.values())
+
     @property
     def _folder(self) -> Path | None:
         """The run's folder where this process writes into it."""
