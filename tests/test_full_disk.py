@@ -17,7 +17,7 @@ from making import noisy_halves
 import equitomo
 from equitomo import read_volume, write_volume
 from equitomo.cli import commands
-from equitomo.io import files
+from equitomo.io import bytes_to_create, creating_volume, files
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -185,6 +185,29 @@ def test_a_prediction_without_room_leaves_the_file_that_was_there(disk, halves, 
     said = capsys.readouterr().err
     assert "free some space and try again" in said
     assert "--resume" not in said
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["a.mrc", "a.zarr"])
+def test_the_room_that_is_asked_for_is_enough(disk, name, dtype):
+    if name.endswith("zarr"):
+        pytest.importorskip("zarr")
+    noise = np.random.default_rng(0).standard_normal((72, 64, 64), dtype=np.float32)
+    # A page of each of the store's files and folders is not counted.
+    fill(disk, bytes_to_create(disk / name, noise.shape, dtype) + 20 * PAGE)
+    with creating_volume(disk / name, noise.shape, voxel_size=10.0, dtype=dtype) as data:
+        data[:] = noise
+    np.testing.assert_allclose(read_volume(disk / name).data, noise, atol=0 if dtype == "float32" else 3e-3)
+
+
+def test_a_store_is_not_begun_without_room_for_what_it_is_made_from(disk):
+    """Neither by the file system's own refusal, late, nor leaving anything."""
+    pytest.importorskip("zarr")
+    fill(disk, bytes_to_create(disk / "a.zarr", (72, 64, 64)) - 16 * PAGE)
+    with pytest.raises(OSError, match="the disk has") as refused, creating_volume(disk / "a.zarr", (72, 64, 64)):
+        pytest.fail("nothing can be written")
+    assert refused.value.errno == errno.ENOSPC
+    assert names_in(disk) == {"filler"}
 
 
 def test_all_of_this_is_tried_where_only_a_user_of_ones_own_may_mount():

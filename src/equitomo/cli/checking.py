@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from equitomo import report
-from equitomo.cli.options import CheckPlan, HalvesOrTable, Prediction, Reading
+from equitomo.cli.options import CheckPlan, HalvesOrTable, Reading
 from equitomo.cli.reading import (
     Declared,
     declared_in,
@@ -28,7 +28,6 @@ from equitomo.cli.reading import (
     thinnest_not_z,
     voxels_not_cubic,
 )
-from equitomo.cli.run_folder import output_bytes
 from equitomo.datasets import (
     Normalization,
     SubtomogramDataset,
@@ -39,7 +38,7 @@ from equitomo.datasets import (
 )
 from equitomo.datasets.cubes import require_one_voxel_size
 from equitomo.geometry import TiltGeometry
-from equitomo.io import TableRow, Volume, read_volume
+from equitomo.io import TableRow, Volume, bytes_to_create, read_volume
 from equitomo.metrics import cosine_taper, fourier_shell_correlation
 from equitomo.training import IcecreamTrainer, TrainingConfig
 from equitomo.wedge_estimate import estimate_wedge, judge_geometry
@@ -72,7 +71,7 @@ def run(options: Options) -> int:
         pair = _look_at_one(table, declared, options)
         if pair is not None:
             n_voxels = math.prod(pair.shape)
-            result = output_bytes(n_voxels, Prediction())
+            result = bytes_to_create("reconstruction.mrc", pair.shape)
             _look_at_the_machine(table, pair, options, volumes=_COPIES * 4 * n_voxels, result=result)
     else:
         _look_at_all(table, declared, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +14,12 @@ from torch import nn
 from tqdm import tqdm
 
 from equitomo._middle import Volume as Voxels
-from equitomo.cli import run_folder
 from equitomo.cli.options import OneOrMany, PredictFiles, Prediction, Reading, RunGeometry
 from equitomo.cli.reading import read_geometry, read_halves, read_one
 from equitomo.datasets import IntensityScale, Normalization, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor
-from equitomo.io import Volume, creating_volume, named, require_writable
+from equitomo.io import Volume, bytes_to_create, creating_volume, named, require_writable
 from equitomo.precision import chosen_device
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
@@ -147,7 +145,7 @@ def make_ready(
     )
     shape = volumes[0].data.shape
     needs = predictor.footprint(shape, halves=len(volumes))
-    n_bytes = run_folder.output_bytes(math.prod(shape), prediction) + needs.disk
+    n_bytes = bytes_to_create(tomogram.out, shape, prediction.dtype) + needs.disk
     require_writable(tomogram.out, overwrite=overwrite, n_bytes=n_bytes)
     return Ready(tomogram.out, volumes, scale, predictor, needs, prediction.dtype, overwrite)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import platform
 import shutil
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from equitomo.cli import manifest
 from equitomo.cli.manifest import Invocation, Manifest
 from equitomo.cli.options import Prediction, RunFolder, TrainingInput
-from equitomo.io import PARTIAL, Volume, named
+from equitomo.io import PARTIAL, Volume, bytes_to_create, named
 from equitomo.training import IcecreamTrainer
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import join
@@ -28,8 +27,6 @@ _LOCK = "run.lock"
 _RUN = ("checkpoints", "previews", "losses.csv", "losses.png", "reconstruction.mrc", "slices.png", manifest.NAME)
 # What each command leaves in its folder, and what --overwrite therefore may remove.
 LEAVINGS = {"train": _RUN, "reconstruct": _RUN, "demo": (*_RUN, "even.mrc", "odd.mrc", "truth.mrc", "tilts.tlt")}
-# Of an MRC file with all but the longest extended headers.
-_HEADER_BYTES = 1 << 20
 
 
 def enter(stack: ExitStack, options: RunFolder, leavings: Iterable[str]) -> None:
@@ -103,7 +100,8 @@ def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[
     if Prediction in options:
         # The demonstration writes the halves and the truth too.
         volumes = 4 if command == "demo" else 1
-        n_bytes += volumes * output_bytes(math.prod(trainer.dataset.pairs[0].shape), options[Prediction])
+        shape, dtype = trainer.dataset.pairs[0].shape, options[Prediction].dtype
+        n_bytes += volumes * bytes_to_create(folder / "reconstruction.mrc", shape, dtype)
     _require_space(folder, n_bytes, leavings)
     record = Manifest(folder, options, trainer.config.seed, files)
     if given.resume:
@@ -111,11 +109,6 @@ def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[
     if given.overwrite:
         _clear(folder, leavings)
     return record
-
-
-def output_bytes(n_voxels: int, prediction: Prediction) -> int:
-    """About what writing a reconstruction takes: float16 is rounded from a file of float32, removed afterwards."""
-    return n_voxels * (4 if prediction.dtype == "float32" else 6) + _HEADER_BYTES
 
 
 def _clear(folder: Path, leavings: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """Files: tomograms in the MRC and OME-Zarr formats, and tilt angles. Numpy arrays, never tensors."""
 
 from .errors import FileFormatError, FileFormatWarning
-from .files import creating_volume, read_volume, require_writable, write_volume
+from .files import bytes_to_create, creating_volume, read_volume, require_writable, write_volume
 from .mapped import release, scratch_array
 from .mrc_header import MrcHeader
 from .opening import named
@@ -22,6 +22,7 @@ __all__ = [
     "Volume",
     "ZarrVoxels",
     "beside",
+    "bytes_to_create",
     "creating_volume",
     "flush_folder",
     "named",

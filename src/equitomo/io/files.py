@@ -1,5 +1,6 @@
 """Read and write volumes, in whatever format."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,10 @@ from .volume import Volume
 from .writing import Precision, WritingPlan
 from .zarr_metadata import is_zarr
 from .zarr_read import read_zarr
-from .zarr_write import creating_zarr, require_zarr_place, write_zarr
+from .zarr_write import creating_zarr, require_zarr_place, stored_bytes, write_zarr
+
+# Of an MRC file with all but the longest extended headers.
+_HEADER_BYTES = 1 << 20
 
 
 def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool = False) -> Volume:
@@ -210,6 +214,14 @@ def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: in
         require_zarr_place(target, overwrite=overwrite, n_bytes=n_bytes)
     else:
         require_place(target, overwrite=overwrite, n_bytes=n_bytes)
+
+
+def bytes_to_create(target: str | Path, shape: tuple[int, ...], dtype: Precision = "float32") -> int:
+    """About the room on the disk that :func:`creating_volume` takes, with what it removes at the end."""
+    floats = 4 * math.prod(shape)
+    if _names_zarr(named(target)):
+        return stored_bytes(shape, dtype) + floats
+    return _HEADER_BYTES + (floats if dtype == "float32" else floats + math.prod(shape) * np.dtype(dtype).itemsize)
 
 
 def _names_zarr(path: Path) -> bool:

@@ -14,7 +14,7 @@ from .mapped import release, scratch_array
 from .mrc_header import Array
 from .opening import named
 from .placing import folder_beside, require_place
-from .writing import WritingPlan, as_stored
+from .writing import Precision, WritingPlan, as_stored
 from .zarr_read import import_zarr
 
 # Full resolution, and two levels that halve it, for viewers.
@@ -25,7 +25,7 @@ _CHUNK = 128
 def write_zarr(plan: WritingPlan, data: Array) -> None:
     """Write a volume as an OME-Zarr store; see :func:`write_volume`."""
     zarr = import_zarr(plan.path)
-    n_bytes = _stored_bytes(plan)
+    n_bytes = stored_bytes(plan.shape, plan.dtype)
     require_zarr_place(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes)
     with folder_beside(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
         _write(zarr, folder, plan, data)
@@ -35,7 +35,7 @@ def write_zarr(plan: WritingPlan, data: Array) -> None:
 def creating_zarr(plan: WritingPlan) -> Iterator[Array]:
     """Write a volume as an OME-Zarr store piece by piece; see :func:`creating_volume`."""
     zarr = import_zarr(plan.path)
-    n_bytes = _stored_bytes(plan) + 4 * math.prod(plan.shape)
+    n_bytes = stored_bytes(plan.shape, plan.dtype) + 4 * math.prod(plan.shape)
     require_zarr_place(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes)
     with folder_beside(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
         # A chunk that is written in parts would be packed anew for each of them.
@@ -57,10 +57,10 @@ def _is_store(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
-def _stored_bytes(plan: WritingPlan) -> int:
+def stored_bytes(shape: tuple[int, ...], dtype: Precision) -> int:
     """What all levels take if nothing can be packed."""
-    voxels = sum(math.prod(_halved(plan.shape, level)) for level in range(_LEVELS))
-    return voxels * np.dtype(plan.dtype).itemsize
+    voxels = sum(math.prod(_halved(shape, level)) for level in range(_LEVELS))
+    return voxels * np.dtype(dtype).itemsize
 
 
 def _halved(shape: tuple[int, ...], times: int) -> tuple[int, ...]:
