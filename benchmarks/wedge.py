@@ -48,9 +48,13 @@ def _scores(scorer: Scorer, run: str) -> dict[str, str]:
 
         operator = PaddedMissingWedgeOperator((side,) * 3, geometry, support=support)
         score("one pass", TiledPredictor(network, operator, passes=1, **settings))
+        tiles: dict[str, Any] = {"wedge": "tile"} | settings
         small: dict[str, Any] = {"tile": side, "margin": side // 4, "blend": 0}
-        score("two, in tiles of the training's side", TiledPredictor(network, operator, **small, **settings))
-        score("two, in large tiles", TiledPredictor(network, operator, **settings))
+        score("two, in tiles of the training's side", TiledPredictor(network, operator, **small, **tiles))
+        score("two, in large tiles", TiledPredictor(network, operator, **tiles))
+        for share in (1, 2):
+            local: dict[str, Any] = {"wedge": "local", "local_tile": side // share}
+            score(f"two, local, tiles of 1/{share} of the side", TiledPredictor(network, operator, **local, **settings))
         score("two, global", TiledPredictor(network, operator, wedge="global", **settings))
         once = TiledPredictor(network, operator, passes=1)
         halves = scorer.pair.volumes

@@ -15,6 +15,7 @@ from equitomo.geometry import TiltGeometry
 from equitomo.inference import TiledPredictor
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.tiling import Tiling
 
 TILTS = (-60.0, 40.0)
 
@@ -129,6 +130,35 @@ def test_a_wedge_within_tiles_is_the_operator_of_their_size(passes):
     assert_close(actual, expected[0, 0], 1e-5)
 
 
+@pytest.mark.parametrize("kind", [MissingWedgeOperator, PaddedMissingWedgeOperator])
+@pytest.mark.parametrize("shape", [(24, 16, 40), (21, 30, 17)])
+def test_a_local_wedge_fills_the_first_pass_s_with_that_of_small_tiles(kind, shape):
+    """The equation, with the network applied to the tiles by hand."""
+    network, x = Convolutions(), volume(*shape)
+    physics, small = kind(shape, TILTS), kind((16, 16, 16), TILTS)
+    once = whole(network, x)
+    second = torch.zeros(shape)
+    with torch.no_grad():
+        for placement in Tiling(shape, 16, 4, 8):
+            tile = network(small.A(torch.from_numpy(placement.read(once.numpy()))[None, None]))[0, 0]
+            second[placement.target] += tile[placement.core] * torch.from_numpy(placement.weight)
+    expected = second + physics.A((once - second)[None, None])[0, 0]
+    actual = predictor(network, physics, margin=Convolutions.reach, wedge="local", local_tile=16, stride=8)(x)
+    assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_a_local_wedge_leaves_the_measured_part_of_the_first_pass(passes):
+    """Exactly where the operator is a projection: what is measured is never taken from a later pass."""
+    network, x = Convolutions(), volume(32, 24, 30)
+    physics = MissingWedgeOperator(x.shape, TILTS)
+    once, more = (
+        predictor(network, physics, passes=n, wedge="local", local_tile=16)(x)[None, None] for n in (1, passes)
+    )
+    assert_close(physics.A(more), physics.A(once), 1e-5)
+    assert_differs(more - physics.A(more), once - physics.A(once), 0.1)
+
+
 @pytest.mark.parametrize("geometry", [TILTS, TiltGeometry.from_range(*TILTS, tilt_axis="x")], ids=["pair", "geometry"])
 def test_a_geometry_stands_for_the_padded_operator(geometry):
     x = volume(20, 24, 28)
@@ -144,7 +174,7 @@ def test_an_operator_of_the_volumes_shape_is_used_with_its_own_mask():
     assert_close(predictor(Identity(), physics, wedge="global")(x), physics.A(x[None, None])[0, 0], 1e-5)
 
 
-@pytest.mark.parametrize("wedge", ["global", "tile"])
+@pytest.mark.parametrize("wedge", ["local", "global", "tile"])
 @pytest.mark.parametrize("batch", [2, 7, 100])
 def test_the_number_of_tiles_in_a_call_changes_nothing_beyond_rounding(batch, wedge):
     x, sizes, network = volume(30, 20, 25), [], Convolutions()
@@ -154,7 +184,7 @@ def test_the_number_of_tiles_in_a_call_changes_nothing_beyond_rounding(batch, we
     assert 1 < max(sizes) <= batch
 
 
-@pytest.mark.parametrize("wedge", ["global", "tile"])
+@pytest.mark.parametrize("wedge", ["local", "global", "tile"])
 def test_two_halves_are_averaged(wedge):
     first, second = volume(20, 25, 30), volume(20, 25, 30, seed=1)
     predict = predictor(Convolutions(), tile=16, margin=2, wedge=wedge)
@@ -175,7 +205,7 @@ def test_two_halves_may_be_averaged_before_the_network():
     assert len(calls) == 3 * halved
 
 
-@pytest.mark.parametrize("wedge", ["global", "tile"])
+@pytest.mark.parametrize("wedge", ["local", "global", "tile"])
 def test_leading_axes_hold_separate_volumes(wedge):
     x = volume(2, 3, 12, 20, 18)
     predict = predictor(Convolutions(), tile=16, margin=2, wedge=wedge)
@@ -307,7 +337,8 @@ def test_progress_counts_tiles_up_to_their_total(wedge, runs):
     [
         ({"passes": 0}, "passes and batch must be at least 1, got 0 and 1"),
         ({"batch": 0}, "passes and batch must be at least 1, got 2 and 0"),
-        ({"wedge": "local"}, "wedge is 'global' or 'tile', got 'local'"),
+        ({"wedge": "nowhere"}, "wedge is 'local', 'global' or 'tile', got 'nowhere'"),
+        ({"local_tile": 20}, "a tile must be a multiple of the network's stride 8, got 20: use 16 or 24"),
         ({"tile": 30}, "a tile must be a multiple of the network's stride 8, got 30: use 24 or 32"),
         ({"tile": 16, "margin": 8}, "leaves no core of 8 voxels"),
         ({"blend": 16}, "leaves no core of 8 voxels"),
@@ -354,7 +385,7 @@ class Uneven(Convolutions):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("wedge", ["global", "tile"])
+@pytest.mark.parametrize("wedge", ["local", "global", "tile"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("n_devices", [2, 3])
 def test_several_devices_give_what_one_gives(wedge, batch, n_devices):

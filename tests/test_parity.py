@@ -214,5 +214,6 @@ def test_the_axes_of_the_weights_matter(inference, tmp_path):
     volume, expected, covered = case(inference, "a")
     physics = with_mask(masks(inference["wedge/input"], inference["wedge/input_shape"]))
     unturned = load_icecream_checkpoint(path)
-    predict = TiledPredictor(unturned, physics, tile=SIDE, margin=MARGIN, border="zero", precision="float32")
+    settings = {"tile": SIDE, "margin": MARGIN, "border": "zero", "wedge": "tile", "precision": "float32"}
+    predict = TiledPredictor(unturned, physics, **settings)
     assert_differs(predict(volume)[covered], expected[covered], 0.05)

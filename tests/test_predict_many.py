@@ -27,7 +27,7 @@ from equitomo.models import ScaleEquivariantUNet3D
 SHAPES = {"one": (24, 24, 24), "two": (20, 24, 22), "three": (24, 18, 24)}
 NAMES = {f"{name}_even.mrc" for name in SHAPES}
 # Each half is one tile, each pass a call of the network: four calls for a tomogram.
-TILED = ["--tile", "32", "--tile_margin", "4", "--precision", "float32", "--device", "cpu"]
+TILED = ["--tile", "32", "--tile_margin", "4", "--wedge", "tile", "--precision", "float32", "--device", "cpu"]
 CALLS = 4
 
 

@@ -54,8 +54,9 @@ def half(shape, seed=0):
 
 
 # Every shape in both modes, the other variants with one shape.
-CASES = [(shape, wedge, 2, "ball") for shape in SHAPES for wedge in ("global", "tile")]
+CASES = [(shape, wedge, 2, "ball") for shape in SHAPES for wedge in ("local", "global", "tile")]
 CASES += [(SHAPES[-1], "global", 2, "box"), (SHAPES[-1], "global", 1, "ball"), (SHAPES[-1], "global", 3, "ball")]
+CASES += [(SHAPES[-1], "local", 3, "box")]
 
 
 @pytest.mark.parametrize(("shape", "wedge", "passes", "support"), CASES)
@@ -274,7 +275,7 @@ for name in ("first.raw", "second.raw"):
     with (folder / name).open("wb") as file:
         file.truncate(4 * 96 * 192 * 256)
     halves.append(np.memmap(folder / name, np.float32, "r", shape=shape))
-predict = TiledPredictor(Identity(), (-60.0, 60.0), tile=64, margin=8, wedge="global", precision="float32")
+predict = TiledPredictor(Identity(), (-60.0, 60.0), tile=64, margin=8, wedge=sys.argv[2], precision="float32")
 predict(np.zeros((40, 40, 40), np.float32))
 before = peak()
 with creating_volume(folder / "out.mrc", shape) as out:
@@ -284,11 +285,12 @@ print(peak() - before, predict.footprint(shape).memory)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux states them")
-def test_the_memory_stated_is_kept_and_less_than_what_lies_in_files(tmp_path):
+@pytest.mark.parametrize("wedge", ["local", "global"])
+def test_the_memory_stated_is_kept_and_less_than_what_lies_in_files(tmp_path, wedge):
     """Halves, result, the volume between the passes and its planes are six volumes; in files they do not count."""
     # The sources under test, whatever is installed.
     environment = os.environ | {"PYTHONPATH": str(Path(equitomo.__file__).parents[1])}
-    command = [sys.executable, "-c", _MEASURED, str(tmp_path)]
+    command = [sys.executable, "-c", _MEASURED, str(tmp_path), wedge]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     taken, stated = map(int, done.stdout.split())
     assert taken <= stated
@@ -312,6 +314,9 @@ def test_the_footprint_counts_what_is_between_passes():
     disks = [predictor(Identity(), box, passes=n).footprint(shape).disk for n in (1, 2, 3, 4)]
     assert disks == [0, volume, 2 * volume, 2 * volume]
     assert predictor(Identity(), wedge="tile").footprint(shape).disk == 0
+    # The estimate of the first pass and that of the second, for as many passes as there are.
+    disks = [predictor(Identity(), box, passes=n, wedge="local").footprint(shape).disk for n in (1, 2, 3)]
+    assert disks == [0, 2 * volume, 2 * volume]
     planes = 8 * 41 * 30 * 50
     assert predictor(Identity()).footprint(shape).disk == volume + planes
 

@@ -192,7 +192,10 @@ class Prediction:
     Parameters
     ----------
     wedge
-        Empty the wedge of the whole volume ("global") or inside the tiles ("tile").
+        Where a second pass finds the wedge emptied: inside small tiles of its own, and only the wedge of the result
+        is the second pass's ("local"); in the whole volume ("global"); inside the tiles of both passes ("tile").
+    local_tile
+        Voxels per side of the small tiles of "local"; 0 for half of the side of a training cube.
     tile
         Voxels per side of a tile.
     tile_margin
@@ -204,7 +207,8 @@ class Prediction:
         The numbers in the output file.
     """
 
-    wedge: Literal["global", "tile"] = "tile"
+    wedge: Literal["local", "global", "tile"] = "local"
+    local_tile: int = 0
     tile: int = 128
     tile_margin: int | Literal["auto"] = 24
     margin_tolerance: float = 0.01

@@ -55,6 +55,11 @@ class Replica:
             result = self._network(self._empty(result))
         return result
 
+    @torch.inference_mode()
+    def emptied(self, x: Tensor) -> Tensor:
+        """The network's values for tiles ``(batch, 1, z, y, x)`` after the wedge was emptied within them."""
+        return self._network(self._empty(x.to(self.device)))
+
     def operator_for(self, shape: tuple[int, ...]) -> WedgeOperator:
         """The operator of a size, on this device."""
         if self._operator.volume_shape != shape:

@@ -67,11 +67,21 @@ class Target:
 
     def add(self, placement: Placement, tile: NDArray[np.float32]) -> None:
         """Add a tile's core with its weights."""
-        core = tile[placement.core] * np.float32(self.deviation)
-        core += np.float32(self.mean)
+        core = self._restored(tile[placement.core])
         core *= placement.weight
-        core *= np.float32(self.share)
         self.array[placement.target] += core
+
+    def add_all(self, volume: NDArray[np.float32]) -> None:
+        """Add a whole volume, section by section."""
+        for section, own in zip(volume, self.array, strict=True):
+            own += self._restored(section)
+            release(volume, self.array)
+
+    def _restored(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        restored: NDArray[np.float32] = values * np.float32(self.deviation)
+        restored += np.float32(self.mean)
+        restored *= np.float32(self.share)
+        return restored
 
     def release(self) -> None:
         """Give back the memory that writing to a file took."""
