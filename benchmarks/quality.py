@@ -22,7 +22,8 @@ from equitomo import IcecreamTrainer, TiledPredictor, TomogramPair, TrainingConf
 
 _WAYS: dict[str, dict[str, Any]] = {
     "one pass": {"passes": 1},
-    "two passes, wedge in tiles": {"passes": 2},
+    "two passes, wedge local": {"passes": 2},
+    "two passes, wedge in tiles": {"passes": 2, "wedge": "tile"},
     "two passes, wedge global": {"passes": 2, "wedge": "global"},
     "one pass, halves averaged first": {"passes": 1, "average_first": True},
     "two passes, halves averaged first": {"passes": 2, "average_first": True},
