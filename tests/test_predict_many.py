@@ -338,7 +338,9 @@ def test_a_tomogram_or_a_table_is_needed(capsys, arguments, message):
 # Stopped, and gone on with ---------------------------------------------------------------------------
 
 CHILD = """
-import sys, time
+import signal, sys, time
+# Ignored by what a shell started in the background, and by all that this starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from equitomo.cli import main
 from equitomo.models import ScaleEquivariantUNet3D
 
