@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=128)
     parser.add_argument("--margin", type=int, default=18)
     parser.add_argument("--sample", type=int, default=8, help="cubes that the reference's time is measured on")
+    parser.add_argument("--wedge", default="global", choices=("local", "global"))
     parser.add_argument("--folder", default=tempfile.gettempdir())
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -48,7 +49,7 @@ def main() -> None:
         for what, width in (("reference", 2), ("ours", 2), ("reference", 0), ("ours", 0)):
             _in_a_process(what, f"--width={width}", f"--folder={given.folder}", f"--sample={given.sample}")
     elif given.what == "full":
-        settings = ("--shape=464,928,928", "--width=0", "--tile=160", "--margin=24")
+        settings = ("--shape=464,928,928", "--width=0", "--tile=160", "--margin=24", f"--wedge={given.wedge}")
         _in_a_process("ours", *settings, f"--folder={given.folder}")
     else:
         _measure(given)
@@ -62,7 +63,7 @@ def _measure(given: argparse.Namespace) -> None:
     z, y, x = map(int, given.shape.split(","))
     network = ScaleEquivariantUNet3D(width=given.width) if given.width else _Convolution()
     predictor = TiledPredictor(
-        network, _TILTS, tile=given.tile, margin=given.margin, wedge="global", blend=0, precision="float32"
+        network, _TILTS, tile=given.tile, margin=given.margin, wedge=given.wedge, blend=0, precision="float32"
     )
     # What the first call loads is the program's, not the volume's.
     predictor(np.zeros((9, 9, 9), np.float32))

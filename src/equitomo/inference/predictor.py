@@ -160,7 +160,10 @@ class TiledPredictor:
         # A volume too large for one tile, so that what cannot work is told here and not at the first call.
         Tiling((tile + 1,) * 3, tile, margin, self.stride, blend, border)
         if self._is_local:
-            Tiling((local_tile + 1,) * 3, local_tile, local_tile // 4, self.stride, 0, border)
+            try:
+                self._local_tiling((local_tile + 1,) * 3)
+            except ValueError as error:
+                raise ValueError(f"local_tile: {error}") from None
 
     def __call__(
         self,
@@ -353,47 +356,46 @@ class TiledPredictor:
         return smallest_margin(errors, tolerance)
 
     def _reconstruct(self, source: Source, target: Target, scratch: str | Path | None, report: _Report) -> None:
-        batches = partial(_in_batches, self._tiling(source.shape), self.batch)
         if self.passes == 1 or self.wedge == "tile":
-            self._run(source, batches(), partial(Replica.__call__, passes=self.passes), target, report)
-            return
-        if self.wedge == "local":
-            self._reconstruct_locally(source, target, scratch, report)
-            return
-        for _ in range(self.passes - 1):
-            between = scratch_array(scratch, source.shape)
-            self._run(source, batches(), Replica.__call__, Target(between), report)
-            self._empty(between, scratch)
-            source = Source([between])
-        self._run(source, batches(), Replica.__call__, target, report)
-
-    def _reconstruct_locally(self, source: Source, target: Target, scratch: str | Path | None, report: _Report) -> None:
-        estimate = scratch_array(scratch, source.shape)
-        self._run(
-            source, _in_batches(self._tiling(source.shape), self.batch), Replica.__call__, Target(estimate), report
-        )
-        for _ in range(self.passes - 1):
-            second = scratch_array(scratch, source.shape)
-            batches = _in_batches(self._local_tiling(source.shape), self._n_local)
-            self._run(Source([estimate]), batches, Replica.emptied, Target(second), report)
-            # A x + (I - A) x' = x' + A (x - x'), with one copy of the volume less.
-            for section, other in zip(estimate, second, strict=True):
-                section -= other
-            self._empty(estimate, scratch)
-            for section, other in zip(estimate, second, strict=True):
-                section += other
-            release(estimate, second)
-        target.add_all(estimate)
+            self._pass(source, target, report, self.passes)
+        elif self.wedge == "global":
+            for _ in range(self.passes - 1):
+                between = scratch_array(scratch, source.shape)
+                self._pass(source, Target(between), report)
+                self._empty(between, scratch)
+                source = Source([between])
+            self._pass(source, target, report)
+        else:
+            estimate = scratch_array(scratch, source.shape)
+            self._pass(source, Target(estimate), report)
+            for _ in range(self.passes - 1):
+                second = scratch_array(scratch, source.shape)
+                self._local_pass(Source([estimate]), Target(second), report)
+                # A x + (I - A) x' = x' + A (x - x'), which needs one copy of the volume less.
+                _combine(np.subtract, estimate, second)
+                self._empty(estimate, scratch)
+                _combine(np.add, estimate, second)
+            target.add_all(estimate)
 
     def _empty(self, volume: Array, scratch: str | Path | None) -> None:
         """Empty the wedge of a whole volume, in place."""
         apply_by_planes(self.operator, volume, volume, scratch=scratch, device=self.device)
 
+    def _pass(self, source: Source, target: Target, report: _Report, passes: int = 1) -> None:
+        """The network, once or more often within each tile."""
+        network = partial(Replica.__call__, passes=passes)
+        self._run(network, _in_batches(self._tiling(source.shape), self.batch), source, target, report)
+
+    def _local_pass(self, source: Source, target: Target, report: _Report) -> None:
+        """The network on small tiles, within which the wedge was emptied."""
+        batches = _in_batches(self._local_tiling(source.shape), self._n_local)
+        self._run(Replica.emptied, batches, source, target, report)
+
     def _run(
         self,
-        source: Source,
-        batches: Iterable[list[Placement]],
         network: Callable[[Replica, Tensor], Tensor],
+        batches: Iterable[list[Placement]],
+        source: Source,
         target: Target,
         report: _Report,
     ) -> None:
@@ -486,6 +488,13 @@ def _emptied(out: NDArray[np.floating], halves: Sequence[NDArray[np.generic] | I
         out[index] = 0
         release(out)
     return out
+
+
+def _combine(operation: np.ufunc, volume: Array, other: Array) -> None:
+    """Put the sum or the difference of two volumes in place of the first, section by section."""
+    for section, second in zip(volume, other, strict=True):
+        operation(section, second, out=section)
+        release(volume, other)
 
 
 def _in_batches(tiling: Tiling, size: int) -> Iterator[list[Placement]]:
