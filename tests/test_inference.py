@@ -139,7 +139,7 @@ def test_a_local_wedge_fills_the_first_pass_s_with_that_of_small_tiles(kind, sha
     once = whole(network, x)
     second = torch.zeros(shape)
     with torch.no_grad():
-        for placement in Tiling(shape, 16, 4, 8):
+        for placement in Tiling(shape, 16, 2, 8, 4):
             tile = network(small.A(torch.from_numpy(placement.read(once.numpy()))[None, None]))[0, 0]
             second[placement.target] += tile[placement.core] * torch.from_numpy(placement.weight)
     expected = second + physics.A((once - second)[None, None])[0, 0]

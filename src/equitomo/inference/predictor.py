@@ -77,8 +77,9 @@ class TiledPredictor:
     wedge
         Where :math:`A` acts between the passes.
     local_tile
-        Voxels per side of a tile of the second pass with ``wedge="local"``, a multiple of ``stride``; margins are a
-        quarter of it. Half of the side that the network was trained on did best.
+        Voxels per side of a tile of the second pass with ``wedge="local"``, a multiple of ``stride``. Margins are
+        an eighth of it, and neighbours fade into each other over a quarter. Half of the side that the network was
+        trained on did best.
     blend
         Voxels over which neighbouring tiles fade into each other at least; ``None`` takes a fifth of a tile without its
         margins where that is 64 voxels or more, and nothing of smaller ones. Margins of 24 and a blend of 16 leave no
@@ -438,7 +439,7 @@ class TiledPredictor:
 
     def _local_tiling(self, shape: tuple[int, ...]) -> Tiling:
         z, y, x = shape
-        return Tiling((z, y, x), self.local_tile, self.local_tile // 4, self.stride, 0, self.border)
+        return Tiling((z, y, x), self.local_tile, self.local_tile // 8, self.stride, self.local_tile // 4, self.border)
 
     def _tiling(self, shape: tuple[int, ...]) -> Tiling:
         z, y, x = shape
