@@ -52,9 +52,9 @@ def _scores(scorer: Scorer, run: str) -> dict[str, str]:
         small: dict[str, Any] = {"tile": side, "margin": side // 4, "blend": 0}
         score("two, in tiles of the training's side", TiledPredictor(network, operator, **small, **tiles))
         score("two, in large tiles", TiledPredictor(network, operator, **tiles))
-        for share in (1, 2):
-            local: dict[str, Any] = {"wedge": "local", "local_tile": side // share}
-            score(f"two, local, tiles of 1/{share} of the side", TiledPredictor(network, operator, **local, **settings))
+        for length in (16, 32):
+            local = TiledPredictor(network, operator, wedge="local", local_tile=length, **settings)
+            score(f"two, local, small tiles of {length}", local)
         score("two, global", TiledPredictor(network, operator, wedge="global", **settings))
         once = TiledPredictor(network, operator, passes=1)
         halves = scorer.pair.volumes

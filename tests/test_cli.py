@@ -93,9 +93,7 @@ def test_the_reconstruction_keeps_the_header_of_the_input(halves, finished):
 def by_hand(halves, folder, normalization="robust"):
     """The reconstruction of a run, put together from the library's blocks."""
     pair = TomogramPair(*(read_volume(path).data for path in halves), (-60.0, 60.0), normalization=normalization)
-    # The second pass in tiles half as long as the training's cubes of 16.
-    settings = {"tile": 24, "margin": 4, "local_tile": 8, "precision": "float32"}
-    predictor = TiledPredictor(load_network(folder), pair.geometry, **settings)
+    predictor = TiledPredictor(load_network(folder), pair.geometry, tile=24, margin=4, precision="float32")
     return pair.restore(predictor(*pair.volumes)).numpy()
 
 

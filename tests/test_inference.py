@@ -147,6 +147,14 @@ def test_a_local_wedge_fills_the_first_pass_s_with_that_of_small_tiles(kind, sha
     assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.parametrize(("stride", "side"), [(1, 16), (8, 16), (16, 32)])
+def test_a_second_pass_in_small_tiles_fits_any_stride_by_default(stride, side):
+    x = volume(40, 36, 33)
+    settings = {"tile": 48, "margin": 8, "stride": stride}
+    expected = predictor(Convolutions(), wedge="local", local_tile=side, **settings)(x)
+    assert torch.equal(predictor(Convolutions(), **settings)(x), expected)
+
+
 @pytest.mark.parametrize("passes", [2, 3])
 def test_a_local_wedge_leaves_the_measured_part_of_the_first_pass(passes):
     """Exactly where the operator is a projection: what is measured is never taken from a later pass."""

@@ -195,7 +195,7 @@ class Prediction:
         Where a second pass finds the wedge emptied: inside small tiles of its own, and only the wedge of the result
         is the second pass's ("local"); in the whole volume ("global"); inside the tiles of both passes ("tile").
     local_tile
-        Voxels per side of the small tiles of "local"; 0 for half of the side of a training cube.
+        Voxels per side of the small tiles of "local"; 0 for two strides of the network, at least 16.
     tile
         Voxels per side of a tile.
     tile_margin

@@ -191,7 +191,6 @@ def make_predictor(
     A margin that is to be measured is measured on ``sample``, a volume of these ``intensities``, and said with its
     ``name``; without a sample none is taken, which is enough to see whether the other settings can work.
     """
-    stride = 2 ** (config.levels - 1)
     make = partial(
         TiledPredictor,
         MirrorAveraged(network, geometry, flips=config.flips) if config.mirrors else network,
@@ -200,7 +199,7 @@ def make_predictor(
         passes=config.passes,
         average_first=config.average_first,
         wedge=prediction.wedge,
-        local_tile=prediction.local_tile or max(config.side // 2 // stride, 1) * stride,
+        local_tile=prediction.local_tile or None,
         precision=config.precision,
         devices=devices,
     )

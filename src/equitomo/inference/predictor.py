@@ -78,8 +78,8 @@ class TiledPredictor:
         Where :math:`A` acts between the passes.
     local_tile
         Voxels per side of a tile of the second pass with ``wedge="local"``, a multiple of ``stride``. Margins are
-        an eighth of it, and neighbours fade into each other over a quarter. Half of the side that the network was
-        trained on did best.
+        an eighth of it, and neighbours fade into each other over a quarter. ``None`` takes two strides and 16 voxels
+        at least, which did best.
     blend
         Voxels over which neighbouring tiles fade into each other at least; ``None`` takes a fifth of a tile without its
         margins where that is 64 voxels or more, and nothing of smaller ones. Margins of 24 and a blend of 16 leave no
@@ -125,7 +125,7 @@ class TiledPredictor:
         margin: int = 24,
         passes: int = 2,
         wedge: Wedge = "local",
-        local_tile: int = 32,
+        local_tile: int | None = None,
         blend: int | None = None,
         batch: int = 1,
         stride: int | None = None,
@@ -147,10 +147,11 @@ class TiledPredictor:
         if blend is None:
             blend = core // 5 if core >= 64 else 0
         self.tile, self.margin, self.blend, self.batch, self.border = tile, margin, blend, batch, border
-        self.passes, self.wedge, self.local_tile, self.average_first = passes, wedge, local_tile, average_first
+        self.passes, self.wedge, self.average_first = passes, wedge, average_first
         own = getattr(self.network, "stride", 1)
         # That of a bare convolution is a triple, and 1 if it keeps the volume's size.
         self.stride = stride if stride is not None else own if isinstance(own, int) else 1
+        self.local_tile = max(2 * self.stride, 16) if local_tile is None else local_tile
         # "cuda" is one of "cuda:0", "cuda:1" and so on: which one, an array there knows.
         wanted = None if devices is None else [torch.empty(0, device=device).device for device in devices]
         networks = [self.network] if wanted is None else copies(self.network, wanted)
@@ -162,7 +163,7 @@ class TiledPredictor:
         Tiling((tile + 1,) * 3, tile, margin, self.stride, blend, border)
         if self._is_local:
             try:
-                self._local_tiling((local_tile + 1,) * 3)
+                self._local_tiling((self.local_tile + 1,) * 3)
             except ValueError as error:
                 raise ValueError(f"local_tile: {error}") from None
 
