@@ -404,7 +404,7 @@ def test_several_devices_give_what_one_gives(wedge, batch, n_devices):
     expected = predictor(Convolutions(), **settings)(x, y)
     found = predictor(Uneven(), devices=["cpu"] * n_devices, **settings)(x, y)
     # Transforms of several tiles are shared out among the cores, and rounded otherwise in a thread that has fewer.
-    assert_close(found, expected, 0 if batch == 1 else 1e-6)
+    assert_close(found, expected, 0 if batch == 1 and wedge != "local" else 1e-6)
 
 
 class Meeting(Identity):

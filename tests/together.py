@@ -115,6 +115,8 @@ def train_all(folder: Path) -> None:
 
 def train_plainly(folder: Path) -> None:
     trainer(folder).train()
+    # As the commands do: threads that still serve the other process may abort this one when it ends.
+    leave()
 
 
 def train_and_fail(folder: Path) -> None:
