@@ -8,6 +8,7 @@ from making import noisy_pair
 
 from equitomo import IcecreamTrainer, TrainingConfig
 from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.training.memory import cubes_at_once
 
 TINY = {
     "side": 16,
@@ -209,3 +210,17 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(pairs):
     with pytest.raises(RuntimeError, match="shapes differ"):
         trainer.train()
     assert trainer._memory.n_at_once == 5
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "n"),
+    [
+        ("cuda", {}, 8),
+        # One operation of the paper's step takes seconds with one cube.
+        ("cpu", {}, 1),
+        ("cpu", {"micro_batch": 8}, 8),
+        ("cpu", {"side": 32, "width": 16, "margin": 2}, 32),
+    ],
+)
+def test_large_cubes_go_one_by_one_through_a_cpu_unless_configured_otherwise(device, settings, n):
+    assert cubes_at_once(TrainingConfig(**settings), torch.device(device)) == n

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from making import noisy_halves
 from together import VARIANTS, trainer
@@ -100,6 +101,13 @@ def test_two_processes_train_what_one_does(together, alone, name):
     # What float16 rounds depends on the cubes that go together; that the scale stays the same is what matters.
     tolerances = {"atol": 1e-3, "rtol": 0.05} if name == "float16" else {}
     assert_close_runs(together / name, alone / name, **tolerances)
+
+
+def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
+    """Under which the losses of a step can stand as they are, in a loop of one's own."""
+    torchs_own = safetensors.torch.load_file(together / "torchs_own.safetensors")
+    ours = load_checkpoint(together / "one_geometry").tensors["weights"]
+    torch.testing.assert_close(ours, torchs_own, rtol=0, atol=1e-6)
 
 
 def test_a_run_of_one_process_is_resumed_by_two(together, alone):

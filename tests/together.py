@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from making import noisy_pair
+from torch.nn.parallel import DistributedDataParallel
 
 from equitomo import IcecreamTrainer, TrainingConfig
+from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingInterruptedError
 from equitomo.training.distributed import leave
 
@@ -35,12 +39,19 @@ VARIANTS = {
     "uneven": {"batch": 3},
     "parts": {"batch": 5, "micro_batch": 2},
     "float16": {"precision": "float16"},
+    "one_geometry": {"geometries": [(-60.0, 60.0)] * 2},
 }
 
 
-def trainer(folder: Path | None, *, seed: int = 0, resume: bool = False, **changes) -> IcecreamTrainer:
-    """Over two tomograms of different tilts."""
-    geometries = [(-60.0, 60.0), (-40.0, 55.0)]
+def trainer(
+    folder: Path | None,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    geometries: Sequence[tuple[float, float]] = ((-60.0, 60.0), (-40.0, 55.0)),
+    **changes,
+) -> IcecreamTrainer:
+    """Over two tomograms, of different tilts unless said."""
     pairs = [noisy_pair((20, 20, 20), seed=seed + k, geometry=geometry) for k, geometry in enumerate(geometries)]
     return IcecreamTrainer(pairs, TrainingConfig(**SETTINGS | changes), out=folder, resume=resume)
 
@@ -90,11 +101,30 @@ def refused(act) -> str:
     return ""
 
 
+def train_with_torchs_own(folder: Path) -> None:
+    """The cubes and losses of "one_geometry" in a loop of one's own, the gradients exchanged by torch."""
+    made = trainer(None, **VARIANTS["one_geometry"])
+    losses = DistributedDataParallel(made._module)
+    optimizer = torch.optim.Adam(losses.parameters(), lr=SETTINGS["learning_rate"])
+    for step in range(SETTINGS["steps"]):
+        own = made.world.share(range(step * SETTINGS["batch"], (step + 1) * SETTINGS["batch"]))
+        y, _ = made.dataset.batch(own)
+        drawn = draw_integers(made.config.seed, own, len(made.group.elements), ELEMENTS)
+        optimizer.zero_grad()
+        # Torch takes the mean over the processes, whose shares are equal here.
+        losses(y, torch.tensor([made.group.elements[i] for i in drawn])).sum(0).mean().backward()
+        optimizer.step()
+    if made.world.is_first:
+        weights = made._learner.network.state_dict().items()
+        safetensors.torch.save_file({k: w.contiguous() for k, w in weights}, folder / "torchs_own.safetensors")
+
+
 def train_all(folder: Path) -> None:
     """Everything that ends well, one after the other."""
     environment = dict(os.environ)
     for name, changes in VARIANTS.items():
         trainer(folder / name, **changes).train()
+    train_with_torchs_own(folder)
     trainer(folder / "from_one", resume=True).train()
     trainer(folder / "to_one").train(until=5)
     spoil(trainer(folder / "memory"), 1, 3, once(run_out)).train()

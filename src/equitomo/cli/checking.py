@@ -41,6 +41,7 @@ from equitomo.geometry import TiltGeometry
 from equitomo.io import TableRow, Volume, bytes_to_create, read_volume
 from equitomo.metrics import cosine_taper, fourier_shell_correlation
 from equitomo.training import IcecreamTrainer, TrainingConfig
+from equitomo.training.memory import cubes_at_once
 from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 Options = dict[type, Any]
@@ -332,7 +333,7 @@ class _Trial:
         else:
             # What does not grow with the cubes, weights above all, is kept once.
             one, two = trainer.bytes_kept(1), trainer.bytes_kept(2)
-            n_at_once = min(config.micro_batch or config.batch, config.batch)
+            n_at_once = min(cubes_at_once(config, trainer.device), config.batch)
             kept = 2 * one - two + (two - one) * n_at_once * config.side**3 / trainer.config.side**3
         return cls(trainer.device, seconds / share, kept, trainer.bytes_to_write)
 

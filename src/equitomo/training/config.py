@@ -28,8 +28,9 @@ class TrainingConfig:
     batch
         Cubes in one step, each with both halves; of all processes together, where there are several.
     micro_batch
-        Cubes that go through the network at once, 0 for all of a step. Fewer need less memory and give the same
-        gradient up to rounding, also where they do not divide ``batch``.
+        Cubes that go through the network at once; 0 for all of a step, of large ones on a CPU for fewer, which costs
+        no time there. Fewer need less memory and give the same gradient up to rounding, also where they do not divide
+        ``batch``.
     width
         Feature maps of the network at full resolution.
     levels

@@ -10,8 +10,22 @@ from torch import Tensor
 
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.precision import is_out_of_memory
+from equitomo.training.config import TrainingConfig
 
 _log = logging.getLogger(__name__)
+
+# Values of the network's maps at full resolution, of one call, beyond which a CPU gains nothing by more cubes. It works
+# on one operation at a time, and a signal waits for it: the eight cubes of the paper's settings together took 20 s.
+_MAPS_ON_CPU = 1 << 24
+
+
+def cubes_at_once(config: TrainingConfig, device: torch.device) -> int:
+    """Cubes that go through the network together, as configured or else as many as make sense on the device."""
+    if config.micro_batch:
+        return config.micro_batch
+    if device.type != "cpu":
+        return config.batch
+    return max(1, _MAPS_ON_CPU // (config.width * config.side**3))
 
 
 class MemoryLadder:

@@ -22,7 +22,7 @@ from equitomo.training.config import TrainingConfig
 from equitomo.training.distributed import World, join
 from equitomo.training.learner import Learner, network_settings
 from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
-from equitomo.training.memory import MemoryLadder
+from equitomo.training.memory import MemoryLadder, cubes_at_once
 from equitomo.training.resuming import require_same_run
 from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
@@ -145,7 +145,7 @@ class IcecreamTrainer:
         self._learner = Learner(config, self.device, init)
         self._module = StepLosses(TwoViewReconstructor(self._learner.network), self.physics, self.group, config)
         n_own = len(self.world.share(range(config.batch)))
-        self._memory = MemoryLadder(self._learner.network, min(config.micro_batch or n_own, n_own))
+        self._memory = MemoryLadder(self._learner.network, min(cubes_at_once(config, self.device), n_own))
         self.step = 0
         self.skipped = 0
         # The step of the latest checkpoint.
