@@ -1,6 +1,6 @@
 """Does a global second pass win after a training with the wedge emptied in whole volumes, before cubes are cut?
 
-``python -m benchmarks.beforehand SET [STEPS] [SEED]``: SET as for ``benchmarks.quality``. Two trainings with the
+``python -m benchmarks.beforehand SET [STEPS] [WIDTH]``: SET as for ``benchmarks.quality``. Two trainings with the
 paper's losses, alike but for what the second call of the network sees of the estimate of a half: the cube turned and
 its wedge emptied within it, as everywhere else; or a cube of the whole estimate of some steps before, its turned wedge
 emptied globally, turned. One Markdown row is printed per training, with scores as by ``benchmarks.quality``, halves
@@ -42,13 +42,13 @@ _WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def main(folder: str, steps: str = "4000", seed: str = "0") -> None:
+def main(folder: str, steps: str = "4000", width: str = "16") -> None:
     """Print the table."""
     scorer = Scorer(Path(folder))
     print(f"| emptied | seconds | {' | '.join(_WAYS)} |\n| --- | --- |{' --- |' * len(_WAYS)}", flush=True)
     for globally in (False, True):
         start = time.process_time()
-        network = _trained(scorer.pair, globally, int(steps), int(seed))
+        network = _trained(scorer.pair, globally, int(steps), int(width))
         seconds = time.process_time() - start
         scores = []
         for way in _WAYS.values():
@@ -58,12 +58,13 @@ def main(folder: str, steps: str = "4000", seed: str = "0") -> None:
         print(f"| {name} | {seconds:.0f} | {' | '.join(scores)} |", flush=True)
 
 
-def _trained(pair: TomogramPair, globally: bool, steps: int, seed: int) -> nn.Module:
+def _trained(pair: TomogramPair, globally: bool, steps: int, width: int) -> nn.Module:
     """The averaged network."""
-    config = TrainingConfig.preset("tiny", steps=steps, optimizer="adam", learning_rate=1e-3, averaging=0.998)
-    generator = torch.Generator().manual_seed(seed)
+    settings = {"steps": steps, "width": width, "optimizer": "adam", "learning_rate": 1e-3, "averaging": 0.998}
+    config = TrainingConfig.preset("tiny", **settings)
+    generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         network = ScaleEquivariantUNet3D(width=config.width)
     network.to(memory_format=torch.channels_last_3d)
     averaged, model = copy.deepcopy(network), TwoViewReconstructor(network)

@@ -1,6 +1,7 @@
-"""A shift or a mirror between two halves is told, and nothing where there is none."""
+"""A shift, a mirror or an inverted contrast between two halves is told, and nothing where there is none."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from making import DATA, noisy_halves, real_data
 
 from equitomo import TiltGeometry, TomogramPair, read_volume
-from equitomo.datasets import HalvesAgreement, compare_halves
+from equitomo.datasets import HalvesAgreement, compare_halves, judge_halves
 from equitomo.simulate import simulate_halves
 
 
@@ -32,6 +33,21 @@ def test_a_mirror_is_found_with_its_axes(halves, axes):
     found = compare_halves(halves[0], halves[1].flip(["zyx".index(axis) for axis in axes]))
     assert (found.mirrored, found.shift) == (axes, (0, 0, 0))
     assert f"mirrored along {', '.join(axes)} " in found.complaint
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda half: -half, HalvesAgreement(inverted=True)),
+        (lambda half: 5 - half.roll(3, 1), HalvesAgreement(shift=(0, 3, 0), inverted=True)),
+        (lambda half: -half.flip(0), HalvesAgreement(mirrored="z", inverted=True)),
+    ],
+)
+def test_an_inverted_contrast_is_found_with_what_else_is_wrong(halves, change, found):
+    agreement = compare_halves(halves[0], change(halves[1]))
+    assert replace(agreement, peak=0.0) == found
+    assert agreement.complaint.startswith("the halves are anticorrelated: the contrast of one is inverted")
+    assert agreement.complaint.count("; and ") == bool(found.mirrored or any(found.shift))
 
 
 def test_a_shift_of_one_voxel_is_not_told_by_a_low_peak(halves):
@@ -133,3 +149,45 @@ def test_real_and_realistic_tomograms_raise_no_false_alarm(name):
         expected = tuple(int(other == axis and name != "real_mt13pf") for other in range(3))
         assert compare_halves(first, second.roll(1, axis)).shift == expected
     assert compare_halves(first, second.flip(0)).mirrored == ("" if name == "real_mt13pf" else "z")
+
+
+@real_data
+@pytest.mark.parametrize("name", ["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"])
+def test_real_and_realistic_halves_are_judged_right(name):
+    first, second = (torch.tensor(read_volume(DATA / name / f"{half}.mrc").as_float32()) for half in ("even", "odd"))
+    assert judge_halves(first, second, name) == []
+    # Beside the peak of the opposite contrast there are lobes, which are those of no shift.
+    (inverted,) = judge_halves(first, -second, name)
+    assert inverted.startswith("the halves are anticorrelated")
+    (scaled,) = judge_halves(first, 10 * second, name)
+    assert scaled.startswith("the intensities of the halves differ in scale")
+    (other,) = judge_halves(first, second.flip(1).transpose(1, 2).contiguous().reshape(first.shape), name)
+    assert other.startswith(("the halves hardly correlate", "the halves are anticorrelated"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda half: 1.4 * half, ""),
+        (lambda half: 1.6 * half, r"differ in scale, .* \+- .* and .*: one scale is taken for both"),
+        (lambda half: half + 0.4 * half.std(), ""),
+        (
+            lambda half: half - 0.6 * half.std(),
+            r"differ in their mean, .*bring the second to the mean and the deviation",
+        ),
+    ],
+)
+def test_halves_of_different_intensities_are_told(halves, change, message):
+    first = halves[0] * (halves[1].std() / halves[0].std())
+    complaints = judge_halves(first, change(halves[1]), "tomo")
+    assert bool(complaints) == bool(message)
+    assert re.search(message, "".join(complaints))
+
+
+def test_halves_in_files_are_judged_as_those_in_memory(halves, tmp_path):
+    unrelated = noisy_halves(halves[0].shape)[1]
+    for second in (halves[1], -halves[1], unrelated):
+        for path, half in zip(("a.npy", "b.npy"), (halves[0], second), strict=True):
+            np.save(tmp_path / path, half.numpy())
+        mapped = [np.load(tmp_path / path, mmap_mode="r") for path in ("a.npy", "b.npy")]
+        assert judge_halves(*mapped, "tomo") == judge_halves(halves[0], second, "tomo")

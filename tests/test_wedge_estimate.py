@@ -231,6 +231,22 @@ def test_what_the_message_about_axes_says_mends_them(lopsided):
     assert judge_geometry(estimate_wedge(*turned), (-60, 40)).kind in ("agrees", "sign")
 
 
+@pytest.mark.parametrize(
+    ("found", "declared", "kind"),
+    [
+        # Both within the tolerance: which of the two it is then decides.
+        ((-52.0, 59.8), (-60, 52), "sign"),
+        ((-52.0, 59.8), (-52, 60), "agrees"),
+        # As far off as a right one is found at most.
+        ((-56.0, 56.0), (-60, 52), "agrees"),
+        ((-58.0, 62.0), (-60, 60), "agrees"),
+    ],
+)
+def test_a_wrong_sign_is_told_from_a_range_a_little_off_centre(found, declared, kind):
+    verdict = judge_geometry(dataclasses.replace(FOUND, tilt_range=found), declared)
+    assert verdict.kind == kind
+
+
 def test_the_axis_is_that_of_the_geometry():
     declared = TiltGeometry.from_range(-60, 40, "x")
     assert judge_geometry(FOUND, declared).kind == "axes"

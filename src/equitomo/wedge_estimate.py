@@ -32,6 +32,8 @@ _EMPTY = math.log(1e-3)
 # edges by 8 degrees and more, wedges by less than 4.
 _EXPLAINED, _DRIFT = 0.4, 6.0
 _BLUR = 15.0  # degrees that the window may blur an edge by; at 20 it moves by 9
+# Ends of ranges are found within 4 degrees: what fits the opposite sign better by more has that sign.
+_SIGN = 4.0
 _NARROWEST = 50.0  # degrees of tilt that a series spans at least
 
 
@@ -162,16 +164,16 @@ def judge_geometry(
         return WedgeVerdict("unclear", f"the spectrum does not tell the missing wedge: {estimate.reason}")
     (low, high), (declared_low, declared_high) = estimate.tilt_range, geometry.tilt_range
 
-    def fits(other_low: float, other_high: float) -> bool:
-        return max(abs(low - other_low), abs(high - other_high)) <= tolerance
-
+    as_declared = max(abs(low - declared_low), abs(high - declared_high))
+    opposite = max(abs(low + declared_high), abs(high + declared_low))
     if (estimate.tilt_axis, estimate.beam_axis) != (geometry.tilt_axis, "z"):
         return WedgeVerdict("axes", _misplaced(estimate, geometry))
     found = f"the spectrum is filled from {low:.0f} to {high:.0f} degrees"
     declared = f"declared are {declared_low:g} to {declared_high:g}"
-    if fits(declared_low, declared_high):
+    # A wrong sign of a range that is little off centre lies within the tolerance; a right one never fits so badly.
+    if as_declared <= tolerance and as_declared < opposite + _SIGN:
         return WedgeVerdict("agrees", f"{found} about {estimate.tilt_axis}, {declared}")
-    if fits(-declared_high, -declared_low):
+    if opposite <= tolerance:
         remedy = f"use --tilts={-declared_high:g},{-declared_low:g}"
         return WedgeVerdict("sign", f"the tilts seem to have the opposite sign: {found}, {declared}; {remedy}")
     remedy = (

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +17,15 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from equitomo import report
+from equitomo.cli import machine
 from equitomo.cli.options import CheckPlan, HalvesOrTable, Reading
+from equitomo.cli.predicting import require_other
 from equitomo.cli.reading import (
     Declared,
     declared_in,
     declared_pair,
     declared_rows,
+    judge_each,
     read_geometry,
     read_halves,
     thinnest_not_z,
@@ -32,17 +35,16 @@ from equitomo.datasets import (
     Normalization,
     SubtomogramDataset,
     TomogramPair,
-    compare_halves,
+    judge_halves,
     require_usable,
     specimen_mask,
 )
 from equitomo.datasets.cubes import require_one_voxel_size
 from equitomo.geometry import TiltGeometry
-from equitomo.io import TableRow, Volume, bytes_to_create, read_volume
+from equitomo.io import TableRow, Volume, bytes_to_create, read_volume, require_place
 from equitomo.metrics import cosine_taper, fourier_shell_correlation
 from equitomo.training import IcecreamTrainer, TrainingConfig
-from equitomo.training.memory import cubes_at_once
-from equitomo.wedge_estimate import estimate_wedge, judge_geometry
+from equitomo.training.memory import IN_BACKWARD, cubes_at_once
 
 Options = dict[type, Any]
 Status = Literal["ok", "note", "mend"]
@@ -55,8 +57,6 @@ _TIMED_STRIDES, _TIMED_CUBES, _TIMED_STEPS = 3, 4, 2
 # Copies in float32 of the volume that a run holds at once: the halves as read and normalised, result and its parts.
 _COPIES = 8
 _PROGRAM = 5e8  # bytes of the libraries themselves
-# Gradients and workspaces of the backward pass on top of what is kept for it: 1.18 times with the paper's settings.
-_IN_BACKWARD = 1.2
 _LARGEST_COMPARED = 256
 
 
@@ -81,8 +81,11 @@ def run(options: Options) -> int:
 
 def _declared(options: Options) -> Declared | list[TableRow]:
     """What is to be looked at."""
-    plan: CheckPlan = options[CheckPlan]
-    if options[HalvesOrTable].table is None:
+    plan, halves = options[CheckPlan], options[HalvesOrTable]
+    if halves.table is None:
+        if plan.picture is not None:
+            require_place(plan.picture, overwrite=plan.overwrite)
+            require_other(Path(plan.picture), halves.first, halves.second)
         return declared_pair(options, plan.mask)
     if plan.picture is not None:
         raise ValueError("--picture draws the wedge of one tomogram: give its two halves in place of the --table")
@@ -158,8 +161,8 @@ class _Table:
         print("\nNothing to mend." if not self._to_mend else f"\n{self._to_mend} to mend before a reconstruction.")
         return 1 if self._to_mend else 0
 
-    def attempt(self, subject: str, act: Callable[[], Found], said: str = "") -> Found | None:
-        """The result, with warnings as notes but for what is said already; ``None`` and a line to mend if it fails."""
+    def attempt(self, subject: str, act: Callable[[], Found], said: Sequence[str] = ()) -> Found | None:
+        """The result, with warnings as notes but for those said already; ``None`` and a line to mend if it fails."""
         with self._noting(subject, said):
             try:
                 return act()
@@ -168,12 +171,12 @@ class _Table:
                 return None
 
     @contextmanager
-    def _noting(self, subject: str, said: str) -> Iterator[None]:
+    def _noting(self, subject: str, said: Sequence[str]) -> Iterator[None]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
         for message in (str(warning.message) for warning in caught):
-            if not said or said not in message:
+            if not any(known in message for known in said):
                 self("note", subject, message)
 
 
@@ -219,8 +222,10 @@ def _pair(
 ) -> TomogramPair | None:
     first, second = files
     known = min(first.voxel_size) > 0
-    complaint = compare_halves(first.data, second.data).complaint
-    if complaint:
+    complaints = table.attempt("halves", lambda: judge_halves(first.data, second.data, "the pair"))
+    if complaints is None:
+        return None
+    for complaint in complaints:
         table("mend", "halves", complaint)
 
     def make() -> TomogramPair:
@@ -237,11 +242,11 @@ def _pair(
             pair.mask = specimen_mask(pair.volumes.mean(0))
         return pair
 
-    pair = table.attempt("halves", make, said=complaint)
+    pair = table.attempt("halves", make, said=complaints)
     if pair is None:
         return None
     table("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
-    if not complaint:
+    if not complaints:
         sound = "" if "halves" in table.doubted else "independent and in place; "
         table("ok", "halves", sound + _agreement(pair))
     return pair
@@ -259,9 +264,8 @@ def _agreement(pair: TomogramPair) -> str:
 
 
 def _look_at_the_wedge(table: _Table, pair: TomogramPair, picture: str | None) -> None:
-    # Of one half: of two that are mirrored against each other the sum has another wedge.
-    estimate = estimate_wedge(pair.volumes[0])
-    verdict = judge_geometry(estimate, pair.geometry)
+    judged = judge_each(list(pair.volumes), pair.geometry)
+    verdict, estimate = judged.verdict, judged.estimate
     status: Status = "ok" if verdict.kind == "agrees" else "mend" if verdict.is_wrong else "note"
     sure = "" if estimate.tilt_range is None else f" ({estimate.explained:.0%} of the spectrum's contrast explained)"
     table(status, "wedge", verdict.message + sure)
@@ -288,13 +292,12 @@ def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options, *,
     """Memory, disk and time for the configured training, with bytes of volumes in memory and of the result on disk."""
     config: TrainingConfig = options[TrainingConfig]
     trial = table.attempt("device", lambda: _Trial.of(pair, config))
-    free = _free_memory()
+    free = machine.free_memory()
     on_gpu = trial is not None and trial.device.type == "cuda"
-    needed = _PROGRAM + (volumes if trial is None or on_gpu else volumes + _IN_BACKWARD * trial.activations)
+    needed = _PROGRAM + (volumes if trial is None or on_gpu else volumes + IN_BACKWARD * trial.activations)
     enough: Status = "note" if free is None else "ok" if needed < free else "mend"
     there = "unknown" if free is None else f"{free / _GIGA:.1f} GB"
-    remedy = "; --micro_batch 1, --checkpointing true or a smaller --side or --width needs less"
-    smaller = remedy if enough == "mend" else ""
+    smaller = f"; {machine.LESS_MEMORY}" if enough == "mend" else ""
     table(enough, "memory", f"about {needed / _GIGA:.1f} GB needed, {there} free{smaller}")
     if trial is None:
         return
@@ -307,7 +310,11 @@ def _look_at_the_machine(table: _Table, pair: TomogramPair, options: Options, *,
     space = shutil.disk_usage(_existing(Path(options[CheckPlan].out))).free
     table("ok" if written < space else "mend", "disk", f"{written / _GIGA:.2f} GB needed, {space / _GIGA:.1f} GB free")
     seconds = trial.seconds * config.steps
-    table("ok", "time", f"about {_duration(seconds)} for {config.steps:,} steps of {_duration(trial.seconds)}")
+    table(
+        "ok",
+        "time",
+        f"about {machine.duration(seconds)} for {config.steps:,} steps of {machine.duration(trial.seconds)}",
+    )
 
 
 class _Trial:
@@ -355,23 +362,7 @@ def _seconds(act: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-
-
 def _existing(path: Path) -> Path:
     """The folder, or the nearest one above that is there."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

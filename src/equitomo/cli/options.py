@@ -302,11 +302,14 @@ class CheckPlan:
         The folder of the run to come: is there room on its disk?
     picture
         A PNG file to draw the power over the tilt into, with the declared and the found range; not with a table.
+    overwrite
+        Replace the picture if it is there.
     """
 
     mask: str | None = None
     out: str = "."
     picture: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.picture is not None and not self.picture.lower().endswith(".png"):

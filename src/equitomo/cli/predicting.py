@@ -14,8 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from equitomo._middle import Volume as Voxels
+from equitomo.cli.machine import require_memory
 from equitomo.cli.options import OneOrMany, PredictFiles, Prediction, Reading, RunGeometry
-from equitomo.cli.reading import read_geometry, read_halves, read_one
+from equitomo.cli.reading import read_geometry, read_halves, read_one, warn_of_geometry, warn_of_halves
 from equitomo.datasets import IntensityScale, Normalization, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor
@@ -132,6 +133,9 @@ def make_ready(
     """
     prediction: Prediction = options[Prediction]
     volumes, scale = _read_volumes(tomogram, options[Reading], trained.config.normalization)
+    name = tomogram.first if tomogram.second is None else f"{tomogram.first} and {tomogram.second}"
+    warn_of_halves(name, volumes, scale)
+    warn_of_geometry(name, volumes, tomogram.geometry)
     require_range(volumes[0].data, prediction.dtype)
     predictor = make_predictor(
         trained.network,
@@ -147,6 +151,7 @@ def make_ready(
     needs = predictor.footprint(shape, halves=len(volumes))
     n_bytes = bytes_to_create(tomogram.out, shape, prediction.dtype) + needs.disk
     require_writable(tomogram.out, overwrite=overwrite, n_bytes=n_bytes)
+    require_memory(needs.memory, f"{tomogram.out}: prediction", "a smaller --tile or --local_tile needs less")
     return Ready(tomogram.out, volumes, scale, predictor, needs, prediction.dtype, overwrite)
 
 

@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 
 from equitomo.cli.options import Geometry, Halves, HalvesOrTable, Reading, TrainingGeometry, TrainingInput
-from equitomo.datasets import StoredTomogramPair, TomogramPair, require_two_halves
+from equitomo.datasets import (
+    IntensityScale,
+    StoredTomogramPair,
+    TomogramPair,
+    judge_halves,
+    require_two_halves,
+    warn_of_outliers,
+)
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.io import TableRow, Volume, read_table, read_tilts, read_volume
 from equitomo.training import TrainingConfig
-from equitomo.wedge_estimate import estimate_wedge, judge_geometry
+from equitomo.wedge_estimate import WedgeEstimate, WedgeVerdict, estimate_wedge, judge_geometry
 
 Options = dict[type, Any]
 
@@ -111,7 +118,7 @@ def _stored_pair(
         nan=reading.nan,
         name=name,
     )
-    _warn_of_geometry(name, volumes["first"], pair.geometry)
+    warn_of_geometry(name, [volumes["first"], volumes["second"]], pair.geometry)
     files: dict[str, Volume | Path] = dict(volumes)
     if Path(declared.tilts).is_file():
         files["tilts"] = Path(declared.tilts)
@@ -149,15 +156,51 @@ def read_geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:
     return TiltGeometry(read_tilts(tilts), tilt_axis)
 
 
-def _warn_of_geometry(name: str, volume: Volume, geometry: TiltGeometry) -> None:
+def warn_of_halves(name: str, volumes: Sequence[Volume], scale: IntensityScale) -> None:
+    """Say what is odd about one or two volumes that are used all the same.
+
+    Raises
+    ------
+    ValueError
+        If two are no independent halves.
+    """
+    data = [volume.data for volume in volumes]
+    for complaint in judge_halves(data[0], data[1], name) if len(data) == 2 else []:
+        warnings.warn(f"{name}: {complaint}", stacklevel=3)
+    warn_of_outliers(data, scale, name)
+
+
+def warn_of_geometry(name: str, volumes: Sequence[Volume], geometry: TiltGeometry) -> None:
     """Say what makes the declared wedge another one than the data's: nothing later would show it."""
-    # Of one half: of two that are mirrored against each other the sum has another wedge.
-    verdict = judge_geometry(estimate_wedge(volume.data), geometry)
-    notes = [verdict.message if verdict.is_wrong else "", voxels_not_cubic(volume.voxel_size)]
+    verdict = judge_each([volume.data for volume in volumes], geometry).verdict
+    notes = [verdict.message if verdict.is_wrong else "", voxels_not_cubic(volumes[0].voxel_size)]
     if verdict.kind == "unclear":
-        notes.append(thinnest_not_z(volume.shape))
+        notes.append(thinnest_not_z(volumes[0].shape))
     for note in filter(None, notes):
         warnings.warn(f"{name}: {note}", stacklevel=4)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The wedge of a tomogram held against its data, and which half says so."""
+
+    verdict: WedgeVerdict
+    estimate: WedgeEstimate
+
+
+def judge_each(volumes: Sequence[Any], geometry: TiltGeometry) -> Judged:
+    """Hold a geometry against the spectrum of each half; what the first says, unless the wedge of the other is wrong.
+
+    Of two that are turned or mirrored against each other the sum would have another wedge.
+    """
+    judged = [Judged(judge_geometry(estimate, geometry), estimate) for estimate in map(estimate_wedge, volumes)]
+    first, *others = judged
+    for other in others:
+        if other.verdict.is_wrong and not first.verdict.is_wrong:
+            return replace(
+                other, verdict=replace(other.verdict, message=f"of the second half: {other.verdict.message}")
+            )
+    return first
 
 
 def voxels_not_cubic(voxel_size: Sequence[float]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from equitomo.cli import manifest
+from equitomo.cli.machine import readable, require_memory_of_step
 from equitomo.cli.manifest import Invocation, Manifest
 from equitomo.cli.options import Prediction, RunFolder, TrainingInput
 from equitomo.io import PARTIAL, Volume, bytes_to_create, named
@@ -87,7 +88,8 @@ def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[
     Raises
     ------
     ValueError
-        If an input is among what the run writes, or is not the one that a resumed run was started with.
+        If an input is among what the run writes, or is not the one that a resumed run was started with, or a step does
+        not fit into the memory.
     OSError
         If the disk has too little room.
     """
@@ -103,6 +105,7 @@ def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[
         shape, dtype = trainer.dataset.pairs[0].shape, options[Prediction].dtype
         n_bytes += volumes * bytes_to_create(folder / "reconstruction.mrc", shape, dtype)
     _require_space(folder, n_bytes, leavings)
+    require_memory_of_step(trainer)
     record = Manifest(folder, options, trainer.config.seed, files)
     if given.resume:
         record.go_on()
@@ -126,7 +129,7 @@ def _require_space(folder: Path, n_bytes: int, leavings: Iterable[str]) -> None:
     if free < n_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"the disk has {_readable(free)} for this run, which needs about {_readable(n_bytes)} for its checkpoints "
+            f"the disk has {readable(free)} for this run, which needs about {readable(n_bytes)} for its checkpoints "
             "and results. Free some space, take an --out on another disk, or keep fewer checkpoints (--keep_every)",
             str(folder),
         )
@@ -230,7 +233,3 @@ def _clear_partials(folder: Path, leavings: Iterable[str]) -> None:
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
-
-
-def _readable(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.3g} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.3g} MB"

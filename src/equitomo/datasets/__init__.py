@@ -2,7 +2,9 @@
 
 from equitomo.datasets.agreement import HalvesAgreement, compare_halves
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset
-from equitomo.datasets.pair import IntensityScale, Normalization, TomogramPair, require_usable
+from equitomo.datasets.halves import judge_halves
+from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable, warn_of_outliers
+from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
 from equitomo.datasets.specimen import specimen_mask
 from equitomo.datasets.stored import StoredTomogramPair, require_two_halves
@@ -18,7 +20,9 @@ __all__ = [
     "TomogramPair",
     "compare_halves",
     "cubes_of",
+    "judge_halves",
     "require_two_halves",
     "require_usable",
     "specimen_mask",
+    "warn_of_outliers",
 ]

@@ -1,4 +1,4 @@
-"""Whether two half tomograms lie on each other: a shift or a mirror between them."""
+"""Whether two half tomograms lie on each other: a shift, a mirror or an inverted contrast between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOW_PASS = 0.25
 # In standard deviations: under the window the peaks of noise in small volumes reach 10. A peak counts above that, if it
 # is 1.3 times those of all other orientations (different specimens on a common lattice reach 13 in several), and
 # instead of the value in place if it is 1.5 times that.
-_SURE, _ALONE, _HIGHER = 12.0, 1.3, 1.5
+SURE, _ALONE, _HIGHER = 12.0, 1.3, 1.5
 # One voxel off, the wide peak of a tomogram is hardly lower in place; what tells is where its top lies between the
 # voxels. In 482 good pairs with a peak above 24 (simulated, and parts of real and realistic tomograms) it lay at most
 # 0.58 voxels from zero; in 747 of 760 that were shifted by one voxel beyond 0.7. With peaks below 20 the two overlap.
@@ -38,40 +38,47 @@ class HalvesAgreement:
         nothing can be told.
     mirrored
         The axes along which the second half is mirrored, as ``"z"`` or ``"yx"``; empty if it is not.
+    inverted
+        Whether the contrast of one half is the opposite of the other's.
     peak
         Height of the correlation in the place found, in its standard deviations: above 12 the halves surely show
-        the same specimen.
+        the same specimen, below zero it is the opposite contrast that correlates.
     """
 
     shift: tuple[int, int, int] = (0, 0, 0)
     mirrored: str = ""
+    inverted: bool = False
     peak: float = 0.0
 
     @property
     def complaint(self) -> str:
         """What is wrong and how to mend it, empty if nothing is."""
+        found = []
+        if self.inverted:
+            found.append("the halves are anticorrelated: the contrast of one is inverted, multiply it by -1")
         if self.mirrored:
-            return (
+            found.append(
                 f"the halves are mirrored along {', '.join(self.mirrored)} against each other: reconstruct both with "
                 "the same geometry, or turn one back"
             )
         if any(self.shift):
-            return (
+            found.append(
                 f"the second half is shifted against the first by {self.shift} voxels (z, y, x): align them, or "
                 "reconstruct both from one alignment"
             )
-        return ""
+        return "; and ".join(found)
 
 
 def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
-    r"""Look for a shift or a mirror between two halves in their cross-correlation.
+    r"""Look for a shift, a mirror or an inverted contrast between two halves in their cross-correlation.
 
     .. math:: c(s) = F^{-1} \bigl[ w(|k|)\, F_1\, \overline{F_2} \bigr](s)
 
     with every shell of frequencies below a quarter of the sampling rate scaled to the same power, so that gradients and
     thick membranes do not blur the peak, and outliers clipped. The peak must be well above noise and half as high
-    again as the value at zero; a shift of one voxel is told if the peak is 24 standard deviations high. The second half
-    is tried as it is and mirrored along every set of axes; the middle 128 voxels are compared, under a Hann window.
+    again as the value at zero; a shift of one voxel is told if the peak is 24 standard deviations high. A peak that is
+    negative is one of inverted contrast. The second half is tried as it is and mirrored along every set of axes; the
+    middle 128 voxels are compared, under a Hann window.
 
     Parameters
     ----------
@@ -95,18 +102,19 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     shape = (one.shape[0], one.shape[1], one.shape[2])
     weight, spectrum = _weight(shape), _whitened(one)
     found = {axes: _peak(spectrum, _whitened(other.flip(_numbers(axes))) * weight, shape) for axes in _MIRRORS}
-    axes = max(found, key=lambda name: found[name][1])
-    top, height, in_place = found[axes]
-    others = max(peak for name, (_, peak, _) in found.items() if name != axes)
-    if height < _SURE or height < _ALONE * others:
-        return HalvesAgreement(peak=found[""][2])
+    axes = max(found, key=lambda name: found[name].height)
+    peak = found[axes]
+    others = max(other.height for name, other in found.items() if name != axes)
+    if peak.height < SURE or peak.height < _ALONE * others:
+        plain = found[""]
+        return HalvesAgreement(peak=-plain.in_place if plain.inverted else plain.in_place)
     if axes:
-        return HalvesAgreement(mirrored=axes, peak=height)
-    is_one_off = height > _DISTINCT and _OFF < max(map(abs, top)) < 1.5
-    if height > _HIGHER * in_place or is_one_off:
-        z, y, x = (round(length) for length in top)
-        return HalvesAgreement(shift=(z, y, x), peak=height)
-    return HalvesAgreement(peak=in_place)
+        return HalvesAgreement(mirrored=axes, inverted=peak.inverted, peak=peak.height)
+    is_one_off = peak.height > _DISTINCT and _OFF < max(map(abs, peak.top)) < 1.5
+    if peak.height > _HIGHER * peak.in_place or is_one_off:
+        z, y, x = (round(length) for length in peak.top)
+        return HalvesAgreement(shift=(z, y, x), inverted=peak.inverted, peak=peak.height)
+    return HalvesAgreement(inverted=peak.inverted, peak=peak.in_place)
 
 
 _MIRRORS = ["".join(axes) for n in range(4) for axes in combinations("zyx", n)]
@@ -142,12 +150,27 @@ def _whitened(volume: Tensor) -> Tensor:
     return spectrum / power.sqrt().clamp_min(1e-30).float()[shell]
 
 
-def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> tuple[tuple[float, ...], float, float]:
-    """Where the second lies on the first, the correlation there and in place, in standard deviations of the rest."""
+@dataclass(frozen=True)
+class _Peak:
+    """Where the second half lies on the first, and the correlation there and in place, in standard deviations.
+
+    Both are those of the opposite contrast where that correlates better.
+    """
+
+    top: tuple[float, ...] = (0.0, 0.0, 0.0)
+    height: float = 0.0
+    in_place: float = 0.0
+    inverted: bool = False
+
+
+def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> _Peak:
     correlation = irfftn(one.conj() * other, shape)
     deviation = float(correlation.std())
     if not deviation > 0:
-        return (0.0, 0.0, 0.0), 0.0, 0.0
+        return _Peak()
+    inverted = bool(-correlation.min() > correlation.max())
+    if inverted:
+        correlation = -correlation
     index = [int(i) for i in np.unravel_index(int(correlation.argmax()), correlation.shape)]
 
     def beside(axis: int, step: int) -> float:
@@ -157,7 +180,7 @@ def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> tuple[tupl
 
     whole = [i - n if 2 * i > n else i for i, n in zip(index, shape, strict=True)]
     top = tuple(i + _top(*(beside(axis, step) for step in (-1, 0, 1))) for axis, i in enumerate(whole))
-    return top, float(correlation.max()) / deviation, float(correlation[0, 0, 0]) / deviation
+    return _Peak(top, float(correlation.max()) / deviation, float(correlation[0, 0, 0]) / deviation, inverted)
 
 
 def _top(before: float, here: float, after: float) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.datasets.pair import IntensityScale, Normalization, TomogramPair
+from equitomo.datasets.intensities import IntensityScale, Normalization
+from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.specimen import specimen_mask
 from equitomo.geometry import TiltGeometry, as_geometry
 from equitomo.io import StoredVoxels, Volume

@@ -236,6 +236,16 @@ class IcecreamTrainer:
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
         return (kept + 3) * one + self.config.steps * ROW_BYTES
 
+    @property
+    def n_at_once(self) -> int:
+        """Cubes of this process that go through the network together."""
+        return self._memory.n_at_once
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self._learner.dtype
+
     def bytes_kept(self, n_cubes: int) -> int:
         """Bytes that cubes which go through the network at once keep for the backward pass, each storage once."""
         kept: dict[int, int] = {}
