@@ -15,6 +15,7 @@ from equitomo.geometry import TiltGeometry
 from equitomo.inference import TiledPredictor
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.symmetry import MirrorAveraged
 from equitomo.tiling import Tiling
 
 TILTS = (-60.0, 40.0)
@@ -373,11 +374,39 @@ def test_volumes_that_are_none_are_refused(halves, message):
         predictor(Identity())(*halves)
 
 
-@pytest.mark.parametrize(("tile", "margin", "blend"), [(128, 24, 16), (96, 16, 12), (72, 18, 0), (16, 4, 0)])
+@pytest.mark.parametrize(("tile", "margin", "blend"), [(128, 24, 8), (96, 16, 8), (72, 18, 0), (16, 4, 0)])
 def test_large_tiles_fade_into_each_other_unless_told_not_to(tile, margin, blend):
     predictor = TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin)
     assert predictor.blend == blend
     assert TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin, blend=0).blend == 0
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "width", "settings", "tile"),
+    [
+        # The paper's network in float32 on a host of 8 GB, of 24 GB and of 128 GB.
+        (1, 64, {}, 112),
+        (3, 64, {}, 128),
+        (16, 64, {}, 232),
+        (100, 64, {}, 240),
+        (3, 16, {}, 208),
+        (3, 16, {"margin": 80}, 224),
+        (3, 16, {"tile": 64}, 64),
+        (1, 16, {"levels": 5}, 144),
+    ],
+)
+def test_tiles_are_as_large_as_the_memory_holds_comfortably(monkeypatch, gigabytes, width, settings, tile):
+    monkeypatch.setattr("equitomo.inference._tile._budget", lambda device: gigabytes * 10**9)
+    with torch.device("meta"):
+        network = ScaleEquivariantUNet3D(width=width, levels=settings.get("levels", 4))
+    replica = MirrorAveraged(network.to_empty(device="cpu"), (-60, 60))
+    given = {name: value for name, value in settings.items() if name != "levels"}
+    assert TiledPredictor(replica, (-60, 60), precision="float32", **given).tile == tile
+
+
+def test_a_network_that_does_not_say_what_it_takes_has_tiles_of_128():
+    assert TiledPredictor(torch.nn.Identity(), (-60, 60)).tile == 128
+    assert TiledPredictor(torch.nn.Identity(), (-60, 60), stride=48).tile == 96 + 48
 
 
 # Several devices

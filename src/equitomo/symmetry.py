@@ -47,6 +47,8 @@ class MirrorAveraged(nn.Module):
         self.network = network
         # Tiles must start on multiples of it, as for the network alone.
         self.stride = getattr(network, "stride", 1)
+        # The images go through one after the other.
+        self.maps_at_once = getattr(network, "maps_at_once", None)
         self.mirrors = mirrors_of(geometry, flips)
 
     def forward(self, x: Tensor) -> Tensor:

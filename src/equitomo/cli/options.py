@@ -197,7 +197,7 @@ class Prediction:
     local_tile
         Voxels per side of the small tiles of "local"; 0 for two strides of the network, at least 16.
     tile
-        Voxels per side of a tile.
+        Voxels per side of a tile; 0 for as many as the memory of the device holds comfortably, from 112 to 240.
     tile_margin
         Voxels of a tile that are computed and thrown away at every face; "auto" measures for each tomogram how many
         the network needs.
@@ -209,7 +209,7 @@ class Prediction:
 
     wedge: Literal["local", "global", "tile"] = "local"
     local_tile: int = 0
-    tile: int = 128
+    tile: int = 0
     tile_margin: int | Literal["auto"] = 24
     margin_tolerance: float = 0.01
     dtype: Literal["float32", "float16"] = "float32"

@@ -29,6 +29,8 @@ from equitomo.training.checkpoint import load_checkpoint, load_network
 Options = dict[type, Any]
 Job = Callable[[], None]
 Progress = Callable[[int, int], None]
+# That "auto" compares with.
+_WIDEST_MARGIN = 64
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def make_predictor(
         TiledPredictor,
         MirrorAveraged(network, geometry, flips=config.flips) if config.mirrors else network,
         geometry,
-        tile=prediction.tile,
+        tile=prediction.tile or None,
         passes=config.passes,
         average_first=config.average_first,
         wedge=prediction.wedge,
@@ -226,8 +228,9 @@ def _measured_margin(
 ) -> int:
     """The margin that is within the tolerance in the middle of a volume."""
     # Core and margins make one tile: measuring takes no more memory than predicting.
-    core = min(32, prediction.tile // 4)
-    largest = max((prediction.tile - core) // 2 // predictor.stride, 1) * predictor.stride
+    core = min(32, predictor.tile // 4)
+    room = min((predictor.tile - core) // 2, _WIDEST_MARGIN)
+    largest = max(room // predictor.stride, 1) * predictor.stride
     settings: dict[str, Any] = {"largest": largest, "core": core, "intensities": intensities}
     try:
         return predictor.measured_margin(sample, prediction.margin_tolerance, **settings)

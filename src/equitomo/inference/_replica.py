@@ -42,7 +42,7 @@ class Replica:
         parameter = next(network.parameters(), torch.zeros(()))
         self.network, self._operator = network, operator
         self.device, self._input_dtype = parameter.device, parameter.dtype
-        self._dtype = trusted(precision, self.device)
+        self.dtype = trusted(precision, self.device)
         self._network = Fitting(self._infer, overlap, stride)
         self._empty = Fitting(lambda x: self.operator_for(tuple(x.shape[-3:])).A(x))
 
@@ -70,7 +70,7 @@ class Replica:
         return self._operator
 
     def _infer(self, x: Tensor) -> Tensor:
-        with autocast(self._dtype, self.device):
+        with autocast(self.dtype, self.device):
             return cast(Tensor, self.network(x.to(self._input_dtype))).float()
 
 

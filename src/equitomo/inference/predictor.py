@@ -20,6 +20,7 @@ from equitomo.geometry import TiltGeometry, as_geometry
 from equitomo.inference._footprint import Footprint, tile_bytes, transform_bytes
 from equitomo.inference._margins import core_errors, smallest_margin
 from equitomo.inference._replica import Replica, WedgeOperator, copies, spread
+from equitomo.inference._tile import suitable_tile
 from equitomo.inference._voxels import Source, Target
 from equitomo.io import release, scratch_array
 from equitomo.models import TwoViewReconstructor
@@ -69,7 +70,8 @@ class TiledPredictor:
         :class:`~equitomo.physics.PaddedMissingWedgeOperator`. Not used with one pass.
     tile
         Voxels per side of a tile at most, a multiple of ``stride``. Shorter ones are taken where just as many cover
-        the volume, unless the wedge is emptied within tiles.
+        the volume, unless the wedge is emptied within tiles. ``None`` takes what the memory of the device holds
+        comfortably, from 112 to 240: large tiles compute less that is thrown away.
     margin
         Voxels computed and thrown away at every face of a tile; see :meth:`measured_margin`.
     passes
@@ -81,9 +83,9 @@ class TiledPredictor:
         an eighth of it, and neighbours fade into each other over a quarter. ``None`` takes two strides and 16 voxels
         at least, which did best.
     blend
-        Voxels over which neighbouring tiles fade into each other at least; ``None`` takes a fifth of a tile without its
-        margins where that is 64 voxels or more, and nothing of smaller ones. Margins of 24 and a blend of 16 leave no
-        seam with trained networks, margins of 16 without a blend do; see the benchmarks.
+        Voxels over which neighbouring tiles fade into each other at least; ``None`` takes 8 where a tile without its
+        margins has 64 or more, and 0 for smaller ones. Margins of 24 and a blend of 8 leave no seam with trained
+        networks, margins of 16 without a blend do; see the benchmarks.
     batch
         Tiles in one network call.
     stride
@@ -121,7 +123,7 @@ class TiledPredictor:
         model: nn.Module,
         physics_or_geometry: WedgeOperator | TiltGeometry | tuple[float, float],
         *,
-        tile: int = 128,
+        tile: int | None = None,
         margin: int = 24,
         passes: int = 2,
         wedge: Wedge = "local",
@@ -143,11 +145,8 @@ class TiledPredictor:
             raise ValueError(f"wedge is 'local', 'global' or 'tile', got {wedge!r}")
         self.network = model.network if isinstance(model, TwoViewReconstructor) else model
         self.operator = _as_operator(physics_or_geometry)
-        core = tile - 2 * margin
-        if blend is None:
-            blend = core // 5 if core >= 64 else 0
-        self.tile, self.margin, self.blend, self.batch, self.border = tile, margin, blend, batch, border
         self.passes, self.wedge, self.average_first = passes, wedge, average_first
+        self.margin, self.batch, self.border = margin, batch, border
         own = getattr(self.network, "stride", 1)
         # That of a bare convolution is a triple, and 1 if it keeps the volume's size.
         self.stride = stride if stride is not None else own if isinstance(own, int) else 1
@@ -159,6 +158,11 @@ class TiledPredictor:
         # Where the wedge is emptied that acts on the whole volume.
         self.device = self._replicas[0].device
         self.progress = progress
+        if tile is None:
+            tile = suitable_tile(self.network, self.device, self._replicas[0].dtype, self.stride, margin)
+        if blend is None:
+            blend = 8 if tile - 2 * margin >= 64 else 0
+        self.tile, self.blend = tile, blend
         # A volume too large for one tile, so that what cannot work is told here and not at the first call.
         Tiling((tile + 1,) * 3, tile, margin, self.stride, blend, border)
         if self._is_local:
