@@ -124,6 +124,7 @@ def test_reconstruct_measures_the_margin_if_asked(halves, finished, tmp_path, ca
 def test_the_output_may_be_float16(halves, tmp_path):
     assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED, "--dtype", "float16") == 0
     assert read_volume(tmp_path / "reconstruction.mrc").data.dtype == np.float16
+    assert mrcfile.validate(tmp_path / "reconstruction.mrc")
 
 
 def test_demo_needs_no_input_and_leaves_everything(tmp_path):

@@ -447,6 +447,18 @@ def test_statistics_are_marked_unknown_if_there_are_nans(tmp_path):
     np.testing.assert_array_equal(volume.data, data)
 
 
+def test_half_floats_of_real_size_are_valid_and_do_not_state_their_deviation(tmp_path):
+    """In half floats, as validation computes it, the sum of their squares is infinite."""
+    data = np.random.default_rng(0).normal(0, 1, (64, 64, 64)).astype("f4")
+    path = write_volume(tmp_path / "out.mrc", data, voxel_size=1, dtype="float16")
+    assert_valid(path)
+    record = read_volume(path).header.record
+    assert record["rms"] == -1
+    stored = data.astype("f2")
+    assert (record["dmin"], record["dmax"]) == (stored.min(), stored.max())
+    np.testing.assert_allclose(record["dmean"], stored.mean(dtype="f8"), rtol=1e-5)
+
+
 @pytest.mark.parametrize("order", "<>")
 def test_the_rest_of_the_header_is_kept(tmp_path, order):
     extra = imod_flags(4, order)

@@ -66,6 +66,10 @@ class _Head:
         """Write the header again, now with the statistics of the voxels."""
         for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
             self.record[name] = value
+        if self.record["mode"] == 12:
+            # Read back as half floats the deviation overflows from some ten thousand voxels on, and a true one would
+            # count as wrong: negative is MRC2014's way to say that it is not known.
+            self.record["rms"] = -1
         file.seek(0)
         file.write(self.record.tobytes())
 
