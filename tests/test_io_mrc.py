@@ -497,6 +497,25 @@ def test_the_extended_header_may_be_left_out(tmp_path):
     np.testing.assert_array_equal(read_volume(path).data, before.data)
 
 
+@pytest.mark.parametrize(
+    ("extended", "declared", "written"),
+    [
+        (b"X,Y,Z".ljust(80), b"", "CCP4"),
+        (b"\x00\xff" * 40, b"", "MRCO"),
+        (b"\x00\xff" * 40, b"    ", "MRCO"),
+        (b"\x00\xff" * 40, b"AGAR", "AGAR"),
+    ],
+    ids=["text", "numbers", "blanks", "declared"],
+)
+def test_an_extended_header_is_kept_byte_for_byte_and_its_kind_declared(tmp_path, extended, declared, written):
+    raw = header(nsymbt=80, exttyp=declared) + extended + values("f4").tobytes()
+    before = read_volume(put(tmp_path, raw))
+    path = write_volume(tmp_path / "out.mrc", before.data, like=before)
+    assert_valid(path)
+    after = read_volume(path).header
+    assert (after.extended, after.exttyp) == (extended, written)
+
+
 def test_unset_cell_angles_become_right_angles(tmp_path):
     before = read_volume(put(tmp_path, content(cellb=(0, 0, 0))))
     after = read_volume(write_volume(tmp_path / "out.mrc", before.data, like=before))

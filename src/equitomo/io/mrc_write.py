@@ -92,9 +92,10 @@ def _new_header(plan: WritingPlan) -> Array:
     record["machst"] = (0x44, 0x44, 0, 0) if byte_order(record) == "<" else (0x11, 0x11, 0, 0)
     extended = like.header.extended if like else b""
     record["nsymbt"] = len(extended)
-    if extended and not record["exttyp"].tobytes().strip(b" \0") and extended.isascii():
-        # Undeclared text records are the symmetry operators of CCP4.
-        record["exttyp"] = b"CCP4"
+    if extended and not record["exttyp"].tobytes().strip(b" \0"):
+        # MRC2014 asks for a kind and has no code for an unknown one. Text was CCP4's, its symmetry operators; anything
+        # else dates from when there was one format. Numbers per section are told by nint and nreal, which are kept.
+        record["exttyp"] = b"CCP4" if extended.isascii() else b"MRCO"
     _add_label(record, plan.label)
     return record
 
