@@ -192,6 +192,12 @@ REFUSED = [
         "[ZValue = 0]\nTiltAngle = 1\n[ZValue = 1]\nDose = 3\n",
         "line 3: this section has no Tilt",
     ),
+    (
+        31,
+        "a.mdoc",
+        MDOC.replace("StagePosition = 1 2", "TiltAngle = 3"),
+        r"line 14: a second TiltAngle in this section",
+    ),
     (31, "a.aln", XF, "no table '# SEC ... TILT'"),
     (31, "a.aln", ALN.replace(" 1.00     0.00    -51.99", "-51.99"), "line 9 has 8 columns, expected 10"),
     (31, "a.star", "-3\n3\n", "line 1: expected data_, loop_ or a label, so not a STAR file"),

@@ -162,6 +162,11 @@ def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
             inside = re.match(r"\s*\[\s*ZValue\s*=", text) is not None
             section = line if inside else 0
         elif inside and (value := re.match(r"\s*TiltAngle\s*=\s*(.*?)\s*$", text)):
+            if not section:
+                raise FileFormatError(
+                    f"{path}: line {line}: a second TiltAngle in this section, expected one per view; export the file "
+                    "again"
+                )
             found.append(_angle(path, line, value[1]))
             section = 0
     if not found:
