@@ -864,6 +864,20 @@ def test_a_file_without_the_mark_is_read_if_it_is_asked_for(tmp_path):
     assert case.run() == 0
 
 
+@pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_mask_without_the_mark_is_read_if_it_is_asked_for(tmp_path, capsys, command):
+    case = Case(tmp_path)
+    case.mask(np.ones((18, 20, 22)))
+    content = bytearray((tmp_path / "mask.mrc").read_bytes())
+    content[208:212] = content[220:224] = bytes(4)
+    (tmp_path / "mask.mrc").write_bytes(content)
+    assert case.run(command) != 0
+    assert re.search(r"mask\.mrc: no MAP mark.*--permissive", "".join(capsys.readouterr()))
+    case.settings.append("--permissive")
+    assert case.run(command) == 0
+
+
 # Exit statuses and the shell -------------------------------------------------------------------------
 
 

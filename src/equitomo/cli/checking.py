@@ -29,7 +29,6 @@ from equitomo.cli.reading import (
     voxels_not_cubic,
 )
 from equitomo.datasets import (
-    Normalization,
     SubtomogramDataset,
     TomogramPair,
     compare_halves,
@@ -192,7 +191,7 @@ def _look_at_the_data(table: _Table, declared: Declared, options: Options) -> To
     if geometry is None or None in whole:
         return None
     table("ok", "voxels", "finite, and not constant")
-    return _pair(table, files, geometry, declared.mask, options[TrainingConfig].normalization)
+    return _pair(table, files, geometry, declared.mask, options)
 
 
 def _usable(volume: Volume) -> bool:
@@ -215,9 +214,10 @@ def _pair(
     files: tuple[Volume, Volume],
     geometry: TiltGeometry,
     mask: str | None,
-    normalization: Normalization,
+    options: Options,
 ) -> TomogramPair | None:
     first, second = files
+    permissive: bool = options[Reading].permissive
     known = min(first.voxel_size) > 0
     complaint = compare_halves(first.data, second.data).complaint
     if complaint:
@@ -229,8 +229,8 @@ def _pair(
             second.data,
             geometry,
             voxel_size=first.voxel_size if known else None,
-            mask=None if mask in (None, "auto") else read_volume(mask).data,
-            normalization=normalization,
+            mask=None if mask in (None, "auto") else read_volume(mask, permissive=permissive).data,
+            normalization=options[TrainingConfig].normalization,
             name="the pair",
         )
         if mask == "auto":
