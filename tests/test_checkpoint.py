@@ -20,6 +20,7 @@ from equitomo.training.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    write_checkpoint,
 )
 
 SETTINGS = {"width": 4, "levels": 2}
@@ -178,6 +179,71 @@ def test_what_a_killed_process_left_behind_is_cleaned_by_the_next_checkpoint(run
     partial.mkdir()
     save(run / "checkpoints", 30)
     assert steps(run / "checkpoints") == ["step_00000020", "step_00000030"]
+
+
+class Killed(BaseException):
+    """In place of a signal that cannot be caught."""
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """A run whose only checkpoint was about to be replaced when its process was killed, between the two renames."""
+    save(tmp_path / "checkpoints", 20)
+    rename = module.Path.rename
+
+    def die(self, target):
+        if target.name == "step_00000020":
+            raise Killed
+        rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module.Path, "rename", die)
+        # Who is killed cleans nothing up.
+        patch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+        save(tmp_path / "checkpoints", 20, averaged=True)
+    assert steps(tmp_path / "checkpoints") == [".step_00000020.old.partial", ".step_00000020.partial"]
+    return tmp_path
+
+
+def test_a_checkpoint_that_was_being_replaced_when_the_process_was_killed_is_loaded(killed):
+    assert has_checkpoint(killed)
+    assert equal(load_network(killed), network(20))
+    assert steps(killed / "checkpoints") == [".step_00000020.old.partial", ".step_00000020.partial"]
+
+
+def test_a_checkpoint_that_was_being_replaced_gets_its_name_back(killed):
+    save(killed / "checkpoints", 30)
+    assert steps(killed / "checkpoints") == ["step_00000020", "step_00000030"]
+    assert equal(load_network(killed / "checkpoints" / "step_00000020"), network(20))
+
+
+def test_a_checkpoint_that_was_being_replaced_outlives_a_failure_of_the_next(killed, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(killed / "checkpoints", 20)
+    assert equal(load_network(killed), network(20))
+
+
+def test_a_checkpoint_that_was_being_replaced_is_replaced_by_the_next_of_its_step(killed):
+    save(killed / "checkpoints", 20, averaged=True)
+    assert "averaged" in load_checkpoint(killed).tensors
+    assert steps(killed / "checkpoints") == ["step_00000020"]
+
+
+def test_a_single_checkpoint_that_was_being_replaced_goes_when_the_new_one_has_its_name(killed):
+    write_checkpoint(killed / "checkpoints" / "step_00000020", {"weights": network(1).state_dict()}, {})
+    assert steps(killed / "checkpoints") == ["step_00000020"]
+
+
+def test_a_checkpoint_that_was_replaced_before_the_kill_is_not_loaded_and_cleaned_by_the_next(run):
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "step_00000010", folder / ".step_00000020.old.partial")
+    assert equal(load_network(run), network(20))
+    save(folder, 30)
+    assert steps(folder) == ["step_00000020", "step_00000030"]
 
 
 def test_an_older_checkpoint_is_dropped_only_after_the_new_one_is_whole(run, monkeypatch):

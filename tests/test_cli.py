@@ -124,6 +124,7 @@ def test_reconstruct_measures_the_margin_if_asked(halves, finished, tmp_path, ca
 def test_the_output_may_be_float16(halves, tmp_path):
     assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED, "--dtype", "float16") == 0
     assert read_volume(tmp_path / "reconstruction.mrc").data.dtype == np.float16
+    assert mrcfile.validate(tmp_path / "reconstruction.mrc")
 
 
 def test_demo_needs_no_input_and_leaves_everything(tmp_path):
@@ -861,6 +862,20 @@ def test_a_file_without_the_mark_is_read_if_it_is_asked_for(tmp_path):
     no_map_mark(case)
     case.settings = ["--permissive"]
     assert case.run() == 0
+
+
+@pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_mask_without_the_mark_is_read_if_it_is_asked_for(tmp_path, capsys, command):
+    case = Case(tmp_path)
+    case.mask(np.ones((18, 20, 22)))
+    content = bytearray((tmp_path / "mask.mrc").read_bytes())
+    content[208:212] = content[220:224] = bytes(4)
+    (tmp_path / "mask.mrc").write_bytes(content)
+    assert case.run(command) != 0
+    assert re.search(r"mask\.mrc: no MAP mark.*--permissive", "".join(capsys.readouterr()))
+    case.settings.append("--permissive")
+    assert case.run(command) == 0
 
 
 # Exit statuses and the shell -------------------------------------------------------------------------

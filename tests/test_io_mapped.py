@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pytest
 
@@ -36,6 +38,15 @@ def test_in_pieces_a_file_is_written_as_at_once(dtype, order, tmp_path):
         assert data.dtype.itemsize == 4
         fill(data)
     assert (tmp_path / "pieces.mrc").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_written_in_pieces_is_valid_at_real_sizes(dtype, tmp_path):
+    made = np.random.default_rng(0).normal(0, 1, (64, 64, 64))
+    with creating_volume(tmp_path / "out.mrc", made.shape, voxel_size=1, dtype=dtype) as data:
+        data[:] = made
+    report = io.StringIO()
+    assert mrcfile.validate(tmp_path / "out.mrc", print_file=report), report.getvalue()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

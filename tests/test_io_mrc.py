@@ -183,10 +183,10 @@ def test_an_unknown_machine_stamp_is_settled_by_the_size(tmp_path, stamp, order)
         np.testing.assert_array_equal(read_volume(path).data, values("f4"))
 
 
-def old_style(**fields):
+def old_style(order="<", x=10.0, **fields):
     """The layout before 2000: z origin, x origin and y origin where the mark and the stamp are now."""
-    raw = bytearray(content(**fields))
-    raw[208:220] = np.array([30.0, 10.0, 20.0], "<f4").tobytes()
+    raw = bytearray(content(order, **fields))
+    raw[208:220] = np.array([30.0, x, 20.0], order + "f4").tobytes()
     return bytes(raw)
 
 
@@ -194,6 +194,18 @@ def test_a_plainly_valid_old_header_is_read(tmp_path):
     with pytest.warns(FileFormatWarning, match="old header without the MAP mark"):
         volume = read_volume(put(tmp_path, old_style()))
     np.testing.assert_array_equal(volume.data, values("f4"))
+    assert volume.header.origin == (30.0, 20.0, 10.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*old header without the MAP mark")
+@pytest.mark.parametrize("packed", [".gz", ".bz2"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("mode", [0, 2])
+def test_an_old_header_is_read_from_a_packed_file(tmp_path, mode, order, packed):
+    raw = old_style(order=order, dtype=TYPES[mode], mode=mode)
+    volume = read_volume(put(tmp_path, PACK[packed](raw), "volume.mrc" + packed))
+    np.testing.assert_array_equal(volume.data, values(TYPES[mode]), strict=True)
+    np.testing.assert_array_equal(gathered(volume, 1), volume.data)
     assert volume.header.origin == (30.0, 20.0, 10.0)
 
 
@@ -240,9 +252,11 @@ REFUSED = [
     (1, gzip.compress(content()[:300]), r"gzip file holds no MRC header"),
     (1, compressed()[:-9], r"gzip file is damaged"),
     (2, old_style()[:-4], r"no MAP mark at byte 208, and its 1500 bytes are not"),
-    (2, gzip.compress(old_style()), r"no MRC header with a machine stamp.* unpack it first"),
+    (2, gzip.compress(old_style()[:-4]), r"no MAP mark at byte 208, and its 1500 bytes are not"),
+    (2, gzip.compress(old_style(mode=7)), r"no MRC header, so how much .* is unknown.* unpack it first"),
     (3, content(machst=(0, 0, 0, 0)) + b"more", r"unknown machine stamp 00 00 00 00"),
     (5, content(mode=7), r"mode 7: unknown\. Modes 0, 1, 2, 6 and 12"),
+    (5, compressed(mode=7), r"mode 7: unknown\. Modes 0, 1, 2, 6 and 12"),
     (9, content(mode=3), r"mode 3: complex numbers"),
     (9, content(mode=4), r"mode 4: complex numbers"),
     (10, content(mode=101), r"mode 101: packed 4-bit"),
@@ -260,6 +274,11 @@ REFUSED = [
     (16, b"\x89HDF" + bytes(2000), r"not an MRC file \(it looks like HDF5\)"),
     (17, gzip.compress(content() + bytes(1 << 20)), r"unpacks to more than the 1504 bytes"),
     (17, bz2.compress(content() + bytes(1 << 20)), r"unpacks to more than the 1504 bytes"),
+    (17, gzip.compress(old_style() + bytes(1 << 20)), r"unpacks to more than the 1504 bytes"),
+    # Of mode 0 both byte orders make sense of the sizes; that of terabytes must not set the limit.
+    (17, gzip.compress(old_style(mode=0) + bytes(1 << 23)), r"unpacks to more than the 1144 bytes"),
+    # An origin of 784 (44 44 00 00) looks like the stamp of the other byte order.
+    (17, gzip.compress(old_style(">", 784, mode=0) + bytes(1 << 23)), r"unpacks to more than the 1144 bytes"),
     (17, b"BZh9" + bytes(50), r"bzip2 file is damaged"),
     (18, content(ispg=401), r"stack of volumes \(ispg 401\)"),
     (18, header((1, 5, 6)) + bytes(120), r"single section \(nz = 1\)"),
@@ -447,6 +466,18 @@ def test_statistics_are_marked_unknown_if_there_are_nans(tmp_path):
     np.testing.assert_array_equal(volume.data, data)
 
 
+def test_half_floats_of_real_size_are_valid_and_do_not_state_their_deviation(tmp_path):
+    """In half floats, as validation computes it, the sum of their squares is infinite."""
+    data = np.random.default_rng(0).normal(0, 1, (64, 64, 64)).astype("f4")
+    path = write_volume(tmp_path / "out.mrc", data, voxel_size=1, dtype="float16")
+    assert_valid(path)
+    record = read_volume(path).header.record
+    assert record["rms"] == -1
+    stored = data.astype("f2")
+    assert (record["dmin"], record["dmax"]) == (stored.min(), stored.max())
+    np.testing.assert_allclose(record["dmean"], stored.mean(dtype="f8"), rtol=1e-5)
+
+
 @pytest.mark.parametrize("order", "<>")
 def test_the_rest_of_the_header_is_kept(tmp_path, order):
     extra = imod_flags(4, order)
@@ -483,6 +514,25 @@ def test_the_extended_header_may_be_left_out(tmp_path):
     path = write_volume(tmp_path / "out.mrc", before.data, like=bare)
     assert_valid(path)
     np.testing.assert_array_equal(read_volume(path).data, before.data)
+
+
+@pytest.mark.parametrize(
+    ("extended", "declared", "written"),
+    [
+        (b"X,Y,Z".ljust(80), b"", "CCP4"),
+        (b"\x00\xff" * 40, b"", "MRCO"),
+        (b"\x00\xff" * 40, b"    ", "MRCO"),
+        (b"\x00\xff" * 40, b"AGAR", "AGAR"),
+    ],
+    ids=["text", "numbers", "blanks", "declared"],
+)
+def test_an_extended_header_is_kept_byte_for_byte_and_its_kind_declared(tmp_path, extended, declared, written):
+    raw = header(nsymbt=80, exttyp=declared) + extended + values("f4").tobytes()
+    before = read_volume(put(tmp_path, raw))
+    path = write_volume(tmp_path / "out.mrc", before.data, like=before)
+    assert_valid(path)
+    after = read_volume(path).header
+    assert (after.extended, after.exttyp) == (extended, written)
 
 
 def test_unset_cell_angles_become_right_angles(tmp_path):
@@ -678,6 +728,15 @@ def test_a_real_old_header_is_read_as_unsigned_bytes():
     assert (volume.data.shape, volume.data.dtype) == ((78, 64, 32), np.uint8)
     assert (volume.data.min(), volume.data.max()) == (141, 163)
     np.testing.assert_allclose(volume.voxel_size, 23.2, rtol=1e-5)
+
+
+@real_data
+@pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
+@pytest.mark.parametrize("packed", [".gz", ".bz2"])
+def test_a_real_old_header_is_read_from_a_packed_file(tmp_path, packed):
+    plain = DATA / "files" / "old_style_header.mrc"
+    volume = read_volume(put(tmp_path, PACK[packed](plain.read_bytes()), "volume.mrc" + packed))
+    np.testing.assert_array_equal(volume.data, read_volume(plain).data, strict=True)
 
 
 @real_data

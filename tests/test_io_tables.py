@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from equitomo.io import FileFormatError, TableRow, read_table
+from equitomo.io import FileFormatError, FileFormatWarning, TableRow, read_table
 
 RELION = """
 # version 50001
@@ -61,7 +61,15 @@ def test_columns_may_be_left_out(tmp_path):
     assert row == TableRow(2, tmp_path / "e.mrc", tmp_path / "o.mrc", None, None, None)
 
 
+def put_all(folder, *names):
+    """Files of these names, with the folders they lie in."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("a file")
+
+
 def test_the_table_of_relion_is_read(tmp_path):
+    put_all(tmp_path, *re.findall(r"\S+\.(?:mrc|star)", RELION))
     first, second = read_table(put(tmp_path, RELION, "tomograms.star"))
     half, other = tmp_path / "a_half1.mrc", tmp_path / "a_half2.mrc"
     assert first == TableRow(12, half, other, f"{tmp_path}/tilt_series/TS_01.star", None, None)
@@ -69,9 +77,99 @@ def test_the_table_of_relion_is_read(tmp_path):
 
 
 def test_the_table_of_isonet_is_read(tmp_path):
+    put_all(tmp_path, *re.findall(r"\S+\.mrc", ISONET))
     first, second = read_table(put(tmp_path, ISONET, "tomograms.star"))
     assert (first.tilts, first.mask) == ("-60,54", f"{tmp_path}/masks/a.mrc")
     assert (second.tilts, second.mask) == ("-51,51", None)
+
+
+# As RELION 5 leaves it: all paths are relative to the folder of the project.
+JOB = """
+data_global
+
+loop_
+_rlnTomoName #1
+_rlnTomoTiltSeriesStarFile #2
+_rlnTomoReconstructedTomogramHalf1 #3
+_rlnTomoReconstructedTomogramHalf2 #4
+_rlnMaskName #5
+TS_01 Tomograms/job010/tilt_series/TS_01.star Tomograms/job010/tomograms/rec_TS_01_half1.mrc \\
+Tomograms/job010/tomograms/rec_TS_01_half2.mrc masks/TS_01.zarr
+""".replace("\\\n", "")
+JOB_FILES = ["tilt_series/TS_01.star", "tomograms/rec_TS_01_half1.mrc", "tomograms/rec_TS_01_half2.mrc"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The folder of a project of RELION, with one reconstruction in it and a mask, which is a folder."""
+    folder = tmp_path / "project"
+    job = folder / "Tomograms" / "job010"
+    put_all(job, *JOB_FILES)
+    put_all(folder, "masks/TS_01.zarr/.zattrs")
+    put(job, JOB, "tomograms.star")
+    return folder
+
+
+def assert_in(project, row):
+    job = project / "Tomograms" / "job010"
+    tilts, first, second = (job / name for name in JOB_FILES)
+    assert row == TableRow(10, first, second, str(tilts), None, str(project / "masks" / "TS_01.zarr"))
+
+
+def test_a_star_table_is_read_where_relion_left_it(project):
+    (row,) = read_table(project / "Tomograms" / "job010" / "tomograms.star")
+    assert_in(project, row)
+
+
+@pytest.mark.parametrize(("here", "given"), [("Tomograms/job010", ""), ("masks", "../Tomograms/job010/")])
+def test_a_star_table_may_be_named_from_anywhere(project, monkeypatch, here, given):
+    monkeypatch.chdir(project / here)
+    (row,) = read_table(f"{given}tomograms.star")
+    assert_in(project, row)
+
+
+def test_a_star_table_is_read_in_a_folder_that_is_a_link_to_another_disk(project, tmp_path):
+    (project / "Tomograms").rename(tmp_path / "large_disk")
+    (project / "Tomograms").symlink_to(tmp_path / "large_disk")
+    (row,) = read_table(project / "Tomograms" / "job010" / "tomograms.star")
+    assert_in(project, row)
+
+
+def test_files_beside_a_star_table_go_before_those_of_a_folder_above(project):
+    job = project / "Tomograms" / "job010"
+    (job / "Tomograms").symlink_to(project / "Tomograms")
+    put_all(job, "masks/TS_01.zarr/.zattrs")
+    (row,) = read_table(job / "tomograms.star")
+    assert (row.first, row.mask) == (job / "Tomograms/job010" / JOB_FILES[1], str(job / "masks/TS_01.zarr"))
+
+
+def test_the_nearest_folder_above_a_star_table_counts(project, tmp_path):
+    put_all(tmp_path, "masks/TS_01.zarr/.zattrs")
+    (row,) = read_table(project / "Tomograms" / "job010" / "tomograms.star")
+    assert_in(project, row)
+
+
+def test_a_file_that_is_nowhere_is_warned_of_with_where_it_was_looked_for(project):
+    job = project / "Tomograms" / "job010"
+    (job / JOB_FILES[2]).unlink()
+    message = (
+        rf"tomograms\.star: line 10: Tomograms/job010/{JOB_FILES[2]} is neither in {job} nor in a folder above it; "
+        "leave the table where it was written, or mend its paths"
+    )
+    with pytest.warns(FileFormatWarning, match=message):
+        (row,) = read_table(job / "tomograms.star")
+    assert row.second == job / "Tomograms/job010" / JOB_FILES[2]
+
+
+def test_a_file_of_a_star_table_with_its_full_name_is_looked_for_nowhere_else(project):
+    text = JOB.replace("masks/TS_01.zarr", "/nowhere/mask.mrc")
+    (row,) = read_table(put(project / "Tomograms" / "job010", text, "tomograms.star"))
+    assert row.mask == "/nowhere/mask.mrc"
+
+
+def test_paths_of_other_tables_are_beside_the_table_alone(project):
+    (row,) = read_table(put(project / "Tomograms", "first,second,mask\na.mrc,b.mrc,masks/TS_01.zarr\n"))
+    assert row.mask == str(project / "Tomograms" / "masks/TS_01.zarr")
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ REFUSED = [
     (31, "a.tlt", b"\x00\x01\x02", "not a text file"),
     (32, "a.tlt", "-3\n", r"1 different tilt angle\(s\), expected those of a tilt series"),
     (32, "a.tlt", "-3\n-3\n", r"1 different tilt angle\(s\)"),
+    (32, "a.tlt", "-60\n-60.0000001\n", r"span 1e-07 degrees, expected at least 1.*radians or degrees"),
+    (32, "a.tlt", "-60\n-59.01\n", r"span 0\.99 degrees, expected at least 1"),
     (35, "a.tlt", "-3\n91\n", r"line 2: 91 is not a tilt between -90 and 90 degrees; radians or degrees\?"),
     (35, "a.tlt", "-90\n0\n90\n", "span 180 degrees, expected less than 180; radians or degrees"),
     (
@@ -190,6 +192,12 @@ REFUSED = [
         "[ZValue = 0]\nTiltAngle = 1\n[ZValue = 1]\nDose = 3\n",
         "line 3: this section has no Tilt",
     ),
+    (
+        31,
+        "a.mdoc",
+        MDOC.replace("StagePosition = 1 2", "TiltAngle = 3"),
+        r"line 14: a second TiltAngle in this section",
+    ),
     (31, "a.aln", XF, "no table '# SEC ... TILT'"),
     (31, "a.aln", ALN.replace(" 1.00     0.00    -51.99", "-51.99"), "line 9 has 8 columns, expected 10"),
     (31, "a.star", "-3\n3\n", "line 1: expected data_, loop_ or a label, so not a STAR file"),
@@ -213,6 +221,7 @@ def test_a_bad_tilt_file_is_refused_with_its_name_and_the_reason(tmp_path, fault
         (33, "0\n3\n-3\n", "not in ascending order", (-3.0, 0.0, 3.0)),
         (34, "-3\n3\n3\n5\n5\n", r"angles repeat \(3, 5\); are two series mixed", (-3.0, 3.0, 3.0, 5.0, 5.0)),
         (36, "-1.04\n0\n1.04\n", "below 2 degrees; are they radians", (-1.04, 0.0, 1.04)),
+        (36, "-0.5\n0.5\n", "below 2 degrees; are they radians", (-0.5, 0.5)),
     ],
 )
 def test_a_surprising_tilt_file_is_read_with_a_warning(tmp_path, fault, text, message, angles):

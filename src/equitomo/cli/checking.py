@@ -32,7 +32,6 @@ from equitomo.cli.reading import (
     voxels_not_cubic,
 )
 from equitomo.datasets import (
-    Normalization,
     SubtomogramDataset,
     TomogramPair,
     judge_halves,
@@ -195,7 +194,7 @@ def _look_at_the_data(table: _Table, declared: Declared, options: Options) -> To
     if geometry is None or None in whole:
         return None
     table("ok", "voxels", "finite, and not constant")
-    return _pair(table, files, geometry, declared.mask, options[TrainingConfig].normalization)
+    return _pair(table, files, geometry, declared.mask, options)
 
 
 def _usable(volume: Volume) -> bool:
@@ -218,9 +217,10 @@ def _pair(
     files: tuple[Volume, Volume],
     geometry: TiltGeometry,
     mask: str | None,
-    normalization: Normalization,
+    options: Options,
 ) -> TomogramPair | None:
     first, second = files
+    permissive: bool = options[Reading].permissive
     known = min(first.voxel_size) > 0
     complaints = table.attempt("halves", lambda: judge_halves(first.data, second.data, "the pair"))
     if complaints is None:
@@ -234,8 +234,8 @@ def _pair(
             second.data,
             geometry,
             voxel_size=first.voxel_size if known else None,
-            mask=None if mask in (None, "auto") else read_volume(mask).data,
-            normalization=normalization,
+            mask=None if mask in (None, "auto") else read_volume(mask, permissive=permissive).data,
+            normalization=options[TrainingConfig].normalization,
             name="the pair",
         )
         if mask == "auto":

@@ -108,7 +108,7 @@ def _stored_pair(
     halves, mask = {"first": declared.first, "second": declared.second}, declared.mask
     volumes = {role: read_volume(path, permissive=reading.permissive) for role, path in halves.items()}
     if mask is not None and mask != "auto":
-        volumes["mask"] = read_volume(mask)
+        volumes["mask"] = read_volume(mask, permissive=reading.permissive)
     pair = StoredTomogramPair(
         volumes["first"],
         volumes["second"],

@@ -66,6 +66,10 @@ class _Head:
         """Write the header again, now with the statistics of the voxels."""
         for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
             self.record[name] = value
+        if self.record["mode"] == 12:
+            # Read back as half floats the deviation overflows from some ten thousand voxels on, and a true one would
+            # count as wrong: negative is MRC2014's way to say that it is not known.
+            self.record["rms"] = -1
         file.seek(0)
         file.write(self.record.tobytes())
 
@@ -88,9 +92,10 @@ def _new_header(plan: WritingPlan) -> Array:
     record["machst"] = (0x44, 0x44, 0, 0) if byte_order(record) == "<" else (0x11, 0x11, 0, 0)
     extended = like.header.extended if like else b""
     record["nsymbt"] = len(extended)
-    if extended and not record["exttyp"].tobytes().strip(b" \0") and extended.isascii():
-        # Undeclared text records are the symmetry operators of CCP4.
-        record["exttyp"] = b"CCP4"
+    if extended and not record["exttyp"].tobytes().strip(b" \0"):
+        # MRC2014 asks for a kind and has no code for an unknown one. Text was CCP4's, its symmetry operators; anything
+        # else dates from when there was one format. Numbers per section are told by nint and nreal, which are kept.
+        record["exttyp"] = b"CCP4" if extended.isascii() else b"MRCO"
     _add_label(record, plan.label)
     return record
 

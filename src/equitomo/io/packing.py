@@ -25,13 +25,12 @@ def unpacked(path: Path, file: BinaryIO, packer: str) -> bytearray:
     stream = cast(BinaryIO, gzip.GzipFile(fileobj=file) if packer == "gzip" else bz2.BZ2File(file))
     try:
         content = bytearray(stream.read(HEADER_BYTES))
-        order = STAMPS.get(bytes(content[212:214]))
-        if order is None or len(content) < HEADER_BYTES:
+        expected = _stated_size(bytes(content))
+        if expected is None:
             raise FileFormatError(
-                f"{path}: the {packer} file holds no MRC header with a machine stamp, so how much it may "
-                "unpack to is unknown; if it is an MRC file with an old header, unpack it first"
+                f"{path}: the {packer} file holds no MRC header, so how much it may unpack to is unknown; if it "
+                "is an MRC file, unpack it first"
             )
-        expected = expected_size(as_record(bytes(content), order)) or 0
         # Grow with what is really there: the header of a small file may ask for terabytes.
         while len(content) <= expected + MAX_TRAILING and (part := stream.read(1 << 22)):
             content += part
@@ -43,3 +42,14 @@ def unpacked(path: Path, file: BinaryIO, packer: str) -> bytearray:
             "or hostile. Unpack it elsewhere and look at it"
         )
     return content
+
+
+def _stated_size(head: bytes) -> int | None:
+    """Bytes that the header asks for, 0 if it is an MRC header that cannot be used, None if it is none."""
+    if len(head) < HEADER_BYTES:
+        return None
+    if head[208:211] == b"MAP" and (stamp := STAMPS.get(head[212:214])):
+        return expected_size(as_record(head, stamp)) or 0
+    # An old header has neither mark nor stamp. In the wrong byte order sizes below 65,536 are larger, never smaller.
+    sizes = [size for order in "<>" if (size := expected_size(as_record(head, order)))]
+    return min(sizes, default=None)

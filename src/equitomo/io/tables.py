@@ -1,13 +1,15 @@
 """Tables of tomograms: a line for each, with its halves, tilts and mask."""
 
 import csv
+import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .errors import FileFormatError
+from .errors import FileFormatError, FileFormatWarning
 from .opening import read_text
 from .star import star_tables
 
@@ -61,7 +63,8 @@ def read_table(path: str | Path) -> list[TableRow]:
     Of a STAR file the first table with both halves is taken, by the labels of RELION 5
     (``rlnTomoReconstructedTomogramHalf1`` and ``Half2``, ``rlnTomoTiltSeriesStarFile``), with ``rlnTiltMin``,
     ``rlnTiltMax`` and ``rlnMaskName`` as IsoNet 2 writes them, or by the names of this package. Paths are relative to
-    the table's folder.
+    the table's folder. RELION's are relative to the folder of its project: those of a STAR file which are not in the
+    table's folder are taken from the nearest folder above it that has them.
 
     Raises
     ------
@@ -69,6 +72,11 @@ def read_table(path: str | Path) -> list[TableRow]:
         If the file is no such table, or a line of it cannot be used. The message names the line.
     OSError
         If the file cannot be opened.
+
+    Warns
+    -----
+    FileFormatWarning
+        If a file that a STAR file names is in none of these folders.
     """
     path = Path(path)
     readers = {".csv": ",", ".tsv": "\t", ".star": None}
@@ -137,12 +145,28 @@ def _row(path: Path, line: int, values: dict[str, str]) -> TableRow:
     mask = given.get("mask")
     return TableRow(
         line,
-        path.parent / given["first"],
-        path.parent / given["second"],
-        tilts if tilts is None or re.fullmatch(r"[-+\d.,\s]+", tilts) else str(path.parent / tilts),
+        _place(path, line, given["first"]),
+        _place(path, line, given["second"]),
+        tilts if tilts is None or re.fullmatch(r"[-+\d.,\s]+", tilts) else str(_place(path, line, tilts)),
         axis,  # type: ignore[arg-type]
-        mask if mask in (None, "auto") else str(path.parent / mask),
+        mask if mask in (None, "auto") else str(_place(path, line, mask)),
     )
+
+
+def _place(path: Path, line: int, name: str) -> Path:
+    """Where a file is that the table names."""
+    beside = path.parent / name
+    if path.suffix.lower() != ".star" or Path(name).is_absolute() or os.access(beside, os.F_OK):
+        return beside
+    # Links are not resolved: the folder of a job may lie on another disk, and that of the project not above it there.
+    folder = Path(os.path.normpath(path.parent.absolute()))
+    for above in folder.parents:
+        if os.access(above / name, os.F_OK):
+            return above / name
+    # No error: other lines may be of use, and a command reports what it cannot open by its line.
+    note = f"{name} is neither in {folder} nor in a folder above it; leave the table where it was written"
+    warnings.warn(f"{path}: line {line}: {note}, or mend its paths", FileFormatWarning, stacklevel=4)
+    return beside
 
 
 def _refuse_repetitions(path: Path, rows: list[TableRow]) -> None:

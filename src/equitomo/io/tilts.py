@@ -15,6 +15,8 @@ Found = tuple[int, float]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
+# Series are recorded in steps of a degree or more: a smaller span is one view twice, or the radians of a short series.
+LEAST_SPAN = 1.0
 UNDERSTOOD = (
     "understood are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them (.xf), SerialEM "
     "(.mdoc), AreTomo (.aln) and RELION (.star); or write the angles in degrees, one per line, into a .tlt file"
@@ -63,7 +65,8 @@ def read_tilts(
     ------
     FileFormatError
         If the file is not one of these, has a line that is no angle, fewer than two different
-        angles, or angles that cannot be degrees of a tilt series. The message names the line.
+        angles, a span of less than 1 degree, or angles that cannot be degrees of a tilt series.
+        The message names the line.
     OSError
         If the file cannot be opened.
 
@@ -159,6 +162,11 @@ def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
             inside = re.match(r"\s*\[\s*ZValue\s*=", text) is not None
             section = line if inside else 0
         elif inside and (value := re.match(r"\s*TiltAngle\s*=\s*(.*?)\s*$", text)):
+            if not section:
+                raise FileFormatError(
+                    f"{path}: line {line}: a second TiltAngle in this section, expected one per view; export the file "
+                    "again"
+                )
             found.append(_angle(path, line, value[1]))
             section = 0
     if not found:
@@ -240,10 +248,16 @@ def _check_angles(path: Path, found: list[Found]) -> None:
         raise FileFormatError(
             f"{path}: {len(set(angles))} different tilt angle(s), expected those of a tilt series, one per image"
         )
-    if max(angles) - min(angles) >= 180:
+    span = max(angles) - min(angles)
+    if span < LEAST_SPAN:
         raise FileFormatError(
-            f"{path}: the tilts span {max(angles) - min(angles):g} degrees, expected less than 180; "
-            "radians or degrees? Leave out the views that are not needed"
+            f"{path}: the tilts span {span:g} degrees, expected at least {LEAST_SPAN:g} of a tilt series; radians or "
+            "degrees? Or another column?"
+        )
+    if span >= 180:
+        raise FileFormatError(
+            f"{path}: the tilts span {span:g} degrees, expected less than 180; radians or degrees? Leave out the views "
+            "that are not needed"
         )
 
 

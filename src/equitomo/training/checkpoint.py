@@ -23,6 +23,8 @@ from equitomo.models import ScaleEquivariantUNet3D
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
 _STATE_HASH = "state.json.sha256"
+# Of a checkpoint while another one takes its name.
+_ASIDE = ".old.partial"
 # Headers, names and the state, generously.
 _OTHER_BYTES = 1 << 16
 
@@ -64,6 +66,8 @@ def save_checkpoint(
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         flush_folder(folder.parent)
+    for old in _stranded(folder):
+        old.rename(_named_before(old))
     for left in folder.glob(".step_*.partial"):
         # Of a process that was killed while it wrote.
         shutil.rmtree(left, ignore_errors=True)
@@ -186,12 +190,24 @@ def _candidates(path: Path) -> list[Path]:
     if is_checkpoint(path):
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    return sorted((p for p in folder.glob("step_*") if p.is_dir() and _step_of(p) >= 0), key=_step_of, reverse=True)
+    # A reader renames nothing: it may look between the two renames of a process that is alive.
+    found = [*folder.glob("step_*"), *_stranded(folder)]
+    return sorted((p for p in found if p.is_dir() and _step_of(p) >= 0), key=_step_of, reverse=True)
+
+
+def _stranded(folder: Path) -> list[Path]:
+    """Checkpoints that were set aside for another one, by a process that was killed before that one had the name."""
+    return [old for old in folder.glob(f".step_*{_ASIDE}") if not _named_before(old).exists()]
+
+
+def _named_before(old: Path) -> Path:
+    """The checkpoint's path before it was set aside."""
+    return old.with_name(old.name.removeprefix(".").removesuffix(_ASIDE))
 
 
 def _step_of(path: Path) -> int:
     """The step in a checkpoint's name; negative if it is none."""
-    number = path.name.removeprefix("step_")
+    number = _named_before(path).name.removeprefix("step_")
     return int(number) if number.isascii() and number.isdecimal() else -1
 
 
@@ -238,12 +254,10 @@ def _hash(content: bytes) -> str:
 
 
 def _put_in_place(partial: Path, final: Path) -> None:
-    if not final.exists():
-        partial.rename(final)
-        return
-    # Two renames and not a removal between them: a kill finds one of the two, and this moment is short.
-    old = final.with_name(f".{final.name}.old.partial")
-    shutil.rmtree(old, ignore_errors=True)
-    final.rename(old)
+    old = final.with_name(f".{final.name}{_ASIDE}")
+    if final.exists():
+        # Two renames and no removal before the second: between them the old one is found under its other name.
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
