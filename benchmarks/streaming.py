@@ -36,20 +36,20 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("compare", "full", "ours", "reference"))
-    parser.add_argument("--shape", default="256,256,256")
+    parser.add_argument("--shape", default="256,352,352")
     parser.add_argument("--width", type=int, default=2, help="0 for one convolution: the memory of the rest")
-    parser.add_argument("--tile", type=int, default=128)
-    parser.add_argument("--margin", type=int, default=18)
+    parser.add_argument("--tile", type=int, default=0, help="0 for what the memory holds comfortably")
     parser.add_argument("--sample", type=int, default=8, help="cubes that the reference's time is measured on")
     parser.add_argument("--wedge", default="global", choices=("local", "global"))
     parser.add_argument("--folder", default=tempfile.gettempdir())
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "compare":
-        for what, width in (("reference", 2), ("ours", 2), ("reference", 0), ("ours", 0)):
-            _in_a_process(what, f"--width={width}", f"--folder={given.folder}", f"--sample={given.sample}")
+        settings = [f"--{name}={getattr(given, name)}" for name in ("shape", "tile", "folder", "sample", "width")]
+        for what, *wedge in (("reference",), ("ours", "--wedge=global"), ("ours", "--wedge=local")):
+            _in_a_process(what, *settings, *wedge)
     elif given.what == "full":
-        settings = ("--shape=464,928,928", "--width=0", "--tile=160", "--margin=24", f"--wedge={given.wedge}")
+        settings = ("--shape=464,928,928", "--width=0", "--tile=240", f"--wedge={given.wedge}")
         _in_a_process("ours", *settings, f"--folder={given.folder}")
     else:
         _measure(given)
@@ -62,16 +62,15 @@ def _in_a_process(what: str, *options: str) -> None:
 def _measure(given: argparse.Namespace) -> None:
     z, y, x = map(int, given.shape.split(","))
     network = ScaleEquivariantUNet3D(width=given.width) if given.width else _Convolution()
-    predictor = TiledPredictor(
-        network, _TILTS, tile=given.tile, margin=given.margin, wedge=given.wedge, blend=0, precision="float32"
-    )
+    network.to(memory_format=torch.channels_last_3d)
+    predictor = TiledPredictor(network, _TILTS, tile=given.tile or None, wedge=given.wedge, precision="float32")
     # What the first call loads is the program's, not the volume's.
     predictor(np.zeros((9, 9, 9), np.float32))
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         halves = [_half(Path(folder) / f"{name}.raw", (z, y, x)) for name in ("first", "second")]
         before, start = _peak(), time.process_time()
         if given.what == "ours":
-            print(f"stated: {predictor.footprint((z, y, x))}", flush=True)
+            print(f"stated: {predictor.footprint((z, y, x))}; tiles of {predictor.tile}", flush=True)
             with creating_volume(Path(folder) / "out.mrc", (z, y, x)) as out:
                 predictor(*halves, out=out, scratch=folder)
             seconds = time.process_time() - start
