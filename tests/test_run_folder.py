@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commanding import run
+from kills import assert_equal_runs
 from making import noisy_halves
 
 from equitomo import read_volume, write_volume
@@ -348,6 +349,28 @@ def test_the_record_is_there_while_the_run_works_and_tells_how_it_ended(halves, 
 def test_a_resumed_run_is_recorded_beside_the_first_try(halves, trained):
     assert resume(halves, trained) == 0
     assert [entry["outcome"] for entry in record(trained)["invocations"]] == ["finished", "finished"]
+
+
+@pytest.mark.parametrize("command", ["train", "reconstruct"])
+def test_a_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(halves, tmp_path, command):
+    constant = [*FOUR_STEPS, "--schedule", "constant"]
+    if command == "reconstruct":
+        constant += [*TILED, "--mirrors", "false"]
+    assert run(command, *halves, "--out", tmp_path / "one", *constant) == 0
+    assert run(command, *halves, "--out", tmp_path / "two", *constant, "--steps", "2") == 0
+    assert run(command, *halves, "--out", tmp_path / "two", *constant, "--resume") == 0
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    if command == "reconstruct":
+        results = [read_volume(tmp_path / name / "reconstruction.mrc").data for name in ("one", "two")]
+        assert np.array_equal(*results)
+    found = record(tmp_path / "two")
+    assert found["configuration"]["TrainingConfig"]["steps"] == 4
+    assert [entry["outcome"] for entry in found["invocations"]] == ["finished", "finished"]
+
+
+def test_the_remedy_is_named_where_the_schedule_depends_on_the_number_of_steps(halves, trained, capsys):
+    assert resume(halves, trained, "--steps", "9") == 2
+    assert re.search(r"run of 2, .*have 9: .*cosine.*start another run .*--init", capsys.readouterr().err)
 
 
 def change_a_voxel(halves):

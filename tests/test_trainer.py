@@ -301,6 +301,38 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precisi
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_finished_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(pair, tmp_path, optimizer):
+    config = {"precision": "float16", "warmup": 8, "optimizer": optimizer}
+    IcecreamTrainer(pair, tiny(**config), out=tmp_path / "one").train()
+    IcecreamTrainer(pair, tiny(**config, steps=6), out=tmp_path / "two").train()
+    IcecreamTrainer(pair, tiny(**config), out=tmp_path / "two", resume=True).train()
+    assert load_checkpoint(tmp_path / "two").state["config"]["steps"] == 12
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(("schedule", "until"), [("constant", 6), ("cosine", 4)])
+def test_another_number_of_steps_is_taken_where_no_step_done_would_have_been_another(pair, tmp_path, schedule, until):
+    """With cosine those are the steps of the warm-up."""
+    config = {"schedule": schedule, "warmup": 4}
+    IcecreamTrainer(pair, tiny(**config, steps=10), out=tmp_path / "one").train()
+    IcecreamTrainer(pair, tiny(**config), out=tmp_path / "two").train(until=until)
+    IcecreamTrainer(pair, tiny(**config, steps=10), out=tmp_path / "two", resume=True).train()
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+def test_fewer_steps_than_are_done_are_refused(pair, unbroken):
+    with pytest.raises(CheckpointError, match=r"is at step 12 of a run of 12, which now is to have 11: give no fewer"):
+        IcecreamTrainer(pair, tiny(steps=11), out=unbroken, resume=True)
+
+
+def test_another_number_of_steps_under_a_schedule_that_depends_on_it_is_refused(pair, tmp_path):
+    IcecreamTrainer(pair, tiny(schedule="cosine"), out=tmp_path).train(until=1)
+    message = r"step 1 of a run of 12, .*have 24: .*cosine.*depend on steps.*Resume it with 12, or start.*--init"
+    with pytest.raises(CheckpointError, match=message):
+        IcecreamTrainer(pair, tiny(schedule="cosine", steps=24), out=tmp_path, resume=True)
+
+
 def test_a_run_killed_after_its_last_checkpoint_repeats_the_lost_steps(pair, unbroken, tmp_path):
     IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=8)
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000008")
