@@ -16,7 +16,7 @@ from commanding import run
 from kills import assert_equal_runs
 from making import noisy_halves
 
-from equitomo import read_volume, write_volume
+from equitomo import ScaleEquivariantUNet3D, read_volume, write_volume
 from equitomo.cli import commands, run_folder
 from equitomo.cli.options import RunFolder
 from equitomo.training import checkpoint
@@ -371,6 +371,52 @@ def test_a_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit
 def test_the_remedy_is_named_where_the_schedule_depends_on_the_number_of_steps(halves, trained, capsys):
     assert resume(halves, trained, "--steps", "9") == 2
     assert re.search(r"run of 2, .*have 9: .*cosine.*start another run .*--init", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["train", "reconstruct"])
+def test_the_record_says_which_weights_a_run_began_with(halves, trained, tmp_path, command):
+    more = [*TILED, "--mirrors", "false"] if command == "reconstruct" else []
+    assert run(command, *halves, "--out", tmp_path / "new", *TINY, *more, "--init", trained) == 0
+    # The newest checkpoint, and of that the averaged weights.
+    path = trained / "checkpoints" / "step_00000001"
+    content = (path / "averaged.safetensors").read_bytes()
+    expected = {"path": str(path), "step": 1, "sha256": hashlib.sha256(content).hexdigest()}
+    assert record(tmp_path / "new")["init"] == expected
+    assert record(trained)["init"] is None
+
+
+def test_the_record_says_of_which_file_the_weights_were_converted(halves, tmp_path):
+    network = ScaleEquivariantUNet3D(width=4, levels=2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    assert run("convert", tmp_path / "model.pt", "--out", tmp_path / "converted") == 0
+    assert run("train", *halves, "--out", tmp_path / "run", *TINY, "--init", tmp_path / "converted") == 0
+    content = [(tmp_path / name).read_bytes() for name in ("converted/weights.safetensors", "model.pt")]
+    weights, pickle = (hashlib.sha256(each).hexdigest() for each in content)
+    expected = {"path": str(tmp_path / "converted"), "step": 0, "sha256": weights}
+    expected["converted_from"] = {"name": "model.pt", "sha256": pickle}
+    assert record(tmp_path / "run")["init"] == expected
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_a_run_is_resumed_without_what_it_began_with_and_the_record_still_says_it(halves, trained, tmp_path, repeated):
+    arguments = [*halves, "--out", tmp_path / "new", *TINY]
+    assert run("train", *arguments, "--checkpoint_every", "1", "--init", trained) == 0
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "step_00000002")
+    began = record(tmp_path / "new")["init"]
+    shutil.rmtree(trained)
+    assert run("train", *arguments, *(["--init", trained] if repeated else []), "--resume") == 0
+    assert record(tmp_path / "new")["init"] == began is not None
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_record_that_does_not_say_what_a_run_began_with_is_not_taken_for_one_that_says_nothing(
+    halves, trained, readable
+):
+    older = {name: value for name, value in record(trained).items() if name != "init"}
+    (trained / "manifest.json").write_text(json.dumps(older) if readable else "")
+    assert resume(halves, trained) == 0
+    assert record(trained)["init"] == "not recorded"
 
 
 def change_a_voxel(halves):

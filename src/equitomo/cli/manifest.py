@@ -47,6 +47,8 @@ class Manifest:
         Of the run.
     inputs
         What was read, by the role it has.
+    init
+        The weights that training began with, ``None`` if they were drawn from the seed.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Manifest:
         options: Mapping[type, Any],
         seed: int,
         inputs: Mapping[str, Volume | Path],
+        init: Any = None,
     ) -> None:
         self._path = folder / NAME
         invocation: Invocation = options[Invocation]
@@ -64,6 +67,7 @@ class Manifest:
             "configuration": {name: dataclasses.asdict(values) for name, values in settings.items()},
             "seed": seed,
             "inputs": {role: described(given) for role, given in inputs.items()},
+            "init": init,
             "invocations": [],
         }
 
@@ -90,6 +94,8 @@ class Manifest:
             if hashes.get(role) != now.get(role, {}).get("sha256"):
                 raise ValueError(_changed(role, inputs.get(role), now.get(role)))
         self._content["invocations"] = invocations
+        # A record that is older than this entry does not have it.
+        self._content["init"] = before.get("init", self._content["init"])
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -81,8 +81,21 @@ def occupied(options: RunFolder, leavings: Iterable[str]) -> Iterator[Path]:
                 break
 
 
-def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[str, Volume | Path]) -> Manifest:
+def ready(
+    options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[str, Volume | Path], init: Any
+) -> Manifest:
     """Do what is left to do before the work, when all that was given is in order; the record of the run.
+
+    Parameters
+    ----------
+    options
+        Those of the command, by group.
+    trainer
+        What is to train.
+    files
+        The inputs, by the role they have.
+    init
+        What the record says of the weights that training began with.
 
     Raises
     ------
@@ -103,7 +116,7 @@ def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[
         shape, dtype = trainer.dataset.pairs[0].shape, options[Prediction].dtype
         n_bytes += volumes * bytes_to_create(folder / "reconstruction.mrc", shape, dtype)
     _require_space(folder, n_bytes, leavings)
-    record = Manifest(folder, options, trainer.config.seed, files)
+    record = Manifest(folder, options, trainer.config.seed, files, init)
     if given.resume:
         record.go_on()
     if given.overwrite:

@@ -49,6 +49,14 @@ class Checkpoint:
     tensors: Mapping[str, dict[str, Tensor]]
     state: dict[str, Any]
 
+    def group(self, *, averaged: bool = True) -> str:
+        """The weights to predict with: their moving average, where the run kept one."""
+        return "averaged" if averaged and "averaged" in self.tensors else "weights"
+
+    def network(self, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
+        """The trained network."""
+        return rebuilt_network(self.state["network"], self.tensors[self.group(averaged=averaged)], self.path)
+
 
 def save_checkpoint(
     folder: Path,
@@ -153,9 +161,7 @@ def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariant
     CheckpointError
         If there is no sound checkpoint, or it does not fit the network it names.
     """
-    checkpoint = load_checkpoint(Path(path))
-    group = "averaged" if averaged and "averaged" in checkpoint.tensors else "weights"
-    return rebuilt_network(checkpoint.state["network"], checkpoint.tensors[group], checkpoint.path)
+    return load_checkpoint(Path(path)).network(averaged=averaged)
 
 
 def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:
