@@ -419,6 +419,36 @@ def test_a_record_that_does_not_say_what_a_run_began_with_is_not_taken_for_one_t
     assert record(trained)["init"] == "not recorded"
 
 
+# A run without a checkpoint ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(original, tmp_path):
+    """A run that was killed before its first checkpoint."""
+    folder = shutil.copytree(original / "run", tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    return folder
+
+
+def test_a_run_without_a_checkpoint_begins_again_and_is_an_unbroken_one(halves, begun, original, tmp_path, capsys):
+    assert run("train", *halves, "--out", tmp_path / "unbroken", *TINY, "--checkpoint_every", "1") == 0
+    assert resume(halves, begun) == 0
+    assert f"{begun} has no checkpoint yet: the run begins at step 0" in capsys.readouterr().out
+    assert_equal_runs(begun, tmp_path / "unbroken")
+    assert [entry["outcome"] for entry in record(begun)["invocations"]] == ["finished", "finished"]
+
+
+def other_seed(halves):
+    halves += ["--seed", "5"]
+
+
+def with_weights(halves):
+    network = ScaleEquivariantUNet3D(width=4, levels=2)
+    torch.save(network.state_dict(), halves[0].parent / "model.pt")
+    assert run("convert", halves[0].parent / "model.pt", "--out", halves[0].parent / "converted") == 0
+    halves += ["--init", halves[0].parent / "converted"]
+
+
 def change_a_voxel(halves):
     data = read_volume(halves[1]).data.copy()
     status = halves[1].stat()
@@ -462,6 +492,53 @@ def test_a_run_is_not_resumed_with_another_input(halves, trained, capsys, name):
     assert re.search(message, capsys.readouterr().err)
     assert len(record(trained)["invocations"]) == 1
     assert (trained / "losses.csv").read_bytes().startswith(before[:40])
+
+
+BEGINNINGS = CHANGES | {
+    "a setting": (other_seed, r"manifest\.json is of a run with other settings: seed was 0, now 5"),
+    "initial weights": (
+        with_weights,
+        r"began with weights drawn from the seed, now with those of .*converted, step 0: give",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_a_run_without_a_checkpoint_does_not_begin_again_with_another_input(halves, begun, capsys, name):
+    change, message = BEGINNINGS[name]
+    change(halves)
+    assert resume(halves, begun) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert len(record(begun)["invocations"]) == 1
+
+
+def test_a_run_without_a_checkpoint_needs_the_weights_it_began_with(halves, begun, tmp_path, capsys):
+    with_weights(halves)
+    out = tmp_path / "new"
+    assert run("train", *halves, "--out", out, *TINY, "--checkpoint_every", "1") == 0
+    shutil.copytree(out, tmp_path / "unbroken")
+    shutil.rmtree(out / "checkpoints")
+    assert resume(halves[:-2], out) == 2
+    message = r"began with those of .*converted, step 0, now with weights drawn from the seed: give"
+    assert re.search(message, capsys.readouterr().err)
+    assert resume(halves, out) == 0
+    assert_equal_runs(out, tmp_path / "unbroken")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_without_a_checkpoint_and_with_an_unreadable_record_begins_again(halves, begun, capsys):
+    (begun / "manifest.json").write_text("")
+    assert resume(halves, begun) == 0
+    assert "manifest.json cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("how", "remedy"), [([], "already"), (["--resume"], "to go on from")])
+def test_what_is_no_run_is_replaced_and_not_resumed(halves, begun, capsys, how, remedy):
+    (begun / "manifest.json").unlink()
+    assert run("train", *halves, "--out", begun, *TINY, *how) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"{remedy} ?\(losses\.csv, .*\): replace it with --overwrite, or choose another --out", said)
+    assert "go on with --resume" not in said
 
 
 def test_inputs_may_be_moved_before_a_run_is_resumed(halves, trained):

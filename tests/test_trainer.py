@@ -490,6 +490,13 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(pair, tmp_path):
     assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).step == 0
 
 
+def test_losses_of_a_run_that_has_no_checkpoint_are_written_anew(pair, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints")
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
 def test_a_folder_with_a_run_is_refused(pair, unbroken):
     with pytest.raises(FileExistsError, match=f"{re.escape(str(unbroken))} holds a training run already: resume it"):
         IcecreamTrainer(pair, tiny(), out=unbroken)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torch import nn
 
+from equitomo.cli.manifest import NOT_RECORDED
 from equitomo.cli.options import RunFolder, TrainingInput
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 
@@ -23,7 +24,7 @@ class Initial:
     def read(cls, folder: RunFolder, given: TrainingInput) -> Self:
         """Read what ``--init`` names, unless the run goes on: then nothing is read, and the record says it already."""
         if folder.resume and has_checkpoint(Path(folder.out)):
-            return cls(described="not recorded")
+            return cls(described=NOT_RECORDED)
         if given.init is None:
             return cls()
         if Path(given.init).is_file():

@@ -116,9 +116,11 @@ def ready(
         shape, dtype = trainer.dataset.pairs[0].shape, options[Prediction].dtype
         n_bytes += volumes * bytes_to_create(folder / "reconstruction.mrc", shape, dtype)
     _require_space(folder, n_bytes, leavings)
-    record = Manifest(folder, options, trainer.config.seed, files, init)
+    record = Manifest(folder, options, trainer, files, init)
     if given.resume:
         record.go_on()
+        if not has_checkpoint(folder):
+            print(f"{folder} has no checkpoint yet: the run begins at step 0")
     if given.overwrite:
         _clear(folder, leavings)
     return record
@@ -213,14 +215,17 @@ def _owner(path: Path) -> str:
 
 def _check_leavings(options: RunFolder, folder: Path, leavings: Iterable[str]) -> None:
     left = [name for name in leavings if os.path.lexists(folder / name)]
+    # The record comes before all else that a run leaves: there may be no checkpoint yet.
+    is_run = has_checkpoint(folder) or (folder / manifest.NAME).is_file()
+    remedy = "replace it with --overwrite, or choose another --out"
     if left and not (options.resume or options.overwrite):
-        raise FileExistsError(
-            f"{folder} holds a run already ({', '.join(left)}): go on with --resume, replace it with --overwrite, or "
-            "choose another --out"
-        )
+        remedy = f"go on with --resume, {remedy}" if is_run else remedy
+        raise FileExistsError(f"{folder} holds a run already ({', '.join(left)}): {remedy}")
     if not options.resume:
         return
-    if not has_checkpoint(folder):
+    if not is_run and left:
+        raise FileNotFoundError(f"{folder} has no checkpoint and no record to go on from ({', '.join(left)}): {remedy}")
+    if not is_run:
         raise FileNotFoundError(f"there is no checkpoint in {folder} to resume: leave --resume out to start there")
     links = [name for name in left if (folder / name).is_symlink()]
     if links:

@@ -52,13 +52,18 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
         Its steps so far.
     source
         What the former were read from.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every setting that differs.
     """
     # A setting that is younger than the run has a default that does what was done before it.
     saved, mine = TrainingConfig().as_dict() | dict(before), config.as_dict()
     differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
     if differing:
         shown = ", ".join(f"{key} was {saved.get(key)}, now {mine.get(key)}" for key in differing)
-        raise CheckpointError(f"{source} is of a run with other settings: {shown}")
+        raise CheckpointError(f"{source} is of a run with other settings: {shown}. Give those of the run")
     if config.steps == saved["steps"]:
         return
     changed = f"{source} is at step {done} of a run of {saved['steps']}, which now is to have"
@@ -73,7 +78,7 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
 
 
 def require_same_tilts(before: list[dict[str, Any]], geometries: list[dict[str, Any]], source: object) -> None:
-    """Refuse other tilts than those of the run."""
+    """Refuse other tilts than those of the run, naming both."""
     if before != geometries:
         raise CheckpointError(
             f"{source} is of a run with other tilts: they were {before}, now {geometries}. Give those of the run, or "

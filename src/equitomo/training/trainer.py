@@ -151,8 +151,8 @@ class IcecreamTrainer:
         # The step of the latest checkpoint.
         self._saved = -1
         self._rows: list[Tensor] = []
-        if resume and self.out is not None and has_checkpoint(self.out):
-            self._restore(load_checkpoint(self.out))
+        if resume and self.out is not None:
+            self._go_on(self.out)
         self._require_same_everywhere()
 
     def train(self, until: int | None = None) -> IcecreamTrainer:
@@ -220,7 +220,7 @@ class IcecreamTrainer:
         state = {
             "network": network_settings(self.config),
             "config": self.config.as_dict(),
-            "geometries": self._geometries(),
+            "geometries": self.geometries,
             "skipped": self.skipped,
             **self._learner.state(),
         }
@@ -228,6 +228,12 @@ class IcecreamTrainer:
         self._saved = self.step
         keep_every = self.config.keep_every
         return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
+
+    @property
+    def geometries(self) -> list[dict[str, Any]]:
+        """The different tilts, as a checkpoint holds them."""
+        different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
+        return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
     @property
     def bytes_to_write(self) -> int:
@@ -258,11 +264,6 @@ class IcecreamTrainer:
         """Whether a checkpoint is to be written after this step."""
         every = self.config.checkpoint_every, self.config.keep_every
         return any(self.step % steps == 0 for steps in every if steps)
-
-    def _geometries(self) -> list[dict[str, Any]]:
-        """The different geometries, as a checkpoint holds them."""
-        different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
-        return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
     def _one_step(self, stop: Sequence[int]) -> Tensor:
         """One update; the two losses and whether it was skipped, left on the device."""
@@ -337,20 +338,25 @@ class IcecreamTrainer:
             f"precision float32. The weights before that are good" + (f": {saved}" if saved else "")
         )
 
+    def _go_on(self, folder: Path) -> None:
+        if has_checkpoint(folder):
+            self._restore(load_checkpoint(folder))
+        if self._folder is not None:
+            # Also those of a run that was killed before its first checkpoint.
+            forget_losses_after(self._folder, self.step)
+
     def _restore(self, checkpoint: Checkpoint) -> None:
-        require_same_run(checkpoint, self.config, self._geometries())
+        require_same_run(checkpoint, self.config, self.geometries)
         self._learner.restore(checkpoint)
         self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
         self._saved = self.step
-        if self._folder is not None:
-            forget_losses_after(self._folder, self.step)
 
     def _require_same_everywhere(self) -> None:
         """Refuse processes that did not read the same: their gradients would be of different things."""
         if self.world.size == 1:
             return
         tensors = [self.dataset.example, *self._learner.network.state_dict().values()]
-        given = (self.step, self._learner.dtype, self.config, self._geometries(), self.dataset.n_starts)
+        given = (self.step, self._learner.dtype, self.config, self.geometries, self.dataset.n_starts)
         self.world.require_equal(
             b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
             "the processes of this training do not have the same settings, tomograms, initial weights or checkpoint: "
