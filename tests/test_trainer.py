@@ -560,6 +560,15 @@ def test_checkpoints_at_multiples_of_a_number_are_kept(pair, tmp_path):
     assert kept == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
 
 
+def test_the_state_before_the_first_step_is_not_kept(pair, tmp_path):
+    """It is written where a signal comes at once, and is no n-th step of an unbroken run."""
+    trainer = IcecreamTrainer(pair, tiny(checkpoint_every=2, keep_every=4, steps=8), out=tmp_path)
+    trainer.save()
+    trainer.train()
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [f"step_{step:08d}" for step in (4, 6, 8)]
+
+
 def test_a_run_says_how_much_it_writes_at_most(pair, tmp_path):
     trainer = IcecreamTrainer(pair, tiny(checkpoint_every=4, keep_every=4), out=tmp_path).train()
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())

@@ -77,7 +77,8 @@ def save_checkpoint(
         shutil.rmtree(left, ignore_errors=True)
     write_checkpoint(final, tensors, {**state, "step": step})
     for old in _candidates(folder)[keep:]:
-        if not (keep_every and _step_of(old) % keep_every == 0):
+        # Step 0 is there if a signal came at once.
+        if not (keep_every and _step_of(old) and _step_of(old) % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
     return final
 
