@@ -26,6 +26,7 @@ from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.optimizer import optimizer_tensors
+from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
@@ -657,12 +658,48 @@ def test_several_bad_steps_in_a_row_stop_the_run_with_the_good_weights_saved(pai
     good = IcecreamTrainer(pair, tiny()).train(until=6)
     trainer = spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), set(range(6, 12)))
     message = (
-        r"no finite gradient in the last 4 steps, up to step 10: lower learning_rate or use precision float32.*step_"
+        r"no finite gradient in 3 steps in a row, up to step 9: lower learning_rate or use precision float32.*step_"
     )
     with pytest.raises(TrainingDivergedError, match=message):
         trainer.train()
     expected = good.network.state_dict() if averaged else weights(good)
     assert equal(dict(load_network(tmp_path, averaged=averaged).state_dict()), dict(expected))
+
+
+def test_a_run_ends_with_the_step_that_is_one_too_many_and_its_losses_are_written(pair, tmp_path):
+    with pytest.raises(TrainingDivergedError):
+        spoil(IcecreamTrainer(pair, tiny(checkpoint_every=100), out=tmp_path), range(5, 12)).train()
+    assert load_checkpoint(tmp_path).state["step"] == 8
+    assert [row["skipped"] for row in rows(tmp_path)] == ["0"] * 5 + ["1"] * 3
+
+
+def test_a_row_of_bad_steps_ends_a_run_also_where_good_ones_came_before_losses_were_read(pair, tmp_path):
+    """As on a GPU, which nobody asks after every step."""
+    trainer = spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), {5, 6, 7, 8})
+    trainer._read_every = 20
+    with pytest.raises(TrainingDivergedError, match="4 steps in a row, up to step 10"):
+        trainer.train()
+    saved = load_checkpoint(tmp_path)
+    assert equal(saved.tensors["weights"], weights(trainer))
+    assert [saved.state[name] for name in ("step", "skipped", "consecutive")] == [10, 4, 0]
+    resumed = IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
+    resumed._read_every = 20
+    assert resumed.train().step == 12
+
+
+def test_many_skipped_steps_with_good_ones_between_are_warned_of_once(pair, caplog):
+    bad = {step for step in range(60) if step % 3}
+    assert spoil(IcecreamTrainer(pair, tiny(steps=60)), bad).train().skipped == 40
+    (said,) = [record.message for record in caplog.records if "finite" in record.message]
+    assert said.startswith("33 of the 50 steps so far had no finite gradient and were skipped: lower learning_rate")
+
+
+@pytest.mark.parametrize(("n_skipped", "n_steps", "warned"), [(5, 50, False), (6, 50, True), (49, 49, False)])
+def test_a_tenth_of_the_steps_may_be_skipped_without_a_word(caplog, n_skipped, n_steps, warned):
+    skipped = SkippedSteps(patience=100)
+    skipped.count([1.0] * n_skipped)
+    skipped.warn_of_many(n_steps)
+    assert bool(caplog.records) == warned
 
 
 def test_a_run_that_diverged_can_be_resumed(pair, tmp_path):
@@ -675,7 +712,7 @@ def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
     spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), {4, 5}).train(until=6)
     resumed = spoil(IcecreamTrainer(pair, tiny(checkpoint_every=1), out=tmp_path, resume=True), {6})
     assert resumed.skipped == 2
-    with pytest.raises(TrainingDivergedError, match="last 3 steps, up to step 7"):
+    with pytest.raises(TrainingDivergedError, match="3 steps in a row, up to step 7"):
         resumed.train()
 
 
@@ -695,7 +732,7 @@ def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tm
 
 def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
     trainer = spoil(IcecreamTrainer(pair, tiny(precision="float16", steps=40), out=tmp_path), set(range(6, 40)), 1e30)
-    with pytest.raises(TrainingDivergedError, match=r"no finite gradient in the last 24 steps, up to step 30"):
+    with pytest.raises(TrainingDivergedError, match=r"no finite gradient in 20 steps in a row, up to step 26"):
         trainer.train()
     assert all(torch.isfinite(value).all() for value in load_network(tmp_path).state_dict().values())
 
