@@ -548,6 +548,17 @@ def test_resuming_a_network_without_its_training_is_refused(pair, unbroken, tmp_
         IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("lost", ["all", "some"])
+def test_losses_that_are_gone_are_warned_of(pair, tmp_path, lost):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=8)
+    path = tmp_path / "losses.csv"
+    path.unlink() if lost == "all" else path.write_text("".join(path.read_text().splitlines(True)[:4]))
+    message = rf"losses\.csv has {0 if lost == 'all' else 3} of the 8 steps so far: the losses of the others are lost"
+    with pytest.warns(UserWarning, match=message):
+        resumed = IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
+    assert [row["step"] for row in rows(resumed.train().out)][-4:] == ["9", "10", "11", "12"]
+
+
 def test_losses_of_another_program_are_not_taken_for_those_of_the_run(pair, unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     (tmp_path / "losses.csv").write_text("epoch;loss\none;2\n")
