@@ -132,6 +132,13 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
     assert (state["step"], state["skipped"], state["consecutive"]) == (10, 1, 0)
 
 
+def test_steps_that_are_not_finite_in_one_process_end_all_with_the_same_one(together):
+    assert load_checkpoint(together / "diverged").state["step"] == 8
+    for rank in (0, 1):
+        said = (together / f"said_{rank}.txt").read_text().splitlines()[4]
+        assert said.startswith("no finite gradient in 3 steps in a row, up to step 8: ")
+
+
 def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
     assert load_checkpoint(together / "stopped").state["step"] == 6
     for rank in (0, 1):

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,17 @@ def test_a_run_resumed_in_the_middle_of_a_stretch_is_the_unbroken_one(tmp_path):
     resumed = IcecreamTrainer(pairs_in(tmp_path), config, out=tmp_path / "run", resume=True)
     assert resumed.step == 5
     resumed.train()
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+
+
+@pytest.mark.filterwarnings("ignore:only . of 4 tomograms will be visited")
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_run_that_is_given_more_steps_takes_the_turns_of_an_unbroken_one(tmp_path, steps):
+    """Ended in the middle of a stretch, or at its end."""
+    config = TrainingConfig(**TINY, **TURNS)
+    whole = IcecreamTrainer(pairs_in(tmp_path), config).train()
+    IcecreamTrainer(pairs_in(tmp_path), replace(config, steps=steps), out=tmp_path / "run").train()
+    resumed = IcecreamTrainer(pairs_in(tmp_path), config, out=tmp_path / "run", resume=True).train()
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from commanding import run
+from kills import assert_equal_runs
 from making import noisy_halves
 
-from equitomo import read_volume, write_volume
+from equitomo import ScaleEquivariantUNet3D, read_volume, write_volume
 from equitomo.cli import commands, run_folder
 from equitomo.cli.options import RunFolder
 from equitomo.training import checkpoint
@@ -350,6 +351,104 @@ def test_a_resumed_run_is_recorded_beside_the_first_try(halves, trained):
     assert [entry["outcome"] for entry in record(trained)["invocations"]] == ["finished", "finished"]
 
 
+@pytest.mark.parametrize("command", ["train", "reconstruct"])
+def test_a_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(halves, tmp_path, command):
+    constant = [*FOUR_STEPS, "--schedule", "constant"]
+    if command == "reconstruct":
+        constant += [*TILED, "--mirrors", "false"]
+    assert run(command, *halves, "--out", tmp_path / "one", *constant) == 0
+    assert run(command, *halves, "--out", tmp_path / "two", *constant, "--steps", "2") == 0
+    assert run(command, *halves, "--out", tmp_path / "two", *constant, "--resume") == 0
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    if command == "reconstruct":
+        results = [read_volume(tmp_path / name / "reconstruction.mrc").data for name in ("one", "two")]
+        assert np.array_equal(*results)
+    found = record(tmp_path / "two")
+    assert found["configuration"]["TrainingConfig"]["steps"] == 4
+    assert [entry["outcome"] for entry in found["invocations"]] == ["finished", "finished"]
+
+
+def test_the_remedy_is_named_where_the_schedule_depends_on_the_number_of_steps(halves, trained, capsys):
+    assert resume(halves, trained, "--steps", "9") == 2
+    assert re.search(r"run of 2, .*have 9: .*cosine.*start another run .*--init", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["train", "reconstruct"])
+def test_the_record_says_which_weights_a_run_began_with(halves, trained, tmp_path, command):
+    more = [*TILED, "--mirrors", "false"] if command == "reconstruct" else []
+    assert run(command, *halves, "--out", tmp_path / "new", *TINY, *more, "--init", trained) == 0
+    # The newest checkpoint, and of that the averaged weights.
+    path = trained / "checkpoints" / "step_00000001"
+    content = (path / "averaged.safetensors").read_bytes()
+    expected = {"path": str(path), "step": 1, "sha256": hashlib.sha256(content).hexdigest()}
+    assert record(tmp_path / "new")["init"] == expected
+    assert record(trained)["init"] is None
+
+
+def test_the_record_says_of_which_file_the_weights_were_converted(halves, tmp_path):
+    network = ScaleEquivariantUNet3D(width=4, levels=2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    assert run("convert", tmp_path / "model.pt", "--out", tmp_path / "converted") == 0
+    assert run("train", *halves, "--out", tmp_path / "run", *TINY, "--init", tmp_path / "converted") == 0
+    content = [(tmp_path / name).read_bytes() for name in ("converted/weights.safetensors", "model.pt")]
+    weights, pickle = (hashlib.sha256(each).hexdigest() for each in content)
+    expected = {"path": str(tmp_path / "converted"), "step": 0, "sha256": weights}
+    expected["converted_from"] = {"name": "model.pt", "sha256": pickle}
+    assert record(tmp_path / "run")["init"] == expected
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_a_run_is_resumed_without_what_it_began_with_and_the_record_still_says_it(halves, trained, tmp_path, repeated):
+    arguments = [*halves, "--out", tmp_path / "new", *TINY]
+    assert run("train", *arguments, "--checkpoint_every", "1", "--init", trained) == 0
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "step_00000002")
+    began = record(tmp_path / "new")["init"]
+    shutil.rmtree(trained)
+    assert run("train", *arguments, *(["--init", trained] if repeated else []), "--resume") == 0
+    assert record(tmp_path / "new")["init"] == began is not None
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_record_that_does_not_say_what_a_run_began_with_is_not_taken_for_one_that_says_nothing(
+    halves, trained, readable
+):
+    older = {name: value for name, value in record(trained).items() if name != "init"}
+    (trained / "manifest.json").write_text(json.dumps(older) if readable else "")
+    assert resume(halves, trained) == 0
+    assert record(trained)["init"] == "not recorded"
+
+
+# A run without a checkpoint ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(original, tmp_path):
+    """A run that was killed before its first checkpoint."""
+    folder = shutil.copytree(original / "run", tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    return folder
+
+
+def test_a_run_without_a_checkpoint_begins_again_and_is_an_unbroken_one(halves, begun, original, tmp_path, capsys):
+    assert run("train", *halves, "--out", tmp_path / "unbroken", *TINY, "--checkpoint_every", "1") == 0
+    assert resume(halves, begun) == 0
+    assert f"{begun} has no checkpoint yet: the run begins at step 0" in capsys.readouterr().out
+    assert_equal_runs(begun, tmp_path / "unbroken")
+    assert [entry["outcome"] for entry in record(begun)["invocations"]] == ["finished", "finished"]
+
+
+def other_seed(halves):
+    halves += ["--seed", "5"]
+
+
+def with_weights(halves):
+    network = ScaleEquivariantUNet3D(width=4, levels=2)
+    torch.save(network.state_dict(), halves[0].parent / "model.pt")
+    assert run("convert", halves[0].parent / "model.pt", "--out", halves[0].parent / "converted") == 0
+    halves += ["--init", halves[0].parent / "converted"]
+
+
 def change_a_voxel(halves):
     data = read_volume(halves[1]).data.copy()
     status = halves[1].stat()
@@ -393,6 +492,53 @@ def test_a_run_is_not_resumed_with_another_input(halves, trained, capsys, name):
     assert re.search(message, capsys.readouterr().err)
     assert len(record(trained)["invocations"]) == 1
     assert (trained / "losses.csv").read_bytes().startswith(before[:40])
+
+
+BEGINNINGS = CHANGES | {
+    "a setting": (other_seed, r"manifest\.json is of a run with other settings: seed was 0, now 5"),
+    "initial weights": (
+        with_weights,
+        r"began with weights drawn from the seed, now with those of .*converted, step 0: give",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_a_run_without_a_checkpoint_does_not_begin_again_with_another_input(halves, begun, capsys, name):
+    change, message = BEGINNINGS[name]
+    change(halves)
+    assert resume(halves, begun) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert len(record(begun)["invocations"]) == 1
+
+
+def test_a_run_without_a_checkpoint_needs_the_weights_it_began_with(halves, begun, tmp_path, capsys):
+    with_weights(halves)
+    out = tmp_path / "new"
+    assert run("train", *halves, "--out", out, *TINY, "--checkpoint_every", "1") == 0
+    shutil.copytree(out, tmp_path / "unbroken")
+    shutil.rmtree(out / "checkpoints")
+    assert resume(halves[:-2], out) == 2
+    message = r"began with those of .*converted, step 0, now with weights drawn from the seed: give"
+    assert re.search(message, capsys.readouterr().err)
+    assert resume(halves, out) == 0
+    assert_equal_runs(out, tmp_path / "unbroken")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_without_a_checkpoint_and_with_an_unreadable_record_begins_again(halves, begun, capsys):
+    (begun / "manifest.json").write_text("")
+    assert resume(halves, begun) == 0
+    assert "manifest.json cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("how", "remedy"), [([], "already"), (["--resume"], "to go on from")])
+def test_what_is_no_run_is_replaced_and_not_resumed(halves, begun, capsys, how, remedy):
+    (begun / "manifest.json").unlink()
+    assert run("train", *halves, "--out", begun, *TINY, *how) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"{remedy} ?\(losses\.csv, .*\): replace it with --overwrite, or choose another --out", said)
+    assert "go on with --resume" not in said
 
 
 def test_inputs_may_be_moved_before_a_run_is_resumed(halves, trained):

@@ -1,6 +1,7 @@
 """The batch scripts of ``examples/slurm``, with stand-ins for Slurm's own programs."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,10 +73,20 @@ def test_a_job_that_was_stopped_goes_back_into_the_queue_and_resumes(cluster, tm
     # Only the program that is started differs between the first time and the second.
     program = tmp_path / "bin" / "equitomo"
 
-    program.write_text("#!/bin/bash\nmkdir -p runs/1/checkpoints run/checkpoints\nexit 130\n")
+    program.write_text("#!/bin/bash\nmkdir -p runs/1 run; touch run{s/1,}/manifest.json\nexit 130\n")
     inputs = {"train.sh": ("table.csv", "run"), "reconstruct.sh": ("list", "runs")}[script]
     variables = {"SLURM_JOB_ID": 7, "SLURM_ARRAY_JOB_ID": 7, "SLURM_ARRAY_TASK_ID": 1}
     assert cluster(script, *inputs, **variables).returncode == 130
     assert (tmp_path / "requeued").read_text() == f"requeue {job}\n"
     program.write_text('#!/bin/bash\necho "$@"\n')
     assert "--resume" in cluster(script, *inputs, **variables).stdout
+
+
+def test_a_job_that_was_killed_before_its_first_checkpoint_begins_again(cluster, tmp_path):
+    arguments = ["train.sh", "table.csv", "run", "--tilts", "-60,60", *SMALL, *HERE]
+    assert cluster(*arguments).returncode == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again = cluster(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "the run begins at step 0" in again.stdout
+    assert (tmp_path / "run" / "checkpoints").is_dir()

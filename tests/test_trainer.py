@@ -26,6 +26,7 @@ from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.optimizer import optimizer_tensors
+from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
@@ -301,6 +302,38 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precisi
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_finished_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(pair, tmp_path, optimizer):
+    config = {"precision": "float16", "warmup": 8, "optimizer": optimizer}
+    IcecreamTrainer(pair, tiny(**config), out=tmp_path / "one").train()
+    IcecreamTrainer(pair, tiny(**config, steps=6), out=tmp_path / "two").train()
+    IcecreamTrainer(pair, tiny(**config), out=tmp_path / "two", resume=True).train()
+    assert load_checkpoint(tmp_path / "two").state["config"]["steps"] == 12
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(("schedule", "until"), [("constant", 6), ("cosine", 4)])
+def test_another_number_of_steps_is_taken_where_no_step_done_would_have_been_another(pair, tmp_path, schedule, until):
+    """With cosine those are the steps of the warm-up."""
+    config = {"schedule": schedule, "warmup": 4}
+    IcecreamTrainer(pair, tiny(**config, steps=10), out=tmp_path / "one").train()
+    IcecreamTrainer(pair, tiny(**config), out=tmp_path / "two").train(until=until)
+    IcecreamTrainer(pair, tiny(**config, steps=10), out=tmp_path / "two", resume=True).train()
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+def test_fewer_steps_than_are_done_are_refused(pair, unbroken):
+    with pytest.raises(CheckpointError, match=r"is at step 12 of a run of 12, which now is to have 11: give no fewer"):
+        IcecreamTrainer(pair, tiny(steps=11), out=unbroken, resume=True)
+
+
+def test_another_number_of_steps_under_a_schedule_that_depends_on_it_is_refused(pair, tmp_path):
+    IcecreamTrainer(pair, tiny(schedule="cosine"), out=tmp_path).train(until=1)
+    message = r"step 1 of a run of 12, .*have 24: .*cosine.*depend on steps.*Resume it with 12, or start.*--init"
+    with pytest.raises(CheckpointError, match=message):
+        IcecreamTrainer(pair, tiny(schedule="cosine", steps=24), out=tmp_path, resume=True)
+
+
 def test_a_run_killed_after_its_last_checkpoint_repeats_the_lost_steps(pair, unbroken, tmp_path):
     IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=8)
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000008")
@@ -458,6 +491,13 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(pair, tmp_path):
     assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).step == 0
 
 
+def test_losses_of_a_run_that_has_no_checkpoint_are_written_anew(pair, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints")
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    assert_equal_runs(tmp_path, unbroken)
+
+
 def test_a_folder_with_a_run_is_refused(pair, unbroken):
     with pytest.raises(FileExistsError, match=f"{re.escape(str(unbroken))} holds a training run already: resume it"):
         IcecreamTrainer(pair, tiny(), out=unbroken)
@@ -508,6 +548,17 @@ def test_resuming_a_network_without_its_training_is_refused(pair, unbroken, tmp_
         IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("lost", ["all", "some"])
+def test_losses_that_are_gone_are_warned_of(pair, tmp_path, lost):
+    IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=8)
+    path = tmp_path / "losses.csv"
+    path.unlink() if lost == "all" else path.write_text("".join(path.read_text().splitlines(True)[:4]))
+    message = rf"losses\.csv has {0 if lost == 'all' else 3} of the 8 steps so far: the losses of the others are lost"
+    with pytest.warns(UserWarning, match=message):
+        resumed = IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
+    assert [row["step"] for row in rows(resumed.train().out)][-4:] == ["9", "10", "11", "12"]
+
+
 def test_losses_of_another_program_are_not_taken_for_those_of_the_run(pair, unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     (tmp_path / "losses.csv").write_text("epoch;loss\none;2\n")
@@ -519,6 +570,15 @@ def test_checkpoints_at_multiples_of_a_number_are_kept(pair, tmp_path):
     IcecreamTrainer(pair, tiny(checkpoint_every=5, keep_every=4), out=tmp_path).train()
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
+
+
+def test_the_state_before_the_first_step_is_not_kept(pair, tmp_path):
+    """It is written where a signal comes at once, and is no n-th step of an unbroken run."""
+    trainer = IcecreamTrainer(pair, tiny(checkpoint_every=2, keep_every=4, steps=8), out=tmp_path)
+    trainer.save()
+    trainer.train()
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [f"step_{step:08d}" for step in (4, 6, 8)]
 
 
 def test_a_run_says_how_much_it_writes_at_most(pair, tmp_path):
@@ -609,12 +669,48 @@ def test_several_bad_steps_in_a_row_stop_the_run_with_the_good_weights_saved(pai
     good = IcecreamTrainer(pair, tiny()).train(until=6)
     trainer = spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), set(range(6, 12)))
     message = (
-        r"no finite gradient in the last 4 steps, up to step 10: lower learning_rate or use precision float32.*step_"
+        r"no finite gradient in 3 steps in a row, up to step 9: lower learning_rate or use precision float32.*step_"
     )
     with pytest.raises(TrainingDivergedError, match=message):
         trainer.train()
     expected = good.network.state_dict() if averaged else weights(good)
     assert equal(dict(load_network(tmp_path, averaged=averaged).state_dict()), dict(expected))
+
+
+def test_a_run_ends_with_the_step_that_is_one_too_many_and_its_losses_are_written(pair, tmp_path):
+    with pytest.raises(TrainingDivergedError):
+        spoil(IcecreamTrainer(pair, tiny(checkpoint_every=100), out=tmp_path), range(5, 12)).train()
+    assert [load_checkpoint(tmp_path).state[name] for name in ("step", "skipped", "consecutive")] == [8, 3, 0]
+    assert [row["skipped"] for row in rows(tmp_path)] == ["0"] * 5 + ["1"] * 3
+
+
+def test_a_row_of_bad_steps_ends_a_run_also_where_good_ones_came_before_losses_were_read(pair, tmp_path):
+    """As on a GPU, which nobody asks after every step."""
+    trainer = spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), {5, 6, 7, 8})
+    trainer._read_every = 20
+    with pytest.raises(TrainingDivergedError, match="4 steps in a row, up to step 10"):
+        trainer.train()
+    saved = load_checkpoint(tmp_path)
+    assert equal(saved.tensors["weights"], weights(trainer))
+    assert [saved.state[name] for name in ("step", "skipped", "consecutive")] == [10, 4, 0]
+    resumed = IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True)
+    resumed._read_every = 20
+    assert resumed.train().step == trainer.train().step == 12
+
+
+def test_many_skipped_steps_with_good_ones_between_are_warned_of_once(pair, caplog):
+    bad = {step for step in range(60) if step % 3}
+    assert spoil(IcecreamTrainer(pair, tiny(steps=60)), bad).train().skipped == 40
+    (said,) = [record.message for record in caplog.records if "finite" in record.message]
+    assert said.startswith("33 of the 50 steps so far had no finite gradient and were skipped: lower learning_rate")
+
+
+@pytest.mark.parametrize(("n_skipped", "n_steps", "warned"), [(5, 50, False), (6, 50, True), (49, 49, False)])
+def test_a_tenth_of_the_steps_may_be_skipped_without_a_word(caplog, n_skipped, n_steps, warned):
+    skipped = SkippedSteps(patience=100)
+    skipped.count([1.0] * n_skipped)
+    skipped.warn_of_many(n_steps)
+    assert bool(caplog.records) == warned
 
 
 def test_a_run_that_diverged_can_be_resumed(pair, tmp_path):
@@ -627,7 +723,7 @@ def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
     spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), {4, 5}).train(until=6)
     resumed = spoil(IcecreamTrainer(pair, tiny(checkpoint_every=1), out=tmp_path, resume=True), {6})
     assert resumed.skipped == 2
-    with pytest.raises(TrainingDivergedError, match="last 3 steps, up to step 7"):
+    with pytest.raises(TrainingDivergedError, match="3 steps in a row, up to step 7"):
         resumed.train()
 
 
@@ -647,7 +743,7 @@ def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tm
 
 def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
     trainer = spoil(IcecreamTrainer(pair, tiny(precision="float16", steps=40), out=tmp_path), set(range(6, 40)), 1e30)
-    with pytest.raises(TrainingDivergedError, match=r"no finite gradient in the last 24 steps, up to step 30"):
+    with pytest.raises(TrainingDivergedError, match=r"no finite gradient in 20 steps in a row, up to step 26"):
         trainer.train()
     assert all(torch.isfinite(value).all() for value in load_network(tmp_path).state_dict().values())
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from equitomo import IcecreamTrainer, TrainingConfig
 from equitomo._draws import ELEMENTS, draw_integers
-from equitomo.training import TrainingInterruptedError
+from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import leave
 
 SETTINGS = {
@@ -56,13 +56,13 @@ def trainer(
     return IcecreamTrainer(pairs, TrainingConfig(**SETTINGS | changes), out=folder, resume=resume)
 
 
-def spoil(trained: IcecreamTrainer, rank: int, step: int, act) -> IcecreamTrainer:
-    """Let one process do something to its cubes of one step."""
+def spoil(trained: IcecreamTrainer, rank: int, step: int, act, last: int | None = None) -> IcecreamTrainer:
+    """Let one process do something to its cubes of one step, or of all until a last one."""
     draw = trained.dataset.batch
 
     def spoilt(indices):
         cubes, sources = draw(indices)
-        if trained.world.rank == rank and trained.step == step:
+        if trained.world.rank == rank and step <= trained.step <= (step if last is None else last):
             cubes = act(cubes)
         return cubes, sources
 
@@ -96,7 +96,7 @@ def fail(cubes):
 def refused(act) -> str:
     try:
         act()
-    except (ValueError, TrainingInterruptedError) as error:
+    except (ValueError, TrainingInterruptedError, TrainingDivergedError) as error:
         return str(error)
     return ""
 
@@ -130,12 +130,14 @@ def train_all(folder: Path) -> None:
     spoil(trainer(folder / "memory"), 1, 3, once(run_out)).train()
     spoil(trainer(folder / "not_finite"), 1, 3, lambda cubes: cubes * float("nan")).train()
     stopped = spoil(trainer(folder / "stopped"), 1, 6, terminate)
+    diverged = spoil(trainer(folder / "diverged"), 1, 5, lambda cubes: cubes * float("nan"), last=9)
     rank = stopped.world.rank
     said = [
         refused(stopped.train),
         refused(lambda: trainer(None, batch=1)),
         refused(lambda: trainer(None, seed=10 * rank)),
         str(dict(os.environ) == environment),
+        refused(diverged.train),
     ]
     (folder / f"said_{rank}.txt").write_text("\n".join(said))
     leave()

@@ -18,15 +18,14 @@ shift 2
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 read -r first second tilts < <(sed -n "${SLURM_ARRAY_TASK_ID}p" "$list")
 run=$folder/$SLURM_ARRAY_TASK_ID
-resume=()
-if [[ -d $run/checkpoints ]]; then
-    resume=(--resume)
+# What a run leaves first: it may have been killed before its first checkpoint.
+if [[ -e $run/manifest.json ]]; then
+    set -- --resume "$@"
 fi
 
 # The job step, and not this script, is sent the signal: it needs srun.
 status=0
-srun --ntasks=1 equitomo reconstruct "$first" "$second" --tilts "$tilts" --out "$run" \
-    ${resume[@]+"${resume[@]}"} "$@" || status=$?
+srun --ntasks=1 equitomo reconstruct "$first" "$second" --tilts "$tilts" --out "$run" "$@" || status=$?
 if [[ $status == 130 ]]; then
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 fi

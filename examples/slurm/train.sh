@@ -19,13 +19,13 @@ table=$1 run=$2
 shift 2
 
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
-resume=()
-if [[ -d $run/checkpoints ]]; then
-    resume=(--resume)
+# What a run leaves first: it may have been killed before its first checkpoint.
+if [[ -e $run/manifest.json ]]; then
+    set -- --resume "$@"
 fi
 
 status=0
-srun --kill-on-bad-exit=1 equitomo train --table "$table" --out "$run" ${resume[@]+"${resume[@]}"} "$@" || status=$?
+srun --kill-on-bad-exit=1 equitomo train --table "$table" --out "$run" "$@" || status=$?
 # 130 is the status of a training that was stopped and saved.
 if [[ $status == 130 ]]; then
     scontrol requeue "$SLURM_JOB_ID"

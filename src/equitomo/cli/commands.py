@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from equitomo import report
 from equitomo.cli import convert, many, predicting, run_folder
+from equitomo.cli.initial import Initial
 from equitomo.cli.interruption import interruptible
 from equitomo.cli.machine import duration
 from equitomo.cli.manifest import Invocation
@@ -40,7 +41,6 @@ from equitomo.io import Volume, read_volume, require_place, write_volume, write_
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
-from equitomo.training.checkpoint import load_network
 from equitomo.training.distributed import LostProcessError, leave
 
 Options = dict[type, Any]
@@ -85,10 +85,11 @@ def _prepare_train(options: Options) -> Job:
     else:
         source = read_pair(options)
         pairs, files = source.pair, source.files
-    trainer = _trainer(options, folder, pairs)
+    initial = Initial.read(options[RunFolder], options[TrainingInput])
+    trainer = _trainer(options, folder, pairs, initial)
     if not trainer.world.is_first:
         return lambda: _train_along(trainer)
-    record = run_folder.ready(options, trainer, files)
+    record = run_folder.ready(options, trainer, files, initial.described)
 
     def job() -> None:
         with record.kept():
@@ -100,10 +101,11 @@ def _prepare_train(options: Options) -> Job:
 def _prepare_reconstruct(options: Options) -> Job:
     folder, source = Path(options[RunFolder].out), read_pair(options)
     require_range(source.like.data, options[Prediction].dtype)
-    trainer = _trainer(options, folder, source.pair)
+    initial = Initial.read(options[RunFolder], options[TrainingInput])
+    trainer = _trainer(options, folder, source.pair, initial)
     if not trainer.world.is_first:
         return lambda: _train_along(trainer)
-    record = run_folder.ready(options, trainer, source.files)
+    record = run_folder.ready(options, trainer, source.files, initial.described)
 
     def job() -> None:
         with record.kept():
@@ -124,10 +126,11 @@ def _prepare_demo(options: Options) -> Job:
     print(f"Simulating a specimen of {demo.size} x {demo.size} x {demo.size} voxels and its tilt series")
     halves = simulate_halves((demo.size,) * 3, geometry, snr=demo.snr, generator=generator)
     pair = TomogramPair(halves.first, halves.second, geometry, voxel_size=_DEMO_VOXEL, name=str(folder))
-    trainer = _trainer({**options, TrainingInput: TrainingInput()}, folder, pair)
+    initial = Initial.read(options[RunFolder], TrainingInput())
+    trainer = _trainer(options, folder, pair, initial)
     if not trainer.world.is_first:
         return lambda: _train_along(trainer)
-    record = run_folder.ready(options, trainer, {})
+    record = run_folder.ready(options, trainer, {}, initial.described)
 
     def job() -> None:
         with record.kept():
@@ -182,7 +185,10 @@ def _prepare_convert(options: Options) -> Job:
 
 
 def _trainer(
-    options: Options, folder: Path, pairs: TomogramPair | Sequence[TomogramPair | StoredTomogramPair]
+    options: Options,
+    folder: Path,
+    pairs: TomogramPair | Sequence[TomogramPair | StoredTomogramPair],
+    initial: Initial,
 ) -> IcecreamTrainer:
     resume = options[RunFolder].resume
     trainer = IcecreamTrainer(
@@ -190,7 +196,7 @@ def _trainer(
         options[TrainingConfig],
         out=folder if resume else None,
         resume=resume,
-        init=_initial_network(options[TrainingInput].init),
+        init=initial.network,
         preview=_Preview(folder / "previews"),
     )
     if Prediction in options:
@@ -198,17 +204,6 @@ def _trainer(
         make_predictor(trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config)
     trainer.out = folder
     return trainer
-
-
-def _initial_network(init: str | None) -> nn.Module | None:
-    if init is None:
-        return None
-    if Path(init).is_file():
-        raise ValueError(
-            f"--init {init} is a file, not a run or a checkpoint folder. Nothing else is read here; a checkpoint that "
-            "torch.save wrote becomes one by `equitomo convert FILE --out CHECKPOINT`"
-        )
-    return load_network(init)
 
 
 class _Preview:

@@ -19,10 +19,14 @@ from typing import Any
 import torch
 
 from equitomo.io import Volume, write_whole
-from equitomo.training import TrainingInterruptedError
+from equitomo.training import IcecreamTrainer, TrainingInterruptedError
+from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import find_world
+from equitomo.training.resuming import require_same_settings, require_same_tilts
 
 NAME = "manifest.json"
+# Of the weights that a run began with, where they are not known.
+NOT_RECORDED = "not recorded"
 _PACKAGES = ("equitomo", "torch", "deepinv", "numpy", "mrcfile", "safetensors")
 
 
@@ -43,27 +47,33 @@ class Manifest:
         The run's folder.
     options
         The options of the command by group, the way it was called among them.
-    seed
-        Of the run.
+    trainer
+        What trains, or goes on to.
     inputs
         What was read, by the role it has.
+    init
+        The weights that training began with, ``None`` if they were drawn from the seed.
     """
 
     def __init__(
         self,
         folder: Path,
         options: Mapping[type, Any],
-        seed: int,
+        trainer: IcecreamTrainer,
         inputs: Mapping[str, Volume | Path],
+        init: Any = None,
     ) -> None:
         self._path = folder / NAME
         invocation: Invocation = options[Invocation]
+        self._config = trainer.config
         self._command = ["equitomo", *invocation.arguments]
         settings = {group.__name__: values for group, values in options.items() if group is not Invocation}
         self._content: dict[str, Any] = {
             "configuration": {name: dataclasses.asdict(values) for name, values in settings.items()},
-            "seed": seed,
+            "seed": trainer.config.seed,
             "inputs": {role: described(given) for role, given in inputs.items()},
+            "geometries": trainer.geometries,
+            "init": init,
             "invocations": [],
         }
 
@@ -73,11 +83,13 @@ class Manifest:
         Raises
         ------
         ValueError
-            If an input of the run has changed, was taken away or came to it.
+            If an input of the run has changed, was taken away or came to it. Where no checkpoint says them, settings,
+            tilts and initial weights are compared too.
         """
         try:
             before = json.loads(self._path.read_bytes())
             inputs, invocations = before["inputs"], before["invocations"]
+            settings = dict(before["configuration"]["TrainingConfig"])
             hashes = {role: given["sha256"] for role, given in inputs.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(
@@ -85,11 +97,27 @@ class Manifest:
                 stacklevel=2,
             )
             return
+        if not has_checkpoint(self._path.parent):
+            require_same_settings(settings, self._config, 0, self._path)
+            self._require_same_beginning(before)
         now = self._content["inputs"]
         for role in sorted(hashes.keys() | now.keys()):
             if hashes.get(role) != now.get(role, {}).get("sha256"):
                 raise ValueError(_changed(role, inputs.get(role), now.get(role)))
         self._content["invocations"] = invocations
+        # A record that is older than this entry does not have it.
+        self._content["init"] = before.get("init", self._content["init"])
+
+    def _require_same_beginning(self, before: dict[str, Any]) -> None:
+        """Refuse other tilts or initial weights; a record may be older than these entries."""
+        tilts, init = self._content["geometries"], self._content["init"]
+        require_same_tilts(before.get("geometries", tilts), tilts, self._path)
+        was = before.get("init", init)
+        if was != NOT_RECORDED and (was or {}).get("sha256") != (init or {}).get("sha256"):
+            raise ValueError(
+                f"the run of {self._path} began with {_weights(was)}, now with {_weights(init)}: give the --init that "
+                "it was started with, or replace it with --overwrite"
+            )
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -162,6 +190,10 @@ def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | Non
         f"{before.get('bytes')} bytes, last changed {before.get('modified')}, and has other content ({now['bytes']} "
         f"bytes, changed {now['modified']}); {remedy}"
     )
+
+
+def _weights(init: dict[str, Any] | None) -> str:
+    return f"those of {init['path']}, step {init['step']}" if init else "weights drawn from the seed"
 
 
 def versions() -> dict[str, str]:

@@ -82,8 +82,21 @@ def occupied(options: RunFolder, leavings: Iterable[str]) -> Iterator[Path]:
                 break
 
 
-def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[str, Volume | Path]) -> Manifest:
+def ready(
+    options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[str, Volume | Path], init: Any
+) -> Manifest:
     """Do what is left to do before the work, when all that was given is in order; the record of the run.
+
+    Parameters
+    ----------
+    options
+        Those of the command, by group.
+    trainer
+        What is to train.
+    files
+        The inputs, by the role they have.
+    init
+        What the record says of the weights that training began with.
 
     Raises
     ------
@@ -106,9 +119,11 @@ def ready(options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[
         n_bytes += volumes * bytes_to_create(folder / "reconstruction.mrc", shape, dtype)
     _require_space(folder, n_bytes, leavings)
     require_memory_of_step(trainer)
-    record = Manifest(folder, options, trainer.config.seed, files)
+    record = Manifest(folder, options, trainer, files, init)
     if given.resume:
         record.go_on()
+        if not has_checkpoint(folder):
+            print(f"{folder} has no checkpoint yet: the run begins at step 0")
     if given.overwrite:
         _clear(folder, leavings)
     return record
@@ -203,14 +218,17 @@ def _owner(path: Path) -> str:
 
 def _check_leavings(options: RunFolder, folder: Path, leavings: Iterable[str]) -> None:
     left = [name for name in leavings if os.path.lexists(folder / name)]
+    # The record comes before all else that a run leaves: there may be no checkpoint yet.
+    is_run = has_checkpoint(folder) or (folder / manifest.NAME).is_file()
+    remedy = "replace it with --overwrite, or choose another --out"
     if left and not (options.resume or options.overwrite):
-        raise FileExistsError(
-            f"{folder} holds a run already ({', '.join(left)}): go on with --resume, replace it with --overwrite, or "
-            "choose another --out"
-        )
+        remedy = f"go on with --resume, {remedy}" if is_run else remedy
+        raise FileExistsError(f"{folder} holds a run already ({', '.join(left)}): {remedy}")
     if not options.resume:
         return
-    if not has_checkpoint(folder):
+    if not is_run and left:
+        raise FileNotFoundError(f"{folder} has no checkpoint and no record to go on from ({', '.join(left)}): {remedy}")
+    if not is_run:
         raise FileNotFoundError(f"there is no checkpoint in {folder} to resume: leave --resume out to start there")
     links = [name for name in left if (folder / name).is_symlink()]
     if links:

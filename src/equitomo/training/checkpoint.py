@@ -51,6 +51,14 @@ class Checkpoint:
     tensors: Mapping[str, dict[str, Tensor]]
     state: dict[str, Any]
 
+    def group(self, *, averaged: bool = True) -> str:
+        """The weights to predict with: their moving average, where the run kept one."""
+        return "averaged" if averaged and "averaged" in self.tensors else "weights"
+
+    def network(self, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
+        """The trained network."""
+        return rebuilt_network(self.state["network"], self.tensors[self.group(averaged=averaged)], self.path)
+
 
 def save_checkpoint(
     folder: Path,
@@ -73,7 +81,8 @@ def save_checkpoint(
         shutil.rmtree(left, ignore_errors=True)
     write_checkpoint(final, tensors, {**state, "step": step})
     for old in _candidates(folder)[keep:]:
-        if not (keep_every and _step_of(old) % keep_every == 0):
+        # Step 0 is there if a signal came at once.
+        if not (keep_every and _step_of(old) and _step_of(old) % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -157,9 +166,7 @@ def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariant
     CheckpointError
         If there is no sound checkpoint, or it does not fit the network it names.
     """
-    checkpoint = load_checkpoint(Path(path))
-    group = "averaged" if averaged and "averaged" in checkpoint.tensors else "weights"
-    return rebuilt_network(checkpoint.state["network"], checkpoint.tensors[group], checkpoint.path)
+    return load_checkpoint(Path(path)).network(averaged=averaged)
 
 
 def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:

@@ -16,7 +16,7 @@ from equitomo.training.step import learning_rate
 
 
 class Learner:
-    """Weights, their average, the optimiser, the loss scale of float16, and how many steps were skipped in a row.
+    """Weights, their average, the optimiser and the loss scale of float16.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         weights = self.network.state_dict() if config.averaging else {}
         self.averaged = {name: value.detach().clone() for name, value in weights.items()}
-        self.consecutive = torch.zeros((), device=device)
+        self._device = device
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -63,7 +63,6 @@ class Learner:
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(self.gradients) + total
         bad = (~torch.isfinite(norm)).float()
-        self.consecutive = (self.consecutive + bad) * bad
         if not self.scaler.is_enabled():
             # The optimiser skips by itself where this is one, as it does for a gradient scaler.
             vars(self.optimizer).update(grad_scale=None, found_inf=bad)
@@ -82,7 +81,7 @@ class Learner:
     def for_prediction(self) -> ScaleEquivariantUNet3D:
         """A copy of the network, with the averaged weights if there are any."""
         weights = self.averaged or self.network.state_dict()
-        network = rebuilt_network(network_settings(self._config), weights, "this run").to(self.consecutive.device)
+        network = rebuilt_network(network_settings(self._config), weights, "this run").to(self._device)
         return network.to(memory_format=torch.channels_last_3d).eval()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -92,7 +91,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of this besides."""
-        return {"consecutive": int(self.consecutive), "scaler": self.scaler.state_dict()}
+        return {"scaler": self.scaler.state_dict()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over what :meth:`tensors` and :meth:`state` gave."""
@@ -103,7 +102,6 @@ class Learner:
         # Empty where the run had another precision until now.
         if self.scaler.is_enabled() and checkpoint.state["scaler"]:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.consecutive.fill_(checkpoint.state["consecutive"])
 
 
 def network_settings(config: TrainingConfig) -> dict[str, Any]:

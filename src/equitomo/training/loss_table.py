@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +39,23 @@ def forget_losses_after(folder: Path, step: int) -> None:
     ------
     CheckpointError
         If the file holds other rows than those of :func:`append_losses`.
+
+    Warns
+    -----
+    UserWarning
+        If it does not hold all rows up to ``step``.
     """
     path = folder / "losses.csv"
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
+    there = path.exists()
+    lines = path.read_bytes().splitlines(keepends=True) if there else []
     try:
         kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
     except ValueError as error:
         raise CheckpointError(f"{path} holds rows that this program did not write: move it away") from error
-    write_whole(path, b"".join([*lines[:1], *kept]), overwrite=True)
+    if len(kept) < step:
+        warnings.warn(
+            f"{path} has {len(kept)} of the {step} steps so far: the losses of the others are lost, the run goes on",
+            stacklevel=2,
+        )
+    if there:
+        write_whole(path, b"".join([*lines[:1], *kept]), overwrite=True)

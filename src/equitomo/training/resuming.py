@@ -1,13 +1,14 @@
-"""Whether a run may go on from a checkpoint."""
+"""Whether a run may go on from where it is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from equitomo.training.checkpoint import Checkpoint, CheckpointError
 from equitomo.training.config import TrainingConfig
 
-# Settings that a resumed run may change without becoming another run.
+# Settings that a resumed run may change without becoming another run; with conditions "steps" too.
 _FREE = {
     "micro_batch",
     "device",
@@ -20,6 +21,7 @@ _FREE = {
     "passes",
     "average_first",
     "mirrors",
+    "steps",
 }
 
 
@@ -31,16 +33,54 @@ def require_same_run(checkpoint: Checkpoint, config: TrainingConfig, geometries:
     CheckpointError
         Naming every setting that differs, or both lists of tilts.
     """
-    # A setting that is younger than the checkpoint has a default that does what was done before it.
-    saved, mine = TrainingConfig().as_dict() | checkpoint.state["config"], config.as_dict()
+    require_same_settings(checkpoint.state["config"], config, checkpoint.state["step"], checkpoint.path)
+    require_same_tilts(checkpoint.state["geometries"], geometries, checkpoint.path)
+    if "optimizer" not in checkpoint.tensors:
+        raise CheckpointError(f"{checkpoint.path} holds a network and no training to go on with: start from it")
+
+
+def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, done: int, source: object) -> None:
+    """Refuse settings with which the steps that are done would have been others.
+
+    Parameters
+    ----------
+    before
+        The settings that the run had.
+    config
+        Those that it is to go on with.
+    done
+        Its steps so far.
+    source
+        What the former were read from.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every setting that differs.
+    """
+    # A setting that is younger than the run has a default that does what was done before it.
+    saved, mine = TrainingConfig().as_dict() | dict(before), config.as_dict()
     differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
     if differing:
         shown = ", ".join(f"{key} was {saved.get(key)}, now {mine.get(key)}" for key in differing)
-        raise CheckpointError(f"{checkpoint.path} is of a run with other settings: {shown}")
-    if checkpoint.state["geometries"] != geometries:
+        raise CheckpointError(f"{source} is of a run with other settings: {shown}. Give those of the run")
+    if config.steps == saved["steps"]:
+        return
+    changed = f"{source} is at step {done} of a run of {saved['steps']}, which now is to have"
+    if config.steps < done:
+        raise CheckpointError(f"{changed} {config.steps}: give no fewer than are done")
+    # Nothing else that a step does depends on how many there will be, and its size not before the warm-up is over.
+    if config.schedule != "constant" and done > config.warmup:
         raise CheckpointError(
-            f"{checkpoint.path} is of a run with other tilts: they were {checkpoint.state['geometries']}, now "
-            f"{geometries}. Give those of the run, or start another one with it as init"
+            f"{changed} {config.steps}: with the schedule {config.schedule} the sizes of those done depend on steps. "
+            f"Resume it with {saved['steps']}, or start another run in another folder with this one as init (--init)"
         )
-    if "optimizer" not in checkpoint.tensors:
-        raise CheckpointError(f"{checkpoint.path} holds a network and no training to go on with: start from it")
+
+
+def require_same_tilts(before: list[dict[str, Any]], geometries: list[dict[str, Any]], source: object) -> None:
+    """Refuse other tilts than those of the run, naming both."""
+    if before != geometries:
+        raise CheckpointError(
+            f"{source} is of a run with other tilts: they were {before}, now {geometries}. Give those of the run, or "
+            "start another one with it as init"
+        )

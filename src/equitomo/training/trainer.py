@@ -24,6 +24,7 @@ from equitomo.training.learner import Learner, network_settings
 from equitomo.training.loss_table import ROW_BYTES, append_losses, forget_losses_after
 from equitomo.training.memory import MemoryLadder, cubes_at_once
 from equitomo.training.resuming import require_same_run
+from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import StepLosses, learning_rate, operator_for
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 from equitomo.transform import CubeRotationGroup
@@ -33,8 +34,8 @@ Preview = Callable[[int, Tensor, Tensor], None]
 
 # Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
-# Steps between two readings of what the device has counted.
-_READ_EVERY = 20
+# Steps after which losses are written, and read from a device that would be waited for.
+_WRITE_EVERY = 20
 
 
 class TrainingInterruptedError(Exception):
@@ -80,8 +81,6 @@ class IcecreamTrainer:
     ----------
     step : int
         Steps done.
-    skipped : int
-        Steps without a finite gradient so far, as last read.
     world : World
         Number of this process among those that train together.
 
@@ -147,12 +146,16 @@ class IcecreamTrainer:
         n_own = len(self.world.share(range(config.batch)))
         self._memory = MemoryLadder(self._learner.network, min(cubes_at_once(config, self.device), n_own))
         self.step = 0
-        self.skipped = 0
+        self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self._learner.scaler.is_enabled() else _PATIENCE)
+        # On a CPU nothing is waited for, and a step may take minutes.
+        self._read_every = 1 if self.device.type == "cpu" else _WRITE_EVERY
         # The step of the latest checkpoint.
         self._saved = -1
+        # Of the latest steps, on the device; and read, but not written.
         self._rows: list[Tensor] = []
-        if resume and self.out is not None and has_checkpoint(self.out):
-            self._restore(load_checkpoint(self.out))
+        self._unwritten: list[list[float]] = []
+        if resume and self.out is not None:
+            self._go_on(self.out)
         self._require_same_everywhere()
 
     def train(self, until: int | None = None) -> IcecreamTrainer:
@@ -164,7 +167,8 @@ class IcecreamTrainer:
             On SIGINT, SIGTERM or SIGUSR1, after the state before the step in hand is saved: resuming repeats the
             step. A second SIGINT stops at once.
         TrainingDivergedError
-            If several steps in a row have no finite gradient.
+            If several steps in a row had no finite gradient: with the last of them on a CPU, else when the losses are
+            read next.
         LostProcessError
             If another process of the training ended.
         torch.OutOfMemoryError
@@ -180,17 +184,15 @@ class IcecreamTrainer:
             while self.step < last:
                 self._rows.append(self._one_step(stop))
                 self.step += 1
-                if self.step % _READ_EVERY == 0:
+                if self.step % self._read_every == 0:
                     self._read_losses()
-                elif self.device.type == "cpu":
-                    # Nothing is waited for, and a step may take minutes.
-                    self._report(self._rows[-1].tolist())
+                if self.step % _WRITE_EVERY == 0:
+                    self._write_losses()
                 if self._is_due() or self.step == last:
                     self.save()
                 self._show()
             # One that came since the last gradient.
             self._stop_if_any(stop)
-        self._read_losses()
         return self
 
     def _stop_if_any(self, stop: Sequence[int]) -> None:
@@ -208,6 +210,11 @@ class IcecreamTrainer:
         )
 
     @property
+    def skipped(self) -> int:
+        """Steps without a finite gradient so far, as last read."""
+        return self._skipped.total
+
+    @property
     def network(self) -> ScaleEquivariantUNet3D:
         """A copy of the network for prediction, with the averaged weights if there are any."""
         return self._learner.for_prediction()
@@ -215,19 +222,27 @@ class IcecreamTrainer:
     def save(self) -> Path | None:
         """Write a checkpoint now; ``None`` if the run has no folder, or another process writes."""
         self._read_losses()
+        self._write_losses()
         if self._folder is None:
             return None
         state = {
             "network": network_settings(self.config),
             "config": self.config.as_dict(),
-            "geometries": self._geometries(),
-            "skipped": self.skipped,
+            "geometries": self.geometries,
+            "skipped": self._skipped.total,
+            "consecutive": self._skipped.consecutive,
             **self._learner.state(),
         }
         tensors = self._learner.tensors()
         self._saved = self.step
         keep_every = self.config.keep_every
         return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
+
+    @property
+    def geometries(self) -> list[dict[str, Any]]:
+        """The different tilts, as a checkpoint holds them."""
+        different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
+        return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
     @property
     def bytes_to_write(self) -> int:
@@ -268,11 +283,6 @@ class IcecreamTrainer:
         """Whether a checkpoint is to be written after this step."""
         every = self.config.checkpoint_every, self.config.keep_every
         return any(self.step % steps == 0 for steps in every if steps)
-
-    def _geometries(self) -> list[dict[str, Any]]:
-        """The different geometries, as a checkpoint holds them."""
-        different = dict.fromkeys(pair.geometry for pair in self.dataset.pairs)
-        return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in different]
 
     def _one_step(self, stop: Sequence[int]) -> Tensor:
         """One update; the two losses and whether it was skipped, left on the device."""
@@ -315,21 +325,29 @@ class IcecreamTrainer:
         return losses.detach()
 
     def _read_losses(self) -> None:
-        """Fetch the losses since the last time, write and report them, and stop a run that has diverged."""
+        """Fetch the losses since the last time, report them, and stop a run that has diverged."""
         if not self._rows:
             return
         rows = torch.stack(self._rows).cpu().tolist()
-        first = self.step - len(rows)
         self._rows = []
-        self.skipped += int(sum(row[2] for row in rows))
-        if (folder := self._folder) is not None:
-            rates = [learning_rate(self.config, step) for step in range(first, self.step)]
-            told = enumerate(zip(rows, rates, strict=True), start=first + 1)
-            append_losses(folder, [(step, data, equi, rate, int(bad)) for step, ((data, equi, bad), rate) in told])
+        self._unwritten += rows
+        # The same in all processes, whose gradients and losses were added before that was asked.
+        self._skipped.count(bad for _, _, bad in rows)
+        if self.world.is_first:
+            self._skipped.warn_of_many(self.step)
         self._report(rows[-1])
-        patience = _PATIENCE_FLOAT16 if self._learner.scaler.is_enabled() else _PATIENCE
-        if int(self._learner.consecutive) >= patience:
+        if self._skipped.are_too_many:
             self._give_up()
+
+    def _write_losses(self) -> None:
+        """Write what was read since the last time."""
+        first, rows = self.step - len(self._unwritten), self._unwritten
+        self._unwritten = []
+        if (folder := self._folder) is None or not rows:
+            return
+        rates = [learning_rate(self.config, step) for step in range(first, self.step)]
+        told = enumerate(zip(rows, rates, strict=True), start=first + 1)
+        append_losses(folder, [(step, data, equi, rate, int(bad)) for step, ((data, equi, bad), rate) in told])
 
     def _report(self, row: Sequence[float]) -> None:
         if self.progress is not None and self.world.is_first:
@@ -337,30 +355,35 @@ class IcecreamTrainer:
             self.progress(self.step, {"data": data, "equivariance": equivariance, "skipped": self.skipped})
 
     def _give_up(self) -> None:
-        consecutive = int(self._learner.consecutive)
-        # Saved as a state to go on from: the weights are those before the first bad step.
-        self._learner.consecutive.zero_()
+        in_a_row = self._skipped.longest
+        # Saved as a state to go on from: what was skipped has changed nothing.
+        self._skipped.forgive()
         saved = self.save()
         self.world.wait()
         raise TrainingDivergedError(
-            f"no finite gradient in the last {consecutive} steps, up to step {self.step}: lower learning_rate or use "
-            f"precision float32. The weights before that are good" + (f": {saved}" if saved else "")
+            f"no finite gradient in {in_a_row} steps in a row, up to step {self.step}: lower learning_rate or use "
+            f"precision float32. These steps changed nothing, the weights are good" + (f": {saved}" if saved else "")
         )
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        require_same_run(checkpoint, self.config, self._geometries())
-        self._learner.restore(checkpoint)
-        self.step, self.skipped = checkpoint.state["step"], checkpoint.state["skipped"]
-        self._saved = self.step
+    def _go_on(self, folder: Path) -> None:
+        if has_checkpoint(folder):
+            self._restore(load_checkpoint(folder))
         if self._folder is not None:
+            # Also those of a run that was killed before its first checkpoint.
             forget_losses_after(self._folder, self.step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        require_same_run(checkpoint, self.config, self.geometries)
+        self._learner.restore(checkpoint)
+        self.step = self._saved = checkpoint.state["step"]
+        self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]
 
     def _require_same_everywhere(self) -> None:
         """Refuse processes that did not read the same: their gradients would be of different things."""
         if self.world.size == 1:
             return
         tensors = [self.dataset.example, *self._learner.network.state_dict().values()]
-        given = (self.step, self._learner.dtype, self.config, self._geometries(), self.dataset.n_starts)
+        given = (self.step, self._learner.dtype, self.config, self.geometries, self.dataset.n_starts)
         self.world.require_equal(
             b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
             "the processes of this training do not have the same settings, tomograms, initial weights or checkpoint: "
