@@ -1,4 +1,4 @@
-"""What every test shares: one thread, so that sums are added in one order, a generator, and how long is fuzzed."""
+"""What every test shares: one thread, so that sums are added in one order, a generator, how long is fuzzed, --fault."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("project")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault", type=int, metavar="N", help="run the tests of entry N of docs/faults.md only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number = config.getoption("--fault")
+    if number is None:
+        return
+    kept: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        kept[any(number in mark.args for mark in item.iter_markers("fault"))].append(item)
+    config.hook.pytest_deselected(items=kept[False])
+    items[:] = kept[True]
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_whole_batch(pairs, n_at_once)
     torch.testing.assert_close(found, gradients(trainer), rtol=1e-11, atol=1e-16)
 
 
+@pytest.mark.fault(64)
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("n_at_once", [1, 2, 3])
 def test_a_run_in_parts_equals_one_of_whole_batches(pairs, tmp_path, n_at_once, optimizer):
@@ -103,6 +104,7 @@ def test_the_cubes_at_once_may_change_when_a_run_is_resumed(pairs, tmp_path):
     torch.testing.assert_close(weights(resumed), weights(unbroken), rtol=0, atol=1e-6)
 
 
+@pytest.mark.fault(65, 67)
 def test_one_bad_part_makes_its_step_change_nothing(pairs):
     trainer = IcecreamTrainer(pairs, tiny(micro_batch=2, precision="float16", steps=3))
     scale, draw = None, trainer.dataset.batch
@@ -153,6 +155,7 @@ def assert_same_result(one, other):
     torch.testing.assert_close(one.network.state_dict(), other.network.state_dict(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.fault(64)
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("cubes", [4, 2, 1])
 def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(pairs, caplog, cubes, optimizer):
@@ -167,6 +170,7 @@ def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(pairs, caplog, cub
     assert all(text in record.message for text, record in zip(said, caplog.records, strict=False))
 
 
+@pytest.mark.fault(64)
 def test_a_float16_run_keeps_its_scale_when_memory_runs_out(pairs):
     undisturbed, trainer = (IcecreamTrainer(pairs, tiny(precision="float16")) for _ in range(2))
     limit(trainer, 2)
@@ -175,6 +179,7 @@ def test_a_float16_run_keeps_its_scale_when_memory_runs_out(pairs):
     assert trainer.skipped == undisturbed.skipped == 0
 
 
+@pytest.mark.fault(44, 64)
 @pytest.mark.parametrize(
     "error",
     [
@@ -191,6 +196,7 @@ def test_activation_checkpointing_is_the_last_rung(pairs, caplog, error):
     assert len(caplog.records) == 2
 
 
+@pytest.mark.fault(44, 64)
 def test_a_cube_that_does_not_fit_alone_is_an_error_that_says_what_was_tried(pairs, tmp_path):
     trainer = IcecreamTrainer(pairs, tiny(batch=3, checkpoint_every=1), out=tmp_path)
     limit(trainer, 0)
@@ -204,6 +210,7 @@ def test_a_cube_that_does_not_fit_alone_is_an_error_that_says_what_was_tried(pai
     assert IcecreamTrainer(pairs, tiny(batch=3, checkpoint_every=1), out=tmp_path, resume=True).train().step == 4
 
 
+@pytest.mark.fault(64)
 def test_another_error_is_not_taken_for_a_lack_of_memory(pairs):
     trainer = IcecreamTrainer(pairs, tiny())
     limit(trainer, 0, error=RuntimeError("shapes differ"))

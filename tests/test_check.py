@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commanding import TINY, Case, files_in, run
+from faults import numbered
 
 from equitomo import TiltGeometry, write_volume
 from equitomo.cli import checking, commands, machine
@@ -228,7 +229,7 @@ TO_MEND = {
 TWICE = {"mirrored"}
 
 
-@pytest.mark.parametrize("name", TO_MEND)
+@pytest.mark.parametrize("name", numbered(TO_MEND))
 def test_what_must_be_mended_is_named_and_the_status_is_1(name, pair, capsys):
     fault, subject, message = TO_MEND[name]
     fault(pair)
@@ -276,7 +277,7 @@ NOTES = {
 }
 
 
-@pytest.mark.parametrize("name", NOTES)
+@pytest.mark.parametrize("name", numbered(NOTES))
 def test_what_is_worth_a_word_is_a_note_and_the_status_is_0(name, pair, capsys):
     fault, subject, message = NOTES[name]
     fault(pair)
@@ -306,7 +307,7 @@ def trained(made, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", numbered(ODD))
 def test_prediction_says_the_same_once_and_goes_on(name, pair, trained, capsys):
     fault, _, message = TO_MEND[name]
     fault(pair)
@@ -337,6 +338,7 @@ def test_prediction_of_one_half_looks_at_it(fault, message, pair, trained, capsy
     assert re.search(f"equitomo: warning: .*{message}", capsys.readouterr().err)
 
 
+@pytest.mark.fault(24)
 def test_prediction_refuses_equal_halves(pair, trained, capsys):
     equal(pair)
     pair.write()
@@ -355,6 +357,7 @@ def test_prediction_on_good_halves_warns_of_nothing(pair, trained, capsys):
 # Memory ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(44)
 def test_training_refuses_steps_that_the_memory_does_not_hold(pair, capsys, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 1000)
     assert pair.run() == 2
@@ -366,6 +369,7 @@ def test_training_refuses_steps_that_the_memory_does_not_hold(pair, capsys, monk
     assert not pair.out.exists()
 
 
+@pytest.mark.fault(44)
 def test_prediction_refuses_what_the_memory_does_not_hold(pair, trained, capsys, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 1000)
     pair.write()
@@ -373,6 +377,7 @@ def test_prediction_refuses_what_the_memory_does_not_hold(pair, trained, capsys,
     assert re.search(r"out\.mrc: prediction takes about .* are free: a smaller --tile", capsys.readouterr().err)
 
 
+@pytest.mark.fault(44, 64)
 @pytest.mark.parametrize(("free", "answer"), [(10**6, "error"), (6 * 10**7, "warning"), (10**9, "")])
 def test_a_gpu_must_hold_one_cube_and_better_those_that_were_asked_for(pair, monkeypatch, free, answer):
     config = commands.TrainingConfig.preset("tiny", width=8, side=32, batch=8, micro_batch=8, device="cpu")
@@ -405,6 +410,7 @@ def test_the_memory_of_a_step_is_known_without_a_trial(pair, preset, settings):
     assert bytes_of_step(config, trainer.dtype, 1) == pytest.approx(IN_BACKWARD * a_cube, rel=0.2)
 
 
+@pytest.mark.fault(68)
 def test_training_on_a_cpu_says_how_long_it_will_take(pair, capsys):
     """Entry 68: there is no GPU."""
     pair.settings = ["--steps", "4"]
@@ -416,7 +422,7 @@ def test_training_on_a_cpu_says_how_long_it_will_take(pair, capsys):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", numbered(ODD))
 def test_training_says_the_same_once_and_goes_on(name, pair, capsys):
     fault, _, message = TO_MEND[name]
     fault(pair)
@@ -428,7 +434,7 @@ def test_training_says_the_same_once_and_goes_on(name, pair, capsys):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["29 thinnest along y", "no cubes"])
+@pytest.mark.parametrize("name", numbered(["29 thinnest along y", "no cubes"]))
 def test_training_warns_of_odd_axes_too(name, pair, capsys):
     fault, _, message = NOTES[name]
     fault(pair)
@@ -484,6 +490,7 @@ def test_every_tomogram_of_a_table_is_looked_at_and_the_machine_once(table, caps
     assert printed.endswith("\nNothing to mend.\n")
 
 
+@pytest.mark.fault(27)
 def test_what_must_be_mended_in_a_table_is_named_with_its_line(table, capsys):
     rows = [{}, {"tilts": '"-40,60"'}, {"tilts": ""}, {"change": lambda half: half[:-1]}, {"axis": "x"}]
     assert table(*rows) == 1
@@ -538,6 +545,7 @@ def test_the_disk_is_asked_for_what_training_asks_it_for(pair):
         assert checking._Trial.of(source, config).written == commands.IcecreamTrainer(source, config).bytes_to_write
 
 
+@pytest.mark.fault(44)
 def test_the_memory_of_a_step_is_foreseen_from_a_small_cube(pair):
     source = commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0))
     settings = {"width": 8, "side": 24, "levels": 3, "batch": 2, "device": "cpu", "precision": "float32"}
@@ -549,18 +557,21 @@ def test_the_memory_of_a_step_is_foreseen_from_a_small_cube(pair):
     assert foreseen == pytest.approx(kept, rel=0.05)
 
 
+@pytest.mark.fault(44)
 def test_too_little_memory_is_to_be_mended(pair, capsys, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 1000)
     assert pair.check() == 1
     assert re.search(r"^MEND +memory .*0\.0 GB free; --micro_batch 1", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.fault(44)
 def test_unknown_memory_is_a_note(pair, capsys, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: None)
     assert pair.check() == 0
     assert lines(capsys.readouterr().out)["memory"][0] == "note"
 
 
+@pytest.mark.fault(57)
 def test_too_little_disk_is_to_be_mended(pair, capsys, monkeypatch):
     pair.write()
     looked_at = []
@@ -605,6 +616,7 @@ def test_durations_are_readable(seconds, text):
     assert machine.duration(seconds) == text
 
 
+@pytest.mark.fault(8)
 def test_a_check_takes_sixteen_bits(pair, capsys):
     for path, half in zip(pair.paths, (pair.first, pair.second), strict=True):
         write_volume(path, half.numpy(), voxel_size=10.0, dtype="float16")

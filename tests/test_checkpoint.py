@@ -140,6 +140,7 @@ def test_the_hashes_are_those_of_the_field_s_tool(run):
 # Writing ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("n_written", [0, 1, 2, 3])
 def test_a_failure_in_the_middle_leaves_nothing_and_the_one_before_loads(run, monkeypatch, n_written):
     written = []
@@ -159,12 +160,14 @@ def test_a_failure_in_the_middle_leaves_nothing_and_the_one_before_loads(run, mo
     assert equal(load_network(run), network(20))
 
 
+@pytest.mark.fault(58)
 def test_what_a_killed_process_left_behind_is_not_taken_for_a_checkpoint(run):
     final = run / "checkpoints" / "step_00000020"
     shutil.copytree(final, run / "checkpoints" / ".step_00000030.partial")
     assert load_checkpoint(run).path == final
 
 
+@pytest.mark.fault(58)
 def test_what_a_killed_process_left_behind_is_replaced(run):
     partial = run / "checkpoints" / ".step_00000030.partial"
     partial.mkdir()
@@ -174,6 +177,7 @@ def test_what_a_killed_process_left_behind_is_replaced(run):
     assert not partial.exists()
 
 
+@pytest.mark.fault(58)
 def test_what_a_killed_process_left_behind_is_cleaned_by_the_next_checkpoint(run):
     partial = run / "checkpoints" / ".step_00000025.partial"
     partial.mkdir()
@@ -205,18 +209,21 @@ def killed(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.fault(58)
 def test_a_checkpoint_that_was_being_replaced_when_the_process_was_killed_is_loaded(killed):
     assert has_checkpoint(killed)
     assert equal(load_network(killed), network(20))
     assert steps(killed / "checkpoints") == [".step_00000020.old.partial", ".step_00000020.partial"]
 
 
+@pytest.mark.fault(58)
 def test_a_checkpoint_that_was_being_replaced_gets_its_name_back(killed):
     save(killed / "checkpoints", 30)
     assert steps(killed / "checkpoints") == ["step_00000020", "step_00000030"]
     assert equal(load_network(killed / "checkpoints" / "step_00000020"), network(20))
 
 
+@pytest.mark.fault(57, 58)
 def test_a_checkpoint_that_was_being_replaced_outlives_a_failure_of_the_next(killed, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -227,17 +234,20 @@ def test_a_checkpoint_that_was_being_replaced_outlives_a_failure_of_the_next(kil
     assert equal(load_network(killed), network(20))
 
 
+@pytest.mark.fault(58)
 def test_a_checkpoint_that_was_being_replaced_is_replaced_by_the_next_of_its_step(killed):
     save(killed / "checkpoints", 20, averaged=True)
     assert "averaged" in load_checkpoint(killed).tensors
     assert steps(killed / "checkpoints") == ["step_00000020"]
 
 
+@pytest.mark.fault(58)
 def test_a_single_checkpoint_that_was_being_replaced_goes_when_the_new_one_has_its_name(killed):
     write_checkpoint(killed / "checkpoints" / "step_00000020", {"weights": network(1).state_dict()}, {})
     assert steps(killed / "checkpoints") == ["step_00000020"]
 
 
+@pytest.mark.fault(58)
 def test_a_checkpoint_that_was_replaced_before_the_kill_is_not_loaded_and_cleaned_by_the_next(run):
     folder = run / "checkpoints"
     shutil.copytree(folder / "step_00000010", folder / ".step_00000020.old.partial")
@@ -246,6 +256,7 @@ def test_a_checkpoint_that_was_replaced_before_the_kill_is_not_loaded_and_cleane
     assert steps(folder) == ["step_00000020", "step_00000030"]
 
 
+@pytest.mark.fault(58)
 def test_an_older_checkpoint_is_dropped_only_after_the_new_one_is_whole(run, monkeypatch):
     def fail(self, target):
         raise OSError("the disk is gone")
@@ -256,6 +267,7 @@ def test_an_older_checkpoint_is_dropped_only_after_the_new_one_is_whole(run, mon
     assert steps(run / "checkpoints") == ["step_00000010", "step_00000020"]
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_what_stands_in_place_of_the_partial_folder_is_not_written_through(run, tmp_path_factory, kind):
     outside = tmp_path_factory.mktemp("outside")
@@ -267,6 +279,7 @@ def test_what_stands_in_place_of_the_partial_folder_is_not_written_through(run, 
     assert load_checkpoint(run).state["step"] == 20
 
 
+@pytest.mark.fault(58)
 def test_files_and_then_folders_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
     done = []
     sync, rename = module.os.fsync, module.Path.rename
@@ -301,6 +314,7 @@ DAMAGES = {
 NAMES = ["weights.safetensors", "optimizer.safetensors", "state.json", "state.json.sha256"]
 
 
+@pytest.mark.fault(60)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(run, caplog, damage, name):
@@ -329,12 +343,14 @@ STATES = {
 }
 
 
+@pytest.mark.fault(60)
 @pytest.mark.parametrize("content", STATES.values(), ids=STATES.keys())
 def test_a_damaged_state_is_passed_over(run, content):
     put_state(run / "checkpoints" / "step_00000020", content)
     assert equal(load_network(run), network(10))
 
 
+@pytest.mark.fault(53)
 def test_a_state_that_points_out_of_its_folder_is_not_followed(run):
     path = run / "checkpoints" / "step_00000020" / "state.json"
     state = json.loads(path.read_text())
@@ -345,6 +361,7 @@ def test_a_state_that_points_out_of_its_folder_is_not_followed(run):
     assert load_checkpoint(run).path.name == "step_00000010"
 
 
+@pytest.mark.fault(60)
 def test_damage_to_all_is_an_error_that_lists_each(run):
     for step in ("step_00000010", "step_00000020"):
         flip_a_bit(run / "checkpoints" / step / "weights.safetensors")
@@ -359,6 +376,7 @@ def test_a_folder_without_checkpoints_is_an_error_that_says_what_to_give(tmp_pat
         load_network(tmp_path)
 
 
+@pytest.mark.fault(63)
 def test_a_huge_safetensors_header_is_refused(run):
     folder = run / "checkpoints" / "step_00000020"
     content = (1 << 62).to_bytes(8, "little") + b"{}"
@@ -373,6 +391,7 @@ def test_a_huge_safetensors_header_is_refused(run):
 # Fit -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(61)
 def test_weights_of_another_width_are_refused_with_what_differs():
     message = (
         r"weights of the donor do not fit.*\d+ parameters differ: .*conv\.weight \(\d+.*in place of.*width and levels"
@@ -381,6 +400,7 @@ def test_weights_of_another_width_are_refused_with_what_differs():
         load_weights(network(), network(width=6).state_dict(), "the donor")
 
 
+@pytest.mark.fault(61)
 def test_a_missing_and_an_additional_weight_are_named():
     weights = dict(network().state_dict())
     weights["final_conv.bias"] = weights.pop("final_conv.weight")
@@ -388,6 +408,7 @@ def test_a_missing_and_an_additional_weight_are_named():
         load_weights(network(), weights, "the donor")
 
 
+@pytest.mark.fault(61)
 def test_a_checkpoint_that_does_not_fit_its_own_settings_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"weights": network(width=6).state_dict()}, {"network": SETTINGS})
     with pytest.raises(CheckpointError, match=f"{path.name} do not fit"):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from commanding import TINY, Case, files_in, run, write
+from faults import numbered
 from making import noisy_halves
 
 import equitomo
@@ -174,6 +175,7 @@ def test_one_half_alone_can_be_predicted(halves, finished, tmp_path):
     assert not np.allclose(one, predict(finished, tmp_path / "two.mrc", *halves))
 
 
+@pytest.mark.fault(19)
 @pytest.mark.filterwarnings("default")
 def test_voxels_that_are_no_numbers_hold_the_mean_if_asked(halves, finished, tmp_path, capsys):
     data = np.array(read_volume(halves[0]).data)
@@ -214,6 +216,7 @@ def test_predict_takes_one_checkpoint(halves, finished, tmp_path):
     np.testing.assert_allclose(found, read_volume(finished / "reconstruction.mrc").data, rtol=1e-6)
 
 
+@pytest.mark.fault(59)
 def test_predict_says_what_it_takes_and_interrupted_leaves_nothing(halves, finished, tmp_path, monkeypatch, capsys):
     def interrupt(self, x):
         raise KeyboardInterrupt
@@ -226,6 +229,7 @@ def test_predict_says_what_it_takes_and_interrupted_leaves_nothing(halves, finis
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.fault(57)
 def test_predict_refuses_a_disk_that_is_too_small_before_any_work(halves, finished, tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 1000})()
     monkeypatch.setattr("equitomo.io.placing.shutil.disk_usage", lambda folder: usage)
@@ -289,6 +293,7 @@ def test_an_interrupted_run_saves_says_so_and_can_be_resumed(halves, finished, t
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.fault(59)
 def test_an_interrupt_outside_the_training_is_130_too(halves, finished, tmp_path, monkeypatch):
     def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
@@ -305,6 +310,7 @@ def test_resuming_a_finished_run_repeats_only_the_prediction(halves, finished, t
     assert (tmp_path / "reconstruction.mrc").read_bytes() == (finished / "reconstruction.mrc").read_bytes()
 
 
+@pytest.mark.fault(54)
 def test_overwriting_replaces_a_run(halves, finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "previews" / "step_0000099.png").write_bytes(b"old")
@@ -317,6 +323,7 @@ def test_overwriting_replaces_a_run(halves, finished, tmp_path):
     assert "notes.txt" in left
 
 
+@pytest.mark.fault(54)
 def test_overwriting_with_bad_input_leaves_the_run_as_it_was(halves, finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     before = files_in(tmp_path)
@@ -325,6 +332,7 @@ def test_overwriting_with_bad_input_leaves_the_run_as_it_was(halves, finished, t
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.fault(54)
 def test_predict_replaces_a_file_only_if_told_to(halves, finished, tmp_path, capsys):
     target = tmp_path / "a.mrc"
     target.write_bytes(b"precious")
@@ -369,6 +377,7 @@ def test_an_option_beats_the_configuration_file(halves, tmp_path, capsys):
     assert "width: 16" in printed  # of the preset that the file names
 
 
+@pytest.mark.fault(51)
 def test_a_number_may_be_written_as_text_in_a_configuration(halves, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text('learning_rate: "1e-3"\nequivariance_weight: 1e0\n')
     arguments = ["--config", tmp_path / "config.yaml", "--print_config"]
@@ -394,14 +403,14 @@ def test_a_switch_may_stand_alone_or_with_its_value(halves, tmp_path, capsys, ar
 
 
 CONFIGURATIONS = {
-    "an unknown key": ("sied: 16", r"does not accept option 'sied'; did you mean 'side'"),
-    "an unknown key of another kind": ("leaning_rate: 1.0", r"did you mean 'learning_rate'"),
-    "a text for a number": ("steps: many", r"steps.*\n?.*int.*many"),
-    "a fraction for a whole number": ("side: 16.5", r"side.*\n?.*int.*16\.5"),
-    "a list for a number": ("learning_rate: [1.0]", r"learning_rate.*\n?.*float"),
+    "50 an unknown key": ("sied: 16", r"does not accept option 'sied'; did you mean 'side'"),
+    "50 an unknown key of another kind": ("leaning_rate: 1.0", r"did you mean 'learning_rate'"),
+    "51 a text for a number": ("steps: many", r"steps.*\n?.*int.*many"),
+    "51 a fraction for a whole number": ("side: 16.5", r"side.*\n?.*int.*16\.5"),
+    "51 a list for a number": ("learning_rate: [1.0]", r"learning_rate.*\n?.*float"),
     "an unknown choice": ("support: cube", r"support.*\n?.*'ball'.*'box'"),
     "an unknown preset": ("preset: huge", r"preset is one of paper, .*tiny.*'huge'"),
-    "a Python object": ("out: !!python/object/apply:os.mkdir [pwned]", r"python/object"),
+    "52 a Python object": ("out: !!python/object/apply:os.mkdir [pwned]", r"python/object"),
     "no YAML": ("side: [16", r"(?s)side|YAML|yaml|pars"),
 }
 
@@ -633,7 +642,7 @@ FAULTS = {
     "37 equal": (tilt_argument("30,30"), r"lower tilt must be below the higher one"),
     "37 one number": (tilt_argument("60"), r"--tilts is a file or LOW,HIGH in degrees such as -60,60, got '60'"),
     "37 three numbers": (tilt_argument("-60,0,60"), r"--tilts is a file or LOW,HIGH"),
-    "37 an alignment": (tilts("1 0 0 1 0 0\n", "a.xf"), r"a\.xf: .*hold no tilt angles, .*no a\.tlt beside them"),
+    "31 an alignment": (tilts("1 0 0 1 0 0\n", "a.xf"), r"a\.xf: .*hold no tilt angles, .*no a\.tlt beside them"),
     "39 nothing missing": (tilt_argument("-90,90"), r"span less than 180, got -90 to 90"),
     "40 smaller than a cube": (small_volume, r"cubes of 16 .*odd\.mrc of \(12, 20, 22\).*largest side that does is 12"),
     "42 not a multiple": (settings("--side", "42", "--levels", "4"), r"side must be a multiple of 8.*use 40 or 48"),
@@ -658,6 +667,7 @@ FAULTS = {
     "52 no text": (configuration(b"\xff\xfe"), r"config\.yaml is not a text file"),
     "52 a long number": (configuration(b"steps: " + b"9" * 5000), r"4300 digits"),
     "52 a list for a preset": (configuration(b"preset: [tiny]"), r"preset.*\n?.*str"),
+    "53 no name for out": (settings("--out="), r"path must be the name of a file.* got ''"),
     "53 NUL in out": (nul_in_out, r"without NUL characters, got 'a\\x00b'"),
     "55 out is a loop": (out_is_a_loop, r"cannot write into --out .*run: File exists"),
     "55 out without permission": (out_without_permission, r"cannot write into --out .*run: Permission denied"),
@@ -688,7 +698,7 @@ def assert_refused(status, message, case, before, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", numbered(FAULTS))
 def test_a_fault_is_refused_before_any_work(name, tmp_path, capsys, request, monkeypatch):
     case = Case(tmp_path, monkeypatch)
     fault, message = FAULTS[name]
@@ -700,6 +710,7 @@ def test_a_fault_is_refused_before_any_work(name, tmp_path, capsys, request, mon
     assert_refused(case.run(), message, case, before, capsys)
 
 
+@pytest.mark.fault(54)
 def test_a_folder_with_a_run_is_refused(finished, halves, capsys):
     before = files_in(finished)
     assert run("reconstruct", *halves, *TILTS, "--out", finished, *TINY, *TILED) == 2
@@ -708,6 +719,7 @@ def test_a_folder_with_a_run_is_refused(finished, halves, capsys):
     assert files_in(finished) == before
 
 
+@pytest.mark.fault(60)
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(finished, halves, tmp_path, capsys):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.rglob("weights.safetensors"):
@@ -716,6 +728,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(finished, halves, tm
     assert re.search(r"no sound checkpoint in .*weights\.safetensors was changed or cut short", capsys.readouterr().err)
 
 
+@pytest.mark.fault(61)
 def test_resuming_with_other_settings_is_refused_with_each(finished, halves, capsys):
     assert run("train", *halves, *TILTS, "--out", finished, *TINY, "--seed", "5", "--resume") == 2
     assert "other settings: seed was 0, now 5" in capsys.readouterr().err
@@ -746,9 +759,9 @@ def test_intensities_beyond_float16_are_refused_before_the_training(tmp_path, ca
 
 PREDICTIONS = {
     "no run": (["--run", "nowhere"], r"no sound checkpoint in nowhere"),
-    "out in no folder": (["--out", "nowhere/a.mrc"], r"cannot write in the folder nowhere.*Give one that exists"),
-    "out is a folder": (["--out", "."], r"taken by a folder"),
-    "packed out": (["--out", "a.mrc.gz"], r"path must not end in \.gz"),
+    "55 out in no folder": (["--out", "nowhere/a.mrc"], r"cannot write in the folder nowhere.*Give one that exists"),
+    "55 out is a folder": (["--out", "."], r"taken by a folder"),
+    "53 packed out": (["--out", "a.mrc.gz"], r"path must not end in \.gz"),
     "no passes": (["--passes", "0"], r"passes must be at least 1, got 0"),
     "no such device": (["--device", "cpux"], r"device 'cpux' cannot be used here"),
     "tilts": (["--tilts", "nowhere.tlt"], r"no such file.*nowhere\.tlt"),
@@ -765,6 +778,7 @@ def test_a_prediction_that_cannot_be_is_refused(halves, finished, tmp_path, caps
     assert files_in(tmp_path) == set()
 
 
+@pytest.mark.fault(55)
 def test_a_folder_without_permission_to_write_is_refused_before_the_work(
     halves, finished, tmp_path, monkeypatch, capsys
 ):
@@ -793,6 +807,7 @@ def test_fsc_refuses_a_picture_of_another_kind(halves, capsys):
     assert "picture must be the name of a .png file, got fsc.mrc" in capsys.readouterr().err
 
 
+@pytest.mark.fault(1, 19, 22, 26)
 @pytest.mark.parametrize("fault", [nan_voxels, other_shape, same_path, truncate])
 def test_fsc_refuses_what_cannot_be_compared(tmp_path, capsys, fault):
     case = Case(tmp_path)
@@ -833,7 +848,7 @@ SURPRISES = {
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", SURPRISES)
+@pytest.mark.parametrize("name", numbered(SURPRISES))
 def test_a_surprise_is_warned_of_and_the_work_is_done(name, tmp_path, capsys):
     case = Case(tmp_path)
     fault, message = SURPRISES[name]
@@ -843,6 +858,7 @@ def test_a_surprise_is_warned_of_and_the_work_is_done(name, tmp_path, capsys):
     assert "losses.csv" in files_in(case.out)
 
 
+@pytest.mark.fault(8)
 def test_halves_of_16_bits_are_read(tmp_path):
     case = Case(tmp_path)
     for path, half in zip(case.paths, (case.first, case.second), strict=True):
@@ -850,12 +866,14 @@ def test_halves_of_16_bits_are_read(tmp_path):
     assert case.run() == 0
 
 
+@pytest.mark.fault(41)
 def test_a_cube_may_be_as_large_as_the_volume(tmp_path):
     case = Case(tmp_path)
     case.first, case.second = noisy_halves((16, 16, 16))
     assert case.run() == 0
 
 
+@pytest.mark.fault(2)
 @pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
 def test_a_file_without_the_mark_is_read_if_it_is_asked_for(tmp_path):
     case = Case(tmp_path)
@@ -881,6 +899,7 @@ def test_a_mask_without_the_mark_is_read_if_it_is_asked_for(tmp_path, capsys, co
 # Exit statuses and the shell -------------------------------------------------------------------------
 
 
+@pytest.mark.fault(58, 59)
 def test_a_stopped_run_goes_on_to_the_bit_wherever_it_was_stopped():
     """A few of the random moments; `python tests/kills.py` tries as many as one likes."""
     folder = Path(__file__).parent
@@ -893,6 +912,7 @@ def test_a_stopped_run_goes_on_to_the_bit_wherever_it_was_stopped():
     assert "every run ended as the unbroken one, to the bit" in done.stdout
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT"])
 def test_a_full_disk_is_74_and_says_what_to_do(halves, tmp_path, monkeypatch, capsys, number):
     def full(*arguments, **settings):
@@ -913,6 +933,7 @@ def test_another_failure_to_write_is_74_without_a_traceback(halves, tmp_path, mo
     assert "equitomo: [Errno 5] input/output error" in capsys.readouterr().err
 
 
+@pytest.mark.fault(65)
 def test_a_run_that_diverges_is_1_and_says_where_the_good_weights_are(halves, tmp_path, monkeypatch, capsys):
     step = commands.IcecreamTrainer._one_step
 
@@ -925,6 +946,7 @@ def test_a_run_that_diverges_is_1_and_says_where_the_good_weights_are(halves, tm
     assert re.search(r"no finite gradient.*The weights before that are good: .*step_", capsys.readouterr().err)
 
 
+@pytest.mark.fault(44, 64)
 def test_a_cube_that_no_memory_holds_is_1_and_says_what_needs_less(halves, tmp_path, monkeypatch, capsys):
     def full(self, indices):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
@@ -975,6 +997,7 @@ def test_the_console_script_compares_two_files(halves):
     assert "whole" in done.stdout
 
 
+@pytest.mark.fault(59)
 def test_a_terminated_process_saves_and_ends_with_130(halves, tmp_path):
     arguments = [*map(str, halves), *TILTS, "--out", str(tmp_path / "run"), *TINY, "--steps", "100000"]
     command = [sys.executable, "-m", "equitomo", "train", *arguments, "--checkpoint_every", "5"]

@@ -10,6 +10,7 @@ import pytest
 from equitomo import TrainingConfig
 
 
+@pytest.mark.fault(42, 43)
 @pytest.mark.parametrize(
     ("side", "levels", "below", "above"),
     [(42, 4, 40, 48), (43, 4, 40, 48), (49, 4, 48, 56), (7, 4, 8, 16), (0, 4, 8, 16), (-8, 4, 8, 16), (33, 2, 32, 34)],
@@ -27,11 +28,9 @@ def test_a_side_that_can_be_halved_is_accepted(side, levels):
 
 NAN, INF = math.nan, math.inf
 OUT_OF_RANGE = [
-    ("batch", 0, "at least 1"),
-    ("batch", -1, "at least 1"),
+    *[pytest.param("batch", value, "at least 1", marks=pytest.mark.fault(48)) for value in (0, -1)],
     ("micro_batch", -1, "zero or more"),
-    ("steps", 0, "at least 1"),
-    ("steps", -5, "at least 1"),
+    *[pytest.param("steps", value, "at least 1", marks=pytest.mark.fault(48)) for value in (0, -5)],
     ("checkpoint_every", 0, "at least 1"),
     ("warmup", -1, "zero or more"),
     ("margin", -1, "zero or more"),
@@ -43,7 +42,10 @@ OUT_OF_RANGE = [
     ("levels", 1, "at least 2"),
     ("width", 0, "a positive even number"),
     ("width", 15, "a positive even number"),
-    *[("learning_rate", value, "a positive number") for value in (0.0, -1e-4, NAN, INF)],
+    *[
+        pytest.param("learning_rate", value, "a positive number", marks=pytest.mark.fault(49))
+        for value in (0.0, -1e-4, NAN, INF)
+    ],
     *[("equivariance_weight", value, "zero or more") for value in (-1.0, NAN, INF)],
     *[("averaging", value, r"in \[0, 1\)") for value in (-0.1, 1.0, NAN)],
     *[("min_specimen", value, r"a share in \[0, 1\]") for value in (-0.1, 1.1, NAN)],
@@ -63,6 +65,7 @@ def test_an_unknown_choice_is_refused_with_all_that_there_are(name):
         TrainingConfig(**{name: "other"})
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [

@@ -57,6 +57,7 @@ def written(tmp_path, content):
     return path
 
 
+@pytest.mark.fault(52)
 @given(CONTENTS)
 def test_any_configuration_is_looked_through_or_refused(tmp_path, content):
     path = written(tmp_path, content)
@@ -93,6 +94,7 @@ def test_the_last_of_several_configurations_names_the_preset(tmp_path):
     assert preset_of(["--config", str(path), "--steps", "3", f"--config={tmp_path / 'other.yaml'}"]) == "paper"
 
 
+@pytest.mark.fault(52)
 def test_small_files_that_unfold_to_gigabytes_are_refused(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
@@ -100,6 +102,7 @@ def test_small_files_that_unfold_to_gigabytes_are_refused(tmp_path):
         preset_of(["--config", str(written(tmp_path, "\n".join(lines).encode()))])
 
 
+@pytest.mark.fault(52)
 def test_an_endless_file_is_refused():
     with pytest.raises(ValueError, match="/dev/zero is not a regular file"):
         preset_of(["--config", "/dev/zero"])
@@ -110,6 +113,7 @@ def test_a_name_longer_than_any_file_s_is_refused():
         preset_of(["--config", "a" * 5000])
 
 
+@pytest.mark.fault(52)
 @pytest.mark.parametrize("value", ['!!int ""', "!!bool maybe", "!!timestamp soon"])
 def test_a_value_that_its_tag_does_not_fit_is_refused_with_the_file(tmp_path, value):
     path = tmp_path / "c.yaml"

@@ -51,6 +51,7 @@ def test_a_checkpoint_of_torch_save_becomes_one_of_this_package(pickled, tmp_pat
         assert torch.equal(found[name], rearrange(value, "o i y x z -> o i z y x") if axes == "yxz" else value)
 
 
+@pytest.mark.fault(62)
 def test_converting_says_that_the_file_is_a_pickle(pickled, tmp_path, capsys):
     assert run("convert", pickled, "--out", tmp_path / "converted") == 0
     captured = capsys.readouterr()
@@ -99,6 +100,7 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault(62)
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, capsys):
     path = put(tmp_path, {"model": network().state_dict(), "extra": Malicious(tmp_path / "trace")})
     assert run("convert", path, "--out", tmp_path / "converted") == 2
@@ -121,6 +123,7 @@ def test_what_is_no_network_of_one_channel_is_refused(tmp_path, capsys, content,
     assert names_in(tmp_path) == {path.name}
 
 
+@pytest.mark.fault(54)
 def test_a_checkpoint_is_replaced_only_if_that_is_asked_for(pickled, tmp_path, capsys):
     out = tmp_path / "converted"
     run("convert", pickled, "--out", out)
@@ -132,6 +135,7 @@ def test_a_checkpoint_is_replaced_only_if_that_is_asked_for(pickled, tmp_path, c
     assert {name for name in names_in(tmp_path) if "partial" in name} == set()
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_what_is_no_checkpoint_is_never_replaced(pickled, tmp_path, capsys, kind):
     out = tmp_path / "precious"
@@ -148,6 +152,7 @@ def test_what_is_no_checkpoint_is_never_replaced(pickled, tmp_path, capsys, kind
     assert names_in(tmp_path) == before
 
 
+@pytest.mark.fault(62)
 def test_nothing_but_convert_opens_a_pickle(monkeypatch, pickled, tmp_path, capsys):
     monkeypatch.setattr(torch, "load", pytest.fail)
     for path, half in zip(("even.mrc", "odd.mrc"), noisy_halves((18, 18, 18)), strict=True):

@@ -33,6 +33,7 @@ def test_both_halves_are_put_on_one_scale():
     torch.testing.assert_close(pair.volumes, expected)
 
 
+@pytest.mark.fault(21)
 @pytest.mark.filterwarnings("ignore:.*standard deviations from the mean")
 @pytest.mark.parametrize("value", [1e4, -1e6])
 def test_a_few_gold_or_hot_voxels_do_not_move_the_scale(value):
@@ -64,6 +65,7 @@ def test_a_volume_that_is_mostly_empty_is_scaled_by_its_plain_deviation():
     assert IntensityScale.of(volume).scale == pytest.approx(volume.double().std(correction=0).item())
 
 
+@pytest.mark.fault(20)
 def test_a_constant_volume_has_no_scale():
     with pytest.raises(ValueError, match=r"the volume is constant \(7 throughout\)"):
         IntensityScale.of(torch.full((4, 4, 4), 7.0))
@@ -77,6 +79,7 @@ def test_an_unknown_normalisation_is_refused():
 # What a pair refuses and warns of --------------------------------------------------------------------
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_voxels_that_are_not_finite_are_counted_and_placed(value):
     first, second = noisy_halves()
@@ -85,11 +88,13 @@ def test_voxels_that_are_not_finite_are_counted_and_placed(value):
         TomogramPair(first, second, TILTS, name="ribosomes")
 
 
+@pytest.mark.fault(20)
 def test_two_constant_halves_are_refused():
     with pytest.raises(ValueError, match=r"ribosomes is constant \(3 throughout\)"):
         TomogramPair(torch.full((8, 8, 8), 3.0), torch.full((8, 8, 8), 3.0), TILTS, name="ribosomes")
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("which", [0, 1])
 def test_one_constant_half_is_refused_and_named(which):
     halves = list(noisy_halves())
@@ -99,24 +104,28 @@ def test_one_constant_half_is_refused_and_named(which):
         TomogramPair(*halves, TILTS, name="ribosomes")
 
 
+@pytest.mark.fault(22, 73)
 @pytest.mark.parametrize("shapes", [((8, 8, 8), (8, 8, 9)), ((8, 8), (8, 8))])
 def test_halves_of_other_shapes_are_refused_with_both_shapes(shapes):
     with pytest.raises(ValueError, match=re.escape(f"got {shapes[0]} and {shapes[1]}")):
         TomogramPair(torch.randn(shapes[0]), torch.randn(shapes[1]), TILTS)
 
 
+@pytest.mark.fault(24)
 def test_the_same_volume_twice_is_refused():
     first, _ = noisy_halves()
     with pytest.raises(ValueError, match=r"not independent.*1\.0000.*odd/even tilts"):
         TomogramPair(first, first.clone(), TILTS)
 
 
+@pytest.mark.fault(24)
 def test_halves_that_differ_by_hardly_anything_are_refused():
     first, second = noisy_halves()
     with pytest.raises(ValueError, match="not independent"):
         TomogramPair(first, first + 0.01 * second, TILTS)
 
 
+@pytest.mark.fault(21)
 @pytest.mark.filterwarnings("ignore:.*standard deviations from the mean")
 def test_gold_in_both_halves_does_not_pass_for_dependence():
     first, second = noisy_halves()
@@ -124,12 +133,14 @@ def test_gold_in_both_halves_does_not_pass_for_dependence():
     assert TomogramPair(first, second, TILTS).shape == (16, 16, 16)
 
 
+@pytest.mark.fault(25)
 def test_an_inverted_half_is_warned_of():
     first, second = noisy_halves()
     with pytest.warns(UserWarning, match="anticorrelated.*contrast"):
         TomogramPair(first, -second, TILTS)
 
 
+@pytest.mark.fault(25)
 def test_halves_of_different_specimens_are_warned_of():
     first, _ = noisy_halves((32, 32, 32), seed=0)
     _, second = noisy_halves((32, 32, 32), seed=2)
@@ -137,6 +148,7 @@ def test_halves_of_different_specimens_are_warned_of():
         TomogramPair(first, second, TILTS)
 
 
+@pytest.mark.fault(21)
 def test_extreme_outliers_are_warned_of():
     first, second = noisy_halves()
     first[1, 1, 1] = 1e3
@@ -151,16 +163,19 @@ def test_a_warning_points_at_the_line_that_made_the_pair():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.fault(45)
 def test_a_mask_of_another_shape_is_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"mask has shape \(16, 16, 15\), the tomogram \(16, 16, 16\)"):
         noisy_pair(mask=torch.ones(16, 16, 15))
 
 
+@pytest.mark.fault(46)
 def test_an_empty_mask_is_refused():
     with pytest.raises(ValueError, match="ribosomes: the mask is empty"):
         noisy_pair(mask=torch.zeros(16, 16, 16), name="ribosomes")
 
 
+@pytest.mark.fault(47)
 def test_a_mask_with_nan_is_refused():
     mask = torch.ones(16, 16, 16)
     mask[0, 1, 2] = float("nan")
@@ -168,6 +183,7 @@ def test_a_mask_with_nan_is_refused():
         noisy_pair(mask=mask)
 
 
+@pytest.mark.fault(47)
 def test_a_mask_that_is_not_binary_is_warned_of_and_read_as_non_zero():
     mask = torch.zeros(16, 16, 16)
     mask[:, :, 4:] = 0.25
@@ -182,6 +198,7 @@ def test_a_voxel_size_that_is_no_length_is_refused(voxel_size):
         noisy_pair(voxel_size=voxel_size)
 
 
+@pytest.mark.fault(39)
 def test_a_full_tilt_range_is_refused():
     with pytest.raises(ValueError, match="span less than 180, got -90 to 90"):
         noisy_pair(geometry=(-90.0, 90.0))
@@ -190,6 +207,7 @@ def test_a_full_tilt_range_is_refused():
 # What a pair accepts ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize(
     "change",
     [
@@ -212,6 +230,7 @@ def test_integers_are_read_as_numbers():
     torch.testing.assert_close(pair.volumes, TomogramPair(first.float(), second.float(), TILTS).volumes)
 
 
+@pytest.mark.fault(72)
 def test_read_only_arrays_are_copied():
     halves = [half.numpy() for half in noisy_halves()]
     for half in halves:
@@ -219,6 +238,7 @@ def test_read_only_arrays_are_copied():
     assert TomogramPair(*halves, TILTS).shape == (16, 16, 16)
 
 
+@pytest.mark.fault(72)
 def test_the_input_is_left_as_it_was():
     first, second = noisy_halves()
     before = first.clone(), second.clone()
@@ -280,6 +300,7 @@ def test_starts_are_drawn_uniformly():
     assert chi_square(starts, possible_starts(shape, 4)) < 56.0
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("shape", [(8, 8, 8), (8, 9, 10)])
 def test_a_cube_may_be_as_large_as_the_volume_is_thin(shape):
     dataset = SubtomogramDataset(numbered_pair(shape), 8, length=100)
@@ -324,6 +345,7 @@ def test_a_single_valid_start_is_found_every_time():
     assert set(starts_of(dataset, (40, 40, 40), 50)) == {(36, 36, 36)}
 
 
+@pytest.mark.fault(46)
 def test_a_mask_without_a_valid_start_is_refused_with_a_fraction_that_would_do():
     mask = torch.zeros(12, 12, 12, dtype=torch.bool)
     mask[2, 2, 2:7] = True  # 5 / 64 = 0.078125, which must not be rounded up
@@ -335,6 +357,7 @@ def test_a_mask_without_a_valid_start_is_refused_with_a_fraction_that_would_do()
     assert SubtomogramDataset(pair, 4, length=1, min_fraction=fraction).n_starts > 0
 
 
+@pytest.mark.fault(40)
 def test_a_cube_that_does_not_fit_is_refused_with_the_largest_that_does():
     with pytest.raises(ValueError, match=r"cubes of 16 voxels.*\(20, 12, 30\).*largest side that does is 12"):
         SubtomogramDataset(noisy_pair((20, 12, 30)), 16, length=1)
@@ -463,6 +486,7 @@ def test_a_mask_of_something_else_than_a_volume_is_refused():
         specimen_mask(torch.randn(12, 12))
 
 
+@pytest.mark.fault(19)
 def test_a_map_of_a_file_is_judged_section_by_section_as_the_volume_is(tmp_path):
     values = np.random.default_rng(0).normal(5, 2, (6, 7, 8)).astype(np.float32)
     values.tofile(tmp_path / "a.raw")

@@ -110,10 +110,12 @@ def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
     torch.testing.assert_close(ours, torchs_own, rtol=0, atol=1e-6)
 
 
+@pytest.mark.fault(69)
 def test_a_run_of_one_process_is_resumed_by_two(together, alone):
     assert_close_runs(together / "from_one", alone / "adam")
 
 
+@pytest.mark.fault(69)
 def test_a_run_of_two_processes_is_resumed_by_one(together, alone, tmp_path):
     shutil.copytree(together / "to_one", tmp_path, dirs_exist_ok=True)
     resumed = trainer(tmp_path, resume=True)
@@ -122,16 +124,19 @@ def test_a_run_of_two_processes_is_resumed_by_one(together, alone, tmp_path):
     assert_close_runs(tmp_path, alone / "adam")
 
 
+@pytest.mark.fault(64)
 def test_memory_that_runs_out_in_one_process_changes_nothing_for_the_others(together, alone):
     assert_close_runs(together / "memory", alone / "adam")
 
 
+@pytest.mark.fault(65)
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
     """Or the weights of the two would differ from there on, and the losses be those of no network."""
     state = load_checkpoint(together / "not_finite").state
     assert (state["step"], state["skipped"], state["consecutive"]) == (10, 1, 0)
 
 
+@pytest.mark.fault(65)
 def test_steps_that_are_not_finite_in_one_process_end_all_with_the_same_one(together):
     assert load_checkpoint(together / "diverged").state["step"] == 8
     for rank in (0, 1):
@@ -139,6 +144,7 @@ def test_steps_that_are_not_finite_in_one_process_end_all_with_the_same_one(toge
         assert said.startswith("no finite gradient in 3 steps in a row, up to step 8: ")
 
 
+@pytest.mark.fault(59)
 def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
     assert load_checkpoint(together / "stopped").state["step"] == 6
     for rank in (0, 1):
@@ -146,6 +152,7 @@ def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
         assert said == "stopped by SIGTERM after step 6 of 10; resume to go on"
 
 
+@pytest.mark.fault(69)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
     few, different = (together / f"said_{rank}.txt").read_text().splitlines()[1:3]
@@ -162,6 +169,7 @@ def test_the_environment_stays_as_it_is(together, rank):
 # Processes that end --------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(69)
 @pytest.mark.parametrize("job", ["train_and_fail", "train_and_be_killed"])
 def test_a_process_that_ends_ends_all_under_torchrun(tmp_path, job):
     done = start_two(FOLDER / "together.py", job, tmp_path)
@@ -170,6 +178,7 @@ def test_a_process_that_ends_ends_all_under_torchrun(tmp_path, job):
     assert load_checkpoint(tmp_path).state["step"] == 4
 
 
+@pytest.mark.fault(69)
 def test_a_killed_process_ends_the_others_also_where_nobody_watches_them(tmp_path):
     codes, messages = in_a_slurm_step("train_and_be_killed", tmp_path)
     assert codes == [1, -9]

@@ -96,6 +96,7 @@ def assert_goes_on(halves, out, whole):
 
 
 # Nothing is left, or the third checkpoint finds room for a part of itself.
+@pytest.mark.fault(57)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("leave", [0, 5 * PAGE])
 def test_training_ends_with_its_checkpoints_whole_and_goes_on(disk, halves, whole, monkeypatch, capsys, leave):
@@ -108,6 +109,7 @@ def test_training_ends_with_its_checkpoints_whole_and_goes_on(disk, halves, whol
     assert_goes_on(halves, disk / "run", whole)
 
 
+@pytest.mark.fault(57)
 @pytest.mark.filterwarnings("default")
 def test_a_picture_for_which_there_is_no_room_is_not_begun(disk, halves, whole, monkeypatch):
     show = commands._Preview.__call__
@@ -124,6 +126,7 @@ def test_a_picture_for_which_there_is_no_room_is_not_begun(disk, halves, whole, 
     assert_goes_on(halves, disk / "run", whole)
 
 
+@pytest.mark.fault(57)
 @pytest.mark.filterwarnings("default")
 def test_a_result_for_which_there_is_no_room_any_more_is_not_left_half(disk, halves, whole, monkeypatch, capsys):
     looked = files.require_writable
@@ -155,6 +158,7 @@ def filling_while_it_predicts(disk, patch):
     patch.setattr(ScaleEquivariantUNet3D, "forward", filling)
 
 
+@pytest.mark.fault(57)
 def test_a_prediction_has_its_room_from_the_beginning(disk, halves, whole, monkeypatch):
     with monkeypatch.context() as patch:
         filling_while_it_predicts(disk, patch)
@@ -164,6 +168,7 @@ def test_a_prediction_has_its_room_from_the_beginning(disk, halves, whole, monke
     np.testing.assert_allclose(read_volume(disk / "a.mrc").data, read_volume(whole / "reconstruction.mrc").data, 1e-5)
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("before", [False, True])
 def test_a_prediction_without_room_leaves_the_file_that_was_there(disk, halves, whole, monkeypatch, capsys, before):
     (disk / "a.mrc").write_bytes(b"precious")
@@ -187,6 +192,7 @@ def test_a_prediction_without_room_leaves_the_file_that_was_there(disk, halves, 
     assert "--resume" not in said
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", ["a.mrc", "a.zarr"])
 def test_the_room_that_is_asked_for_is_enough(disk, name, dtype):
@@ -200,6 +206,7 @@ def test_the_room_that_is_asked_for_is_enough(disk, name, dtype):
     np.testing.assert_allclose(read_volume(disk / name).data, noise, atol=0 if dtype == "float32" else 3e-3)
 
 
+@pytest.mark.fault(57)
 def test_a_store_is_not_begun_without_room_for_what_it_is_made_from(disk):
     """Neither by the file system's own refusal, late, nor leaving anything."""
     pytest.importorskip("zarr")
@@ -210,6 +217,7 @@ def test_a_store_is_not_begun_without_room_for_what_it_is_made_from(disk):
     assert names_in(disk) == {"filler"}
 
 
+@pytest.mark.fault(57)
 def test_all_of_this_is_tried_where_only_a_user_of_ones_own_may_mount():
     """Who may not mount a file system may do so in a namespace, in which these tests run again."""
     trial = [*UNSHARED, sys.executable, "-c", ""]

@@ -223,6 +223,7 @@ def test_leading_axes_hold_separate_volumes(wedge):
     assert_close(predict(x, x.flip(0)), (separate + separate.flip(0)) / 2, 1e-6)
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int16])
 def test_a_tensor_of_any_type_gives_a_float32_tensor(dtype):
     x = (8 * volume(20, 18, 22)).to(dtype)
@@ -259,6 +260,7 @@ def memory_map(array, path):
     return np.memmap(path, dtype=array.dtype, mode="r", shape=array.shape)
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize("make", ARRAYS.values(), ids=ARRAYS.keys())
 @pytest.mark.parametrize("border", ["reflect", "zero"])
 def test_an_array_of_any_kind_gives_a_float32_array(make, border, tmp_path):
@@ -269,6 +271,7 @@ def test_an_array_of_any_kind_gives_a_float32_array(make, border, tmp_path):
     np.testing.assert_allclose(out, x.astype(np.float32), rtol=0, atol=1e-5)
 
 
+@pytest.mark.fault(72)
 def test_a_tensor_that_requires_a_gradient_is_predicted_without_one():
     x = volume(12, 12, 12).requires_grad_()
     out = predictor(Convolutions(), tile=16, margin=2)(x)
@@ -361,6 +364,7 @@ def test_settings_that_cannot_work_are_refused_before_any_volume(settings, messa
         predictor(Identity(), **settings)
 
 
+@pytest.mark.fault(22, 73)
 @pytest.mark.parametrize(
     ("halves", "message"),
     [

@@ -40,6 +40,7 @@ def test_in_pieces_a_file_is_written_as_at_once(dtype, order, tmp_path):
     assert (tmp_path / "pieces.mrc").read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_is_written_in_pieces_is_valid_at_real_sizes(dtype, tmp_path):
     made = np.random.default_rng(0).normal(0, 1, (64, 64, 64))
@@ -68,6 +69,7 @@ def test_the_target_has_no_name_before_the_end(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.mrc"]
 
 
+@pytest.mark.fault(57)
 def test_room_on_the_disk_is_claimed_before_the_work(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -91,6 +93,7 @@ def test_a_file_system_that_cannot_claim_room_is_used_all_the_same(tmp_path, mon
     np.testing.assert_array_equal(array, VALUES)
 
 
+@pytest.mark.fault(53, 55)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

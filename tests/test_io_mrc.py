@@ -15,6 +15,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
+from faults import numbered
 from hypothesis import given
 from hypothesis import strategies as st
 from making import DATA, real_data
@@ -77,6 +78,7 @@ def assert_only(folder, *names):
 # Reading
 
 
+@pytest.mark.fault(4, 7, 8)
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("mode", TYPES)
@@ -116,6 +118,7 @@ def test_an_odd_extended_header_still_gives_aligned_voxels(tmp_path):
     assert volume.header.extended == b"abc"
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("axes", [(1, 2, 3), (1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1)])
 def test_permuted_axes_are_brought_into_z_y_x(tmp_path, axes):
     z, y, x = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
@@ -143,11 +146,13 @@ def test_permuted_axes_are_brought_into_z_y_x(tmp_path, axes):
     assert again.header.start == (30, 20, 10)
 
 
+@pytest.mark.fault(14)
 def test_unset_axes_mean_the_usual_order(tmp_path):
     path = put(tmp_path, content(mapc=0, mapr=0, maps=0))
     np.testing.assert_array_equal(read_volume(path).data, values("f4"))
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize(
     ("fields", "dtype"),
     [
@@ -168,6 +173,7 @@ def test_bytes_are_signed_unless_the_header_says_otherwise(tmp_path, fields, dty
     np.testing.assert_array_equal(volume.data, raw.view(dtype), strict=True)
 
 
+@pytest.mark.fault(6)
 def test_the_imod_flag_is_read_in_the_file_s_byte_order(tmp_path):
     raw = np.full(SHAPE, 255, "u1")
     path = put(tmp_path, header(order=">", mode=0, extra2=imod_flags(0, ">")) + raw.tobytes())
@@ -175,6 +181,7 @@ def test_the_imod_flag_is_read_in_the_file_s_byte_order(tmp_path):
         np.testing.assert_array_equal(read_volume(path).data, raw)
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("stamp", [(0, 0, 0, 0), (1, 2, 3, 4)])
 def test_an_unknown_machine_stamp_is_settled_by_the_size(tmp_path, stamp, order):
@@ -190,6 +197,7 @@ def old_style(order="<", x=10.0, **fields):
     return bytes(raw)
 
 
+@pytest.mark.fault(2)
 def test_a_plainly_valid_old_header_is_read(tmp_path):
     with pytest.warns(FileFormatWarning, match="old header without the MAP mark"):
         volume = read_volume(put(tmp_path, old_style()))
@@ -197,6 +205,7 @@ def test_a_plainly_valid_old_header_is_read(tmp_path):
     assert volume.header.origin == (30.0, 20.0, 10.0)
 
 
+@pytest.mark.fault(2)
 @pytest.mark.filterwarnings("ignore:.*old header without the MAP mark")
 @pytest.mark.parametrize("packed", [".gz", ".bz2"])
 @pytest.mark.parametrize("order", "<>")
@@ -209,6 +218,7 @@ def test_an_old_header_is_read_from_a_packed_file(tmp_path, mode, order, packed)
     assert volume.header.origin == (30.0, 20.0, 10.0)
 
 
+@pytest.mark.fault(2)
 def test_permissive_reads_any_unmarked_header_whose_sizes_agree(tmp_path):
     path = put(tmp_path, old_style(nlabl=-3))
     with pytest.raises(FileFormatError, match=r"permissive=True \(--permissive\)"):
@@ -217,6 +227,7 @@ def test_permissive_reads_any_unmarked_header_whose_sizes_agree(tmp_path):
         np.testing.assert_array_equal(read_volume(path, permissive=True).data, values("f4"))
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("trouble", [{"cella": (0, 0, 0)}, {"mx": 0, "my": 0, "mz": 0}])
 def test_a_missing_voxel_size_is_zero_with_a_warning(tmp_path, trouble):
     with pytest.warns(FileFormatWarning, match="no voxel size"):
@@ -233,6 +244,7 @@ def test_oblique_cell_angles_are_warned_of(tmp_path):
         read_volume(put(tmp_path, content(cellb=(90, 94, 90))))
 
 
+@pytest.mark.fault(18)
 def test_an_image_stack_is_a_volume_with_a_warning_unless_written_as_imod_does(tmp_path):
     assert read_volume(put(tmp_path, content(ispg=0))).data.shape == SHAPE
     with pytest.warns(FileFormatWarning, match="stack of 4 images"):
@@ -285,7 +297,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "raw", "message"), REFUSED)
+@pytest.mark.parametrize(("fault", "raw", "message"), numbered(REFUSED))
 def test_a_bad_file_is_refused_with_its_name_and_the_reason(tmp_path, fault, raw, message):
     path = put(tmp_path, raw)
     with pytest.raises(FileFormatError, match=message) as caught:
@@ -396,6 +408,7 @@ def test_slabs_of_permuted_axes_find_their_place(tmp_path, axes):
     np.testing.assert_array_equal(gathered(volume, 1), volume.data)
 
 
+@pytest.mark.fault(19)
 def test_voxels_that_are_no_numbers_may_be_filled(tmp_path):
     voxels = values("f4")
     voxels[1, 2, 3], voxels[3, 0, 0] = np.nan, np.inf
@@ -547,6 +560,7 @@ def test_a_given_voxel_size_goes_before_the_one_of_like(tmp_path):
     assert read_volume(path).voxel_size == (4.0, 4.0, 4.0)
 
 
+@pytest.mark.fault(18)
 def test_a_stack_of_images_is_written_as_a_volume(tmp_path):
     with pytest.warns(FileFormatWarning, match="stack of 4 images"):
         before = read_volume(put(tmp_path, content(ispg=0, mz=1, cella=(60.0, 50.0, 40.0))))
@@ -570,6 +584,7 @@ def test_a_label_that_does_not_fit_is_refused(tmp_path, label):
     assert_only(tmp_path)
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize(
     "data",
     [
@@ -585,6 +600,7 @@ def test_any_real_array_can_be_written(tmp_path, data):
     np.testing.assert_array_equal(read_volume(path).data, data.astype("f4"))
 
 
+@pytest.mark.fault(53, 54, 55)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -625,6 +641,7 @@ def test_infinities_that_were_there_before_may_be_written_as_float16(tmp_path):
     assert np.isinf(read_volume(path).data[0, 0, 0])
 
 
+@pytest.mark.fault(54)
 def test_an_existing_target_is_noticed_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "out.mrc").symlink_to("nowhere")
     monkeypatch.setattr(os, "open", pytest.fail)
@@ -632,6 +649,7 @@ def test_an_existing_target_is_noticed_before_any_work(tmp_path, monkeypatch):
         write_volume(tmp_path / "out.mrc", values("f4"))
 
 
+@pytest.mark.fault(55)
 def test_a_folder_without_permission_says_so(tmp_path, monkeypatch):
     def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
@@ -641,6 +659,7 @@ def test_a_folder_without_permission_says_so(tmp_path, monkeypatch):
         write_volume(tmp_path / "out.mrc", values("f4"))
 
 
+@pytest.mark.fault(57)
 def test_a_full_disk_is_noticed_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 0, 1000))
     with pytest.raises(OSError, match="the disk has 1000 bytes left, the file needs 1504"):
@@ -648,6 +667,7 @@ def test_a_full_disk_is_noticed_before_any_work(tmp_path, monkeypatch):
     assert_only(tmp_path)
 
 
+@pytest.mark.fault(57, 59)
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_partial(tmp_path, monkeypatch, overwrite, error):
@@ -664,6 +684,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_partial(tmp_path, 
     assert not overwrite or (tmp_path / "out.mrc").read_bytes() == b"precious"
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize("has_links", [True, False])
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, has_links):
     sync, link = os.fsync, os.link
@@ -693,6 +714,7 @@ def test_a_file_system_without_links_is_written_all_the_same(tmp_path, monkeypat
     assert_only(tmp_path, "out.mrc")
 
 
+@pytest.mark.fault(56)
 def test_a_link_in_place_of_the_partial_file_is_not_followed(tmp_path, monkeypatch):
     victim = put(tmp_path, b"precious", "victim")
     (tmp_path / "out.mrc.00.partial").symlink_to(victim)
@@ -703,6 +725,7 @@ def test_a_link_in_place_of_the_partial_file_is_not_followed(tmp_path, monkeypat
     assert_only(tmp_path, "victim", "out.mrc.00.partial")
 
 
+@pytest.mark.fault(56)
 def test_overwriting_a_link_replaces_the_link_not_what_it_points_to(tmp_path):
     victim = put(tmp_path, b"precious", "victim")
     (tmp_path / "out.mrc").symlink_to(victim)
@@ -720,6 +743,7 @@ def test_a_volume_can_be_written_over_the_file_it_is_mapped_from(tmp_path):
 # Real files
 
 
+@pytest.mark.fault(2, 6)
 @real_data
 def test_a_real_old_header_is_read_as_unsigned_bytes():
     with pytest.warns(FileFormatWarning, match=r"old header|unsigned bytes") as caught:

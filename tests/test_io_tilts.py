@@ -4,6 +4,7 @@ import os
 import warnings
 
 import pytest
+from faults import numbered
 from hypothesis import given
 from hypothesis import strategies as st
 from making import DATA, real_data
@@ -73,6 +74,7 @@ def put(folder, name, text):
     return path
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize(
     ("name", "text", "angles"),
     [
@@ -98,6 +100,7 @@ def test_dark_views_are_left_out_and_offsets_not_added_again(tmp_path):
     assert -55.0 not in read_tilts(tmp_path / "a.aln")
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("name", ["a.xf", "b.XF"])
 def test_transforms_go_with_the_list_beside_them(tmp_path, name):
     put(tmp_path, name[0] + ".tlt", "-57.5\n60\n")
@@ -111,6 +114,7 @@ def test_transforms_go_with_the_list_beside_them(tmp_path, name):
         read_tilts(path)
 
 
+@pytest.mark.fault(31)
 def test_an_alignment_that_was_cut_short_is_warned_of(tmp_path):
     path = put(tmp_path, "a.aln", ALN.replace("512 4", "512 5"))
     with pytest.warns(FileFormatWarning, match="lists 3 views and 1 dark ones, of 5 in the stack; was it cut short"):
@@ -132,6 +136,7 @@ SERIES = STAR + STAR.replace("data_TS_01", "data_TS_02").replace("-2.49", "-20")
 NAMED = "data_tilts\nloop_\n_rlnTomoName #1\n_rlnTomoYTilt #2\nA -1\nA 5\nB -40\nB 40\n"
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize(
     ("text", "name", "low"), [(SERIES, "TS_01", -2.49), (SERIES, "TS_02", -20.0), (NAMED, "B", -40.0)]
 )
@@ -207,7 +212,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "name", "text", "message"), REFUSED)
+@pytest.mark.parametrize(("fault", "name", "text", "message"), numbered(REFUSED))
 def test_a_bad_tilt_file_is_refused_with_its_name_and_the_reason(tmp_path, fault, name, text, message):
     path = put(tmp_path, name, text)
     with pytest.raises(FileFormatError, match=message) as caught:
@@ -215,20 +220,21 @@ def test_a_bad_tilt_file_is_refused_with_its_name_and_the_reason(tmp_path, fault
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("fault", "text", "message", "angles"),
-    [
-        (33, "0\n3\n-3\n", "not in ascending order", (-3.0, 0.0, 3.0)),
-        (34, "-3\n3\n3\n5\n5\n", r"angles repeat \(3, 5\); are two series mixed", (-3.0, 3.0, 3.0, 5.0, 5.0)),
-        (36, "-1.04\n0\n1.04\n", "below 2 degrees; are they radians", (-1.04, 0.0, 1.04)),
-        (36, "-0.5\n0.5\n", "below 2 degrees; are they radians", (-0.5, 0.5)),
-    ],
-)
+SURPRISING = [
+    (33, "0\n3\n-3\n", "not in ascending order", (-3.0, 0.0, 3.0)),
+    (34, "-3\n3\n3\n5\n5\n", r"angles repeat \(3, 5\); are two series mixed", (-3.0, 3.0, 3.0, 5.0, 5.0)),
+    (36, "-1.04\n0\n1.04\n", "below 2 degrees; are they radians", (-1.04, 0.0, 1.04)),
+    (36, "-0.5\n0.5\n", "below 2 degrees; are they radians", (-0.5, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("fault", "text", "message", "angles"), numbered(SURPRISING))
 def test_a_surprising_tilt_file_is_read_with_a_warning(tmp_path, fault, text, message, angles):
     with pytest.warns(FileFormatWarning, match=message):
         assert read_tilts(put(tmp_path, "a.tlt", text)) == angles
 
 
+@pytest.mark.fault(38)
 def test_a_number_of_angles_other_than_of_images_is_warned_of(tmp_path):
     path = put(tmp_path, "a.tlt", "-3\n0\n3\n")
     assert len(read_tilts(path, n_expected=3)) == 3
@@ -236,6 +242,7 @@ def test_a_number_of_angles_other_than_of_images_is_warned_of(tmp_path):
         read_tilts(path, n_expected=4)
 
 
+@pytest.mark.fault(30)
 def test_a_missing_tilt_file_a_folder_and_a_pipe_say_what_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file; check the name and the folder.*a\.tlt"):
         read_tilts(tmp_path / "a.tlt")

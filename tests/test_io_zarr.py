@@ -276,6 +276,7 @@ def test_a_block_that_is_left_by_an_error_leaves_the_old_store_alone(error, tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault(54)
 def test_a_store_is_replaced_only_if_asked_for(tmp_path):
     path = write_volume(tmp_path / "a.zarr", VALUES, voxel_size=1)
     with pytest.raises(FileExistsError, match="exists already"):

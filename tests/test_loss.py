@@ -473,6 +473,7 @@ def test_elements_for_a_transform_that_has_none_are_refused(model):
         MaskedEquivarianceLoss(Shift())(x_net=y, y=y, physics=physics, model=model, elements=torch.tensor([1]))
 
 
+@pytest.mark.fault(73)
 def test_a_reconstruction_that_is_no_batch_of_volumes_is_refused(model):
     physics = wedge(MissingWedgeOperator, 4, (-60, 40))
     with pytest.raises(ValueError, match=r"x_net must be a non-empty batch of volumes"):

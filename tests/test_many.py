@@ -214,6 +214,7 @@ def test_mixed_voxel_sizes_are_refused_unless_allowed(table, tmp_path, capsys):
     assert train(*arguments, "--mixed-voxel-sizes") == 0
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -209,6 +209,7 @@ def test_taper_of_width_zero_is_no_taper():
     assert torch.equal(cosine_taper((4, 5, 6), 0), torch.ones(4, 5, 6))
 
 
+@pytest.mark.fault(72)
 def test_arrays_also_read_only_ones_score_like_tensors(generator):
     x, other = noise(2, 12, 17, 20, generator=generator).float()
     first, second = x.numpy().copy(), other.numpy()
@@ -218,6 +219,7 @@ def test_arrays_also_read_only_ones_score_like_tensors(generator):
     assert fourier_correlation(first, second) == fourier_correlation(x, other)
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize(
     "call, message",
     [

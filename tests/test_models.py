@@ -229,6 +229,7 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize("by", ["torch", "zip", "pickle"])
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, by):
     trace, path = tmp_path / "trace", tmp_path / "model_iteration_1.pt"
@@ -275,6 +276,7 @@ def without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if part not in key}
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -333,6 +335,7 @@ def test_a_reconstructor_takes_a_physics_and_ignores_it():
     assert torch.equal(model(y, physics=None), model(y, object()))
 
 
+@pytest.mark.fault(73)
 def test_a_measurement_that_is_no_batch_of_volumes_is_refused():
     with pytest.raises(ValueError, match="y must be a non-empty batch of volumes"):
         TwoViewReconstructor(network())(normal(2, 8, 8, 8))

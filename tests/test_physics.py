@@ -263,6 +263,7 @@ def test_a_boolean_mask_is_refused_with_the_remedy(kind):
         physics.A(torch.ones(1, 1, 8, 8, 8), mask=physics.mask.bool())
 
 
+@pytest.mark.fault(72, 73)
 @each_operator
 @pytest.mark.parametrize(
     ("x", "error", "message"),

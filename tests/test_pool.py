@@ -87,6 +87,7 @@ def test_a_pair_that_was_never_loaded_has_no_scale_to_be_read_on(tmp_path):
         stored(write_pair(tmp_path, "a")).read()
 
 
+@pytest.mark.fault(19)
 def test_voxels_that_are_no_numbers_hold_the_mean_of_their_file_if_asked(tmp_path):
     paths = write_pair(tmp_path, "a")
     data = np.array(read_volume(paths[0]).data)
@@ -113,12 +114,14 @@ def test_the_mask_of_a_stored_pair_is_read_or_found(tmp_path):
     assert torch.equal(found.mask, specimen_mask(found.volumes.mean(0)))
 
 
+@pytest.mark.fault(26)
 def test_one_file_for_both_halves_is_refused(tmp_path):
     even, _ = write_pair(tmp_path, "a")
     with pytest.raises(ValueError, match="are the same file"):
         stored([even, even])
 
 
+@pytest.mark.fault(22, 23)
 def test_halves_on_two_grids_are_refused(tmp_path):
     even, _ = write_pair(tmp_path, "a")
     _, shorter = write_pair(tmp_path, "b", (12, 12, 11))

@@ -79,6 +79,7 @@ def broken_convolution(x, weight, **options):
 convolution = torch.nn.functional.conv3d
 
 
+@pytest.mark.fault(66)
 def test_sixteen_bits_are_trusted_where_they_agree_with_float32():
     assert trusted("bfloat16", CPU) == torch.bfloat16
 
@@ -89,6 +90,7 @@ def test_sixteen_bits_are_tried_whatever_the_gradient_mode(context):
         assert trusted("bfloat16", CPU) == torch.bfloat16
 
 
+@pytest.mark.fault(66)
 def test_a_wrong_convolution_makes_auto_fall_back_to_float32_with_a_warning(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv3d", broken_convolution)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
@@ -96,6 +98,7 @@ def test_a_wrong_convolution_makes_auto_fall_back_to_float32_with_a_warning(monk
         assert trusted("auto", CPU) == torch.float32
 
 
+@pytest.mark.fault(66)
 def test_a_wrong_convolution_refuses_a_format_that_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv3d", broken_convolution)
     with pytest.raises(
@@ -104,6 +107,7 @@ def test_a_wrong_convolution_refuses_a_format_that_was_asked_for(monkeypatch):
         trusted("bfloat16", CPU)
 
 
+@pytest.mark.fault(66)
 def test_a_wrong_gradient_is_noticed_too(monkeypatch):
     def detached(x, weight, **options):
         y = convolution(x, weight, **options)
@@ -114,6 +118,7 @@ def test_a_wrong_gradient_is_noticed_too(monkeypatch):
         trusted("bfloat16", CPU)
 
 
+@pytest.mark.fault(66)
 @pytest.mark.parametrize(
     ("torch_version", "cudnn", "fault"),
     [

@@ -374,6 +374,7 @@ def stopped(number, arguments, *, call):
     return child.returncode
 
 
+@pytest.mark.fault(58, 59)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_same_command_goes_on_after_a_stop(table, runs, expected, tmp_path, monkeypatch, capsys, number):
     out = tmp_path / "out"
@@ -394,6 +395,7 @@ def test_the_same_command_goes_on_after_a_stop(table, runs, expected, tmp_path, 
     assert_same(results(out), expected)
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 def test_an_interrupt_leaves_whole_files_only_and_says_what_is_left(
     predict, expected, tmp_path, monkeypatch, capsys, devices

@@ -150,6 +150,7 @@ def test_the_spectrum_of_a_plane_wave_peaks_at_its_frequency():
     assert {(22, 19), (10, 13)} <= peaks
 
 
+@pytest.mark.fault(56)
 def test_a_link_under_the_name_of_a_picture_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "victim").write_bytes(b"precious")
     (tmp_path / "picture.png").symlink_to("victim")

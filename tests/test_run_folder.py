@@ -99,6 +99,7 @@ def held(tmp_path_factory):
         process.communicate()
 
 
+@pytest.mark.fault(70)
 def test_the_lock_says_whose_it_is(tmp_path):
     with run_folder.occupied(RunFolder(str(tmp_path / "run")), ()) as folder:
         text = (folder / "run.lock").read_text()
@@ -107,6 +108,7 @@ def test_the_lock_says_whose_it_is(tmp_path):
 
 
 # In this order: the last of them kills the process.
+@pytest.mark.fault(70)
 def test_a_second_process_is_refused_and_told_of_the_first(held, halves, capsys):
     folder, process = held
     before = names_in(folder)
@@ -116,6 +118,7 @@ def test_a_second_process_is_refused_and_told_of_the_first(held, halves, capsys)
     assert names_in(folder) == before == {"run.lock"}
 
 
+@pytest.mark.fault(71)
 def test_a_lock_may_be_broken_if_that_is_asked_for(held, halves):
     folder, _ = held
     assert run("train", *halves, "--out", folder, *TINY, "--break_lock") == 0
@@ -123,6 +126,7 @@ def test_a_lock_may_be_broken_if_that_is_asked_for(held, halves):
     assert "run.lock" not in names_in(folder)
 
 
+@pytest.mark.fault(71)
 def test_the_lock_of_a_killed_process_does_not_keep_others_out(held, halves):
     folder, process = held
     process.kill()
@@ -159,6 +163,7 @@ def test_a_refused_input_leaves_a_folder_that_was_there(halves, tmp_path):
     assert (tmp_path / "run").is_dir()
 
 
+@pytest.mark.fault(54)
 def test_demo_does_not_replace_tomograms_that_are_there(halves, capsys):
     folder = halves[0].parent
     before = halves[0].read_bytes()
@@ -167,6 +172,7 @@ def test_demo_does_not_replace_tomograms_that_are_there(halves, capsys):
     assert halves[0].read_bytes() == before
 
 
+@pytest.mark.fault(58)
 def test_what_a_killed_process_left_half_written_is_removed(halves, trained):
     (trained / "reconstruction.mrc.0a1b2c3d.partial").write_bytes(b"half")
     (trained / "previews").mkdir()
@@ -176,6 +182,7 @@ def test_what_a_killed_process_left_half_written_is_removed(halves, trained):
     assert [name for name in names_in(trained) if name.endswith(".partial")] == ["mine.partial"]
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize("name", ["losses.csv", "checkpoints"])
 def test_a_run_is_not_resumed_through_a_link(halves, trained, tmp_path, capsys, name):
     outside = tmp_path / "outside"
@@ -187,6 +194,7 @@ def test_a_run_is_not_resumed_through_a_link(halves, trained, tmp_path, capsys, 
     assert names_in(tmp_path) == before
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize("name", ["losses.csv", "checkpoints", "reconstruction.mrc", "manifest.json"])
 def test_overwriting_removes_a_link_and_not_what_it_points_to(halves, tmp_path, name):
     outside = tmp_path / "outside"
@@ -199,6 +207,7 @@ def test_overwriting_removes_a_link_and_not_what_it_points_to(halves, tmp_path, 
     assert (outside / "file").read_text() == "precious"
 
 
+@pytest.mark.fault(56)
 def test_a_link_that_takes_the_place_of_the_losses_is_not_followed(halves, tmp_path, monkeypatch, capsys):
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -216,6 +225,7 @@ def test_a_link_that_takes_the_place_of_the_losses_is_not_followed(halves, tmp_p
     assert victim.read_text() == "precious"
 
 
+@pytest.mark.fault(54)
 def test_the_result_of_a_prediction_does_not_take_the_place_of_its_input(halves, trained, capsys):
     before = halves[0].read_bytes()
     arguments = ["--run", trained, "--out", halves[0], "--device", "cpu", "--overwrite", *TILED]
@@ -224,6 +234,7 @@ def test_the_result_of_a_prediction_does_not_take_the_place_of_its_input(halves,
     assert halves[0].read_bytes() == before
 
 
+@pytest.mark.fault(54)
 def test_a_picture_is_replaced_only_if_that_is_asked_for(halves, tmp_path, capsys):
     picture = tmp_path / "fsc.png"
     picture.write_bytes(b"precious")
@@ -251,6 +262,7 @@ def test_equal_names_in_different_folders_do_not_collide(halves, tmp_path, train
 # Room on the disk ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(57)
 def test_a_prediction_is_refused_if_the_disk_has_no_room_for_it(halves, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 10**5))
     arguments = ["--run", trained, "--out", tmp_path / "a.mrc", "--device", "cpu", *TILED]
@@ -258,6 +270,7 @@ def test_a_prediction_is_refused_if_the_disk_has_no_room_for_it(halves, trained,
     assert re.search(r"the disk has 100000 bytes left, the file needs \d+.*a\.mrc", capsys.readouterr().err)
 
 
+@pytest.mark.fault(57)
 def test_what_a_run_left_counts_as_room_for_its_next_try(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "weights").write_bytes(bytes(1000))
@@ -267,6 +280,7 @@ def test_what_a_run_left_counts_as_room_for_its_next_try(tmp_path, monkeypatch):
         run_folder._require_space(tmp_path, 1501, ["checkpoints", "losses.csv"])
 
 
+@pytest.mark.fault(57)
 def test_every_checkpoint_that_is_kept_needs_room(halves, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 10**7))
     out = tmp_path / "run"
@@ -283,6 +297,7 @@ def whole(original, tmp_path_factory):
     return out
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("n_written", [0, 6])
 def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(halves, whole, tmp_path, monkeypatch, capsys, n_written):
     out, written, put = tmp_path / "run", [], checkpoint._write_bytes
@@ -483,6 +498,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_run_is_not_resumed_with_another_input(halves, trained, capsys, name):
     change, message = CHANGES[name]
@@ -503,6 +519,7 @@ BEGINNINGS = CHANGES | {
 }
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("name", BEGINNINGS)
 def test_a_run_without_a_checkpoint_does_not_begin_again_with_another_input(halves, begun, capsys, name):
     change, message = BEGINNINGS[name]
@@ -512,6 +529,7 @@ def test_a_run_without_a_checkpoint_does_not_begin_again_with_another_input(halv
     assert len(record(begun)["invocations"]) == 1
 
 
+@pytest.mark.fault(75)
 def test_a_run_without_a_checkpoint_needs_the_weights_it_began_with(halves, begun, tmp_path, capsys):
     with_weights(halves)
     out = tmp_path / "new"
@@ -525,6 +543,7 @@ def test_a_run_without_a_checkpoint_needs_the_weights_it_began_with(halves, begu
     assert_equal_runs(out, tmp_path / "unbroken")
 
 
+@pytest.mark.fault(75)
 @pytest.mark.filterwarnings("default")
 def test_a_run_without_a_checkpoint_and_with_an_unreadable_record_begins_again(halves, begun, capsys):
     (begun / "manifest.json").write_text("")
@@ -532,6 +551,7 @@ def test_a_run_without_a_checkpoint_and_with_an_unreadable_record_begins_again(h
     assert "manifest.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize(("how", "remedy"), [([], "already"), (["--resume"], "to go on from")])
 def test_what_is_no_run_is_replaced_and_not_resumed(halves, begun, capsys, how, remedy):
     (begun / "manifest.json").unlink()
@@ -541,11 +561,13 @@ def test_what_is_no_run_is_replaced_and_not_resumed(halves, begun, capsys, how, 
     assert "go on with --resume" not in said
 
 
+@pytest.mark.fault(75)
 def test_inputs_may_be_moved_before_a_run_is_resumed(halves, trained):
     halves[1] = halves[1].rename(halves[1].with_name("moved.mrc"))
     assert resume(halves, trained) == 0
 
 
+@pytest.mark.fault(75)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("content", [None, "", "[]", '{"inputs": {"first": 3}, "invocations": []}'])
 def test_a_record_that_cannot_be_read_is_warned_of_and_made_anew(halves, trained, capsys, content):

@@ -98,6 +98,7 @@ def test_intensities_are_scaled_where_they_are_read_and_back_where_they_are_writ
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.fault(59)
 def test_an_interrupt_leaves_nothing_behind(tmp_path):
     def stop(done, total):
         if done == total // 2:
@@ -159,6 +160,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.fault(64)
 @pytest.mark.parametrize("error", ERRORS, ids=["gpu", "host", "allocator"])
 @pytest.mark.parametrize("wedge", ["global", "tile"])
 def test_out_of_memory_first_halves_the_batch(error, wedge, caplog):
@@ -175,6 +177,7 @@ def test_out_of_memory_first_halves_the_batch(error, wedge, caplog):
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
+@pytest.mark.fault(64)
 def test_out_of_memory_then_divides_the_tile_without_a_trace(caplog):
     """Parts overlap by the margin of ten voxels that this network needs: its reach, so all is the same."""
     x = half((40, 37, 17))
@@ -198,6 +201,7 @@ def test_without_the_overlap_there_would_be_a_trace():
         assert_differs(Fitting(limited, 0, 2)(x), whole, 1e-2)
 
 
+@pytest.mark.fault(64)
 def test_what_cannot_be_divided_further_raises_what_the_device_said():
     limited = Limited(100, MemoryError("nothing left"), network())
     with pytest.raises(MemoryError, match="nothing left"):
@@ -205,6 +209,7 @@ def test_what_cannot_be_divided_further_raises_what_the_device_said():
     assert min(np.prod(shape) for shape in limited.seen) < 16**3
 
 
+@pytest.mark.fault(64)
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     limited = Limited(0, RuntimeError("expected 2 channels"), network())
     with pytest.raises(RuntimeError, match="channels"):

@@ -322,11 +322,13 @@ def test_another_number_of_steps_is_taken_where_no_step_done_would_have_been_ano
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.fault(61)
 def test_fewer_steps_than_are_done_are_refused(pair, unbroken):
     with pytest.raises(CheckpointError, match=r"is at step 12 of a run of 12, which now is to have 11: give no fewer"):
         IcecreamTrainer(pair, tiny(steps=11), out=unbroken, resume=True)
 
 
+@pytest.mark.fault(61)
 def test_another_number_of_steps_under_a_schedule_that_depends_on_it_is_refused(pair, tmp_path):
     IcecreamTrainer(pair, tiny(schedule="cosine"), out=tmp_path).train(until=1)
     message = r"step 1 of a run of 12, .*have 24: .*cosine.*depend on steps.*Resume it with 12, or start.*--init"
@@ -334,6 +336,7 @@ def test_another_number_of_steps_under_a_schedule_that_depends_on_it_is_refused(
         IcecreamTrainer(pair, tiny(schedule="cosine", steps=24), out=tmp_path, resume=True)
 
 
+@pytest.mark.fault(58)
 def test_a_run_killed_after_its_last_checkpoint_repeats_the_lost_steps(pair, unbroken, tmp_path):
     IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=8)
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000008")
@@ -346,6 +349,7 @@ def test_a_run_killed_after_its_last_checkpoint_repeats_the_lost_steps(pair, unb
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.fault(60)
 def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(pair, unbroken, tmp_path):
     IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=10)
     (tmp_path / "checkpoints" / "step_00000010" / "optimizer.safetensors").write_bytes(b"")
@@ -353,6 +357,7 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(pai
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_after_the_step_and_the_run_can_go_on(pair, unbroken, tmp_path, number):
     def stop(step, *seen):
@@ -367,6 +372,7 @@ def test_a_signal_saves_after_the_step_and_the_run_can_go_on(pair, unbroken, tmp
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize("step", [0, 6])
 def test_a_signal_during_a_step_saves_the_state_before_it(pair, unbroken, tmp_path, step):
     trainer = IcecreamTrainer(pair, tiny(), out=tmp_path)
@@ -385,6 +391,7 @@ def test_a_signal_during_a_step_saves_the_state_before_it(pair, unbroken, tmp_pa
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.fault(59)
 def test_a_signal_during_a_backward_pass_ends_it():
     """In the middle: the later half has its gradient, the earlier one does not get any."""
     early, late = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
@@ -437,6 +444,7 @@ def test_a_backward_pass_that_is_left_leaves_nothing_in_memory(n_looks):
     assert [token() for token in held] == [None] * 6
 
 
+@pytest.mark.fault(59)
 def test_a_signal_during_the_last_step_still_stops(pair, tmp_path):
     def stop(step, losses):
         if step == 12:
@@ -448,6 +456,7 @@ def test_a_signal_during_the_last_step_still_stops(pair, tmp_path):
     assert load_checkpoint(tmp_path).state["step"] == 12
 
 
+@pytest.mark.fault(59)
 def test_a_second_interrupt_stops_at_once(pair, tmp_path):
     def stop(step, *seen):
         if step == 7:
@@ -491,6 +500,7 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(pair, tmp_path):
     assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).step == 0
 
 
+@pytest.mark.fault(58)
 def test_losses_of_a_run_that_has_no_checkpoint_are_written_anew(pair, unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints")
@@ -498,16 +508,19 @@ def test_losses_of_a_run_that_has_no_checkpoint_are_written_anew(pair, unbroken,
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.fault(54)
 def test_a_folder_with_a_run_is_refused(pair, unbroken):
     with pytest.raises(FileExistsError, match=f"{re.escape(str(unbroken))} holds a training run already: resume it"):
         IcecreamTrainer(pair, tiny(), out=unbroken)
 
 
+@pytest.mark.fault(61)
 def test_resuming_with_other_settings_is_refused_with_each_of_them(pair, unbroken):
     with pytest.raises(CheckpointError, match=r"learning_rate was 0\.001, now 0\.5, seed was 0, now 3"):
         IcecreamTrainer(pair, tiny(learning_rate=0.5, seed=3), out=unbroken, resume=True)
 
 
+@pytest.mark.fault(61)
 def test_resuming_with_another_network_is_refused(pair, unbroken):
     with pytest.raises(CheckpointError, match="width was 4, now 6"):
         IcecreamTrainer(pair, tiny(width=6), out=unbroken, resume=True)
@@ -527,6 +540,7 @@ def test_a_checkpoint_that_is_older_than_a_setting_is_resumed_as_before(pair, un
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.fault(61)
 def test_a_checkpoint_that_is_older_than_a_setting_is_not_resumed_with_another(pair, tmp_path):
     IcecreamTrainer(pair, tiny(), out=tmp_path).train(until=6)
     drop_settings(tmp_path, "equivariance_source")
@@ -534,6 +548,7 @@ def test_a_checkpoint_that_is_older_than_a_setting_is_not_resumed_with_another(p
         IcecreamTrainer(pair, tiny(equivariance_source="data"), out=tmp_path, resume=True)
 
 
+@pytest.mark.fault(75)
 def test_resuming_with_other_tilts_is_refused_with_both(unbroken):
     other = noisy_pair((20, 20, 20), geometry=(-50.0, 50.0))
     with pytest.raises(CheckpointError, match=r"run with other tilts: .*\[-60\.0, 60\.0\].*now .*\[-50\.0, 50\.0\]"):
@@ -588,6 +603,7 @@ def test_a_run_says_how_much_it_writes_at_most(pair, tmp_path):
     assert written < trainer.bytes_to_write < 3 * written + 600_000
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize(("before", "after"), [("float32", "float16"), ("float16", "float32"), ("float16", "bfloat16")])
 def test_the_precision_may_change_when_a_run_is_resumed(pair, tmp_path, before, after):
     IcecreamTrainer(pair, tiny(precision=before), out=tmp_path).train(until=2)
@@ -626,6 +642,7 @@ def state(trainer):
     return weights(trainer) | optimizer | averaged
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -642,6 +659,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pair, tmp_path
     assert [row["skipped"] for row in rows(tmp_path)] == ["0"] * 3 + ["1"] + ["0"] * 8
 
 
+@pytest.mark.fault(65)
 def test_a_gradient_that_is_not_finite_is_skipped_too(pair):
     trainer = IcecreamTrainer(pair, tiny())
     weight = next(trainer._module.parameters())
@@ -653,17 +671,20 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(pair):
     assert trainer.skipped == 1
 
 
+@pytest.mark.fault(65)
 def test_skipped_steps_with_good_ones_between_do_not_stop_a_run(pair):
     trainer = spoil(IcecreamTrainer(pair, tiny(checkpoint_every=1)), {2, 3, 5, 6, 8, 9}).train()
     assert (trainer.step, trainer.skipped) == (12, 6)
 
 
+@pytest.mark.fault(65)
 def test_a_step_after_a_skipped_one_is_that_of_a_run_without_it(pair):
     trainer = spoil(IcecreamTrainer(pair, tiny()), {3}).train(until=4)
     steps = {value.item() for name, value in optimizer_state(trainer).items() if name.endswith(".step")}
     assert steps == {3.0}
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize("averaged", [True, False])
 def test_several_bad_steps_in_a_row_stop_the_run_with_the_good_weights_saved(pair, tmp_path, averaged):
     good = IcecreamTrainer(pair, tiny()).train(until=6)
@@ -677,6 +698,7 @@ def test_several_bad_steps_in_a_row_stop_the_run_with_the_good_weights_saved(pai
     assert equal(dict(load_network(tmp_path, averaged=averaged).state_dict()), dict(expected))
 
 
+@pytest.mark.fault(65)
 def test_a_run_ends_with_the_step_that_is_one_too_many_and_its_losses_are_written(pair, tmp_path):
     with pytest.raises(TrainingDivergedError):
         spoil(IcecreamTrainer(pair, tiny(checkpoint_every=100), out=tmp_path), range(5, 12)).train()
@@ -684,6 +706,7 @@ def test_a_run_ends_with_the_step_that_is_one_too_many_and_its_losses_are_writte
     assert [row["skipped"] for row in rows(tmp_path)] == ["0"] * 5 + ["1"] * 3
 
 
+@pytest.mark.fault(65)
 def test_a_row_of_bad_steps_ends_a_run_also_where_good_ones_came_before_losses_were_read(pair, tmp_path):
     """As on a GPU, which nobody asks after every step."""
     trainer = spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), {5, 6, 7, 8})
@@ -698,6 +721,7 @@ def test_a_row_of_bad_steps_ends_a_run_also_where_good_ones_came_before_losses_w
     assert resumed.train().step == trainer.train().step == 12
 
 
+@pytest.mark.fault(65)
 def test_many_skipped_steps_with_good_ones_between_are_warned_of_once(pair, caplog):
     bad = {step for step in range(60) if step % 3}
     assert spoil(IcecreamTrainer(pair, tiny(steps=60)), bad).train().skipped == 40
@@ -705,6 +729,7 @@ def test_many_skipped_steps_with_good_ones_between_are_warned_of_once(pair, capl
     assert said.startswith("33 of the 50 steps so far had no finite gradient and were skipped: lower learning_rate")
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize(("n_skipped", "n_steps", "warned"), [(5, 50, False), (6, 50, True), (49, 49, False)])
 def test_a_tenth_of_the_steps_may_be_skipped_without_a_word(caplog, n_skipped, n_steps, warned):
     skipped = SkippedSteps(patience=100)
@@ -713,12 +738,14 @@ def test_a_tenth_of_the_steps_may_be_skipped_without_a_word(caplog, n_skipped, n
     assert bool(caplog.records) == warned
 
 
+@pytest.mark.fault(65)
 def test_a_run_that_diverged_can_be_resumed(pair, tmp_path):
     with pytest.raises(TrainingDivergedError):
         spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), set(range(6, 12))).train()
     assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train().step == 12
 
 
+@pytest.mark.fault(65)
 def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
     spoil(IcecreamTrainer(pair, tiny(), out=tmp_path), {4, 5}).train(until=6)
     resumed = spoil(IcecreamTrainer(pair, tiny(checkpoint_every=1), out=tmp_path, resume=True), {6})
@@ -727,6 +754,7 @@ def test_bad_steps_are_counted_across_a_resumption(pair, tmp_path):
         resumed.train()
 
 
+@pytest.mark.fault(67)
 def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tmp_path):
     trainer = IcecreamTrainer(pair, tiny(precision="float16"), out=tmp_path)
     trainer._learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**34)
@@ -741,6 +769,7 @@ def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tm
     assert not equal(state(trainer), before)
 
 
+@pytest.mark.fault(67)
 def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
     trainer = spoil(IcecreamTrainer(pair, tiny(precision="float16", steps=40), out=tmp_path), set(range(6, 40)), 1e30)
     with pytest.raises(TrainingDivergedError, match=r"no finite gradient in 20 steps in a row, up to step 26"):
@@ -748,6 +777,7 @@ def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
     assert all(torch.isfinite(value).all() for value in load_network(tmp_path).state_dict().values())
 
 
+@pytest.mark.fault(67)
 def test_float16_scales_its_losses(pair):
     trainer = IcecreamTrainer(pair, tiny(precision="float16")).train(until=2)
     assert trainer._learner.scaler.is_enabled()
@@ -772,12 +802,14 @@ def test_the_given_network_is_not_trained_itself(pair):
     assert equal(dict(donor.state_dict()), before)
 
 
+@pytest.mark.fault(61)
 def test_given_weights_of_another_width_are_refused(pair):
     message = r"weights of the given network do not fit.*parameters differ.*width and levels"
     with pytest.raises(CheckpointError, match=message):
         IcecreamTrainer(pair, tiny(), init=ScaleEquivariantUNet3D(width=6, levels=2))
 
 
+@pytest.mark.fault(61)
 def test_something_else_than_the_network_is_refused(pair):
     with pytest.raises(CheckpointError, match="weights of the given network do not fit"):
         IcecreamTrainer(pair, tiny(), init=nn.Conv3d(1, 1, 3))
@@ -808,11 +840,13 @@ def test_a_device_that_is_not_there_is_refused(pair, device):
         IcecreamTrainer(pair, tiny(device=device))
 
 
+@pytest.mark.fault(40)
 def test_cubes_that_do_not_fit_are_refused(pair):
     with pytest.raises(ValueError, match=r"cubes of 24 voxels do not fit.*largest side that does is 20"):
         IcecreamTrainer(pair, tiny(side=24))
 
 
+@pytest.mark.fault(39)
 def test_a_tilt_range_with_nothing_missing_is_refused():
     with pytest.raises(ValueError, match="nothing is missing"):
         IcecreamTrainer(noisy_pair(geometry=(-90.0, 89.9999)), tiny())

@@ -202,6 +202,7 @@ def test_a_group_that_cannot_be_drawn_from_is_refused(settings, message):
         CubeRotationGroup(**settings)
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize("x", [torch.ones(2, 2, 2), torch.ones(1, 1, 2, 2)])
 def test_what_is_no_batch_of_volumes_is_refused(x):
     with pytest.raises(ValueError, match=r"batch of volumes|4D or 5D"):
