@@ -386,6 +386,7 @@ def test_a_huge_safetensors_header_is_refused(run):
     put_state(folder, json.dumps(state))
     with pytest.raises(CheckpointError, match=r"(?i)header"):
         load_network(folder)
+    assert equal(load_network(run), network(10))
 
 
 # Fit -------------------------------------------------------------------------------------------------

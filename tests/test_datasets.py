@@ -224,10 +224,12 @@ def test_arrays_of_every_kind_give_the_same_pair(change):
     torch.testing.assert_close(pair.volumes, TomogramPair(*halves, TILTS).volumes)
 
 
-def test_integers_are_read_as_numbers():
-    first, second = ((100 * half).short() for half in noisy_halves())
-    pair = TomogramPair(first.numpy(), second.numpy(), TILTS)
-    torch.testing.assert_close(pair.volumes, TomogramPair(first.float(), second.float(), TILTS).volumes)
+@pytest.mark.fault(7, 72)
+@pytest.mark.parametrize("dtype", ["i2", "u2"])
+def test_integers_are_read_as_numbers(dtype):
+    halves = [(1000 + 100 * half.numpy()).astype(dtype) for half in noisy_halves()]
+    pair = TomogramPair(*halves, TILTS)
+    torch.testing.assert_close(pair.volumes, TomogramPair(*(half.astype("f4") for half in halves), TILTS).volumes)
 
 
 @pytest.mark.fault(72)

@@ -89,7 +89,7 @@ def test_every_mode_byte_order_and_packing_reads_the_same_voxels(tmp_path, mode,
     np.testing.assert_array_equal(volume.data, mrcfile.read(path))
     assert volume.data.dtype.isnative
     assert volume.voxel_size == (30.0, 20.0, 10.0)
-    assert volume.as_float32().dtype == np.float32
+    np.testing.assert_array_equal(volume.as_float32(), values(TYPES[mode]).astype("f4"), strict=True)
 
 
 @pytest.mark.parametrize("extension", [".mrc", ".rec", ".st", ".ali", ".map", ".MRC", ""])
@@ -234,9 +234,12 @@ def test_a_missing_voxel_size_is_zero_with_a_warning(tmp_path, trouble):
         assert read_volume(put(tmp_path, content(**trouble))).voxel_size == (0, 0, 0)
 
 
-def test_trailing_bytes_are_ignored_with_a_warning(tmp_path):
-    with pytest.warns(FileFormatWarning, match="17 bytes after the voxels"):
-        assert read_volume(put(tmp_path, content() + bytes(17))).data.shape == SHAPE
+@pytest.mark.fault(15)
+@pytest.mark.parametrize(("packed", "n"), [("", 17), ("", 1 << 20), (".gz", 1 << 16), (".bz2", 1 << 16)])
+def test_trailing_bytes_are_ignored_with_a_warning(tmp_path, packed, n):
+    path = put(tmp_path, PACK[packed](content() + bytes(n)))
+    with pytest.warns(FileFormatWarning, match=f"{n} bytes after the voxels"):
+        np.testing.assert_array_equal(read_volume(path).data, values("f4"))
 
 
 def test_oblique_cell_angles_are_warned_of(tmp_path):
@@ -264,15 +267,19 @@ REFUSED = [
     (1, gzip.compress(content()[:300]), r"gzip file holds no MRC header"),
     (1, compressed()[:-9], r"gzip file is damaged"),
     (2, old_style()[:-4], r"no MAP mark at byte 208, and its 1500 bytes are not"),
+    (2, b"II*\0" + bytes(2000), r"not an MRC file \(it looks like TIFF\): no MAP mark at byte 208, and its 2004 bytes"),
+    (2, b"PK\3\4" + bytes(2000), r"not an MRC file \(it looks like a zip archive\)"),
+    (2, b"\x93NUMPY" + bytes(2000), r"not an MRC file \(it looks like NumPy\).* Export the tomogram as MRC"),
     (2, gzip.compress(old_style()[:-4]), r"no MAP mark at byte 208, and its 1500 bytes are not"),
     (2, gzip.compress(old_style(mode=7)), r"no MRC header, so how much .* is unknown.* unpack it first"),
     (3, content(machst=(0, 0, 0, 0)) + b"more", r"unknown machine stamp 00 00 00 00"),
     (5, content(mode=7), r"mode 7: unknown\. Modes 0, 1, 2, 6 and 12"),
     (5, compressed(mode=7), r"mode 7: unknown\. Modes 0, 1, 2, 6 and 12"),
-    (9, content(mode=3), r"mode 3: complex numbers"),
+    (5, content(mode=-1), r"mode -1: unknown.* convert the file to mode 2"),
+    (9, content(mode=3), r"mode 3: complex numbers \(a transform, not a volume\)"),
     (9, content(mode=4), r"mode 4: complex numbers"),
-    (10, content(mode=101), r"mode 101: packed 4-bit"),
-    (10, content(mode=0, extra2=imod_flags(16)), r"packed 4-bit"),
+    (10, content(mode=101), r"mode 101: packed 4-bit numbers; unpack them first, with IMOD: newstack"),
+    (10, content(mode=0, extra2=imod_flags(16)), r"packed 4-bit numbers; .* newstack"),
     (11, content(nx=-6), r"nx, ny, nz = -6, 5, 4"),
     (11, content(nz=0), r"nx, ny, nz = 6, 5, 0"),
     (12, content(nx=2**31 - 1), r"asks for 171798692784 bytes, found 1504"),
@@ -293,6 +300,7 @@ REFUSED = [
     (17, gzip.compress(old_style(">", 784, mode=0) + bytes(1 << 23)), r"unpacks to more than the 1144 bytes"),
     (17, b"BZh9" + bytes(50), r"bzip2 file is damaged"),
     (18, content(ispg=401), r"stack of volumes \(ispg 401\)"),
+    (17, gzip.compress(content() + bytes((1 << 16) + 1)), r"unpacks to more than the 1504 bytes"),
     (18, header((1, 5, 6)) + bytes(120), r"single section \(nz = 1\)"),
 ]
 
@@ -306,6 +314,23 @@ def test_a_bad_file_is_refused_with_its_name_and_the_reason(tmp_path, fault, raw
     assert_only(tmp_path, "volume.mrc")
 
 
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("packer", [gzip.GzipFile, bz2.BZ2File])
+def test_unpacking_stops_soon_after_what_the_header_states(tmp_path, monkeypatch, packer):
+    packed = (gzip if packer is gzip.GzipFile else bz2).compress(content() + bytes(1 << 25))
+    sizes, read = [], packer.read
+
+    def counted(self, size=-1):
+        sizes.append(len(part := read(self, size)))
+        return part
+
+    monkeypatch.setattr(packer, "read", counted)
+    with pytest.raises(FileFormatError, match="unpacks to more"):
+        read_volume(put(tmp_path, packed))
+    assert sum(sizes) <= len(content()) + (1 << 22)
+
+
+@pytest.mark.fault(12, 17)
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit on memory as Linux does")
 def test_terabytes_are_refused_without_allocating_them(tmp_path):
     """12, 17: with half a gigabyte to spare, any such allocation would fail."""
