@@ -281,6 +281,27 @@ def test_a_volume_that_does_not_fit_is_refused(kind, x, error, message):
         physics.A(x)
 
 
+@pytest.mark.fault(72)
+@each_operator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_volume_in_any_layout_keeps_its_type_and_its_gradient(kind, dtype):
+    physics = kind((6, 7, 8), (-60, 60)).to(dtype)
+    x = normal(1, 1, 8, 7, 6, dtype=dtype).transpose(-1, -3).requires_grad_()
+    y = physics.A(x)
+    assert (y.dtype, y.requires_grad) == (dtype, True)
+    assert_close(y, physics.A(x.detach().contiguous()), 1e-6)
+
+
+@pytest.mark.fault(74)
+@each_operator
+@pytest.mark.parametrize("method", ["A", "A_adjoint", "A_dagger"])
+def test_a_volume_on_another_device_is_refused_with_both(kind, method):
+    """By torch, whose device without memory stands for a GPU here."""
+    physics, x = kind((8, 8, 8), (-60, 60)).to("meta"), torch.ones(1, 1, 8, 8, 8)
+    with pytest.raises(RuntimeError, match=r"(?=.*\bmeta\b)(?=.*\bcpu\b).*device"):
+        getattr(physics, method)(x)
+
+
 @each_operator
 @pytest.mark.parametrize(
     ("arguments", "message"),
