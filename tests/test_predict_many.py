@@ -516,6 +516,33 @@ def test_names_that_nothing_tells_apart_are_refused():
         result_names("t.csv", rows("/d/even.mrc", "/d/odd.mrc", "/d/even.rec"))
 
 
+@pytest.mark.fault(53)
+@pytest.mark.parametrize(
+    "path", ["/d/../../e.mrc", "../../e.mrc", "/", "/d/..", "/d/..mrc", "/d/a\\..\\b.mrc", "~/e.mrc"]
+)
+def test_a_name_of_a_result_is_that_of_a_file_in_the_folder(path):
+    for names in (result_names("t.csv", rows(path)), result_names("t.csv", rows(path, "/other/e.mrc"))):
+        assert all(name.endswith(".mrc") and Path(name).name == name for name in names)
+
+
+@pytest.mark.fault(53)
+def test_results_of_a_table_do_not_leave_the_folder(predict, table, tmp_path, monkeypatch):
+    """Whatever its lines look like: from above, absolute, and named as what is above."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    for half in ("even", "odd"):
+        shutil.copy(table.parent / "one" / f"{half}.mrc", tmp_path / "x" / f"..{half}.mrc")
+    lines = ["first,second", "../two/even.mrc,../two/odd.mrc"]
+    lines += [f"{table.parent}/three/even.mrc,{table.parent}/three/odd.mrc"]
+    lines += ["../../x/y/../..even.mrc,../../x/y/../..odd.mrc"]
+    (table.parent / "one" / "t.csv").write_text("\n".join(lines) + "\n")
+    before = set(tmp_path.rglob("*"))
+    assert predict("--table", table.parent / "one" / "t.csv", "--out", "x/../made/./here") == 0
+    made = tmp_path / "made" / "here"
+    assert results(made).keys() == {"two_even.mrc", "three_even.mrc", "..even.mrc"}
+    assert set(tmp_path.rglob("*")) - before == {made.parent, made, *made.iterdir()}
+
+
 # Margins and progress --------------------------------------------------------------------------------
 
 
