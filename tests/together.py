@@ -138,6 +138,8 @@ def train_all(folder: Path) -> None:
         refused(lambda: trainer(None, seed=10 * rank)),
         str(dict(os.environ) == environment),
         refused(diverged.train),
+        refused(lambda: trainer(None, learning_rate=1e-3 * (1 + rank))),
+        refused(lambda: trainer(folder / f"apart_{rank}", resume=True)),
     ]
     (folder / f"said_{rank}.txt").write_text("\n".join(said))
     leave()
