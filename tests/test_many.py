@@ -184,6 +184,11 @@ def spoil_constant(folder):
     write_volume(folder / "odd_0.mrc", np.ones((16, 16, 16), "f4"), voxel_size=10.0, overwrite=True)
 
 
+def without_a_half(folder):
+    path = folder / "tomograms.csv"
+    path.write_text(path.read_text().replace("odd_2.mrc", ""))
+
+
 ALL = ["--tilts", "-50,50"]
 
 
@@ -192,12 +197,13 @@ ALL = ["--tilts", "-50,50"]
     [
         (lambda folder: None, [], "csv: line 4: no tilts: name them in the column"),
         (lambda folder: (folder / "odd_1.mrc").unlink(), ALL, "csv: line 3: .*odd_1.mrc"),
+        pytest.param(without_a_half, ALL, "csv: line 4: no second half", marks=pytest.mark.fault(27)),
         (lambda folder: cut(folder / "even_2.mrc"), ALL, "csv: line 4: .*even_2.mrc: truncated"),
         (lambda folder: (folder / "two.tlt").write_text("7\n"), ALL, "csv: line 3: .*two.tlt"),
         (lambda folder: None, [*ALL, "--mask", "m.mrc"], "--mask m.mrc cannot fit all"),
         (spoil_constant, ALL, r"second half of .*odd_0.mrc \(line 2 of .*csv\) is constant"),
     ],
-    ids=["no tilts", "gone", "cut", "bad tilts", "one mask", "constant"],
+    ids=["no tilts", "gone", "half gone", "cut", "bad tilts", "one mask", "constant"],
 )
 def test_errors_name_the_line_of_the_table(table, tmp_path, capsys, spoil, arguments, message):
     spoil(tmp_path)
@@ -220,6 +226,7 @@ def test_mixed_voxel_sizes_are_refused_unless_allowed(table, tmp_path, capsys):
     [
         ([], "give the two half tomograms FIRST and SECOND, or a --table"),
         (["even_0.mrc"], "give the two half tomograms"),
+        (["even_0.mrc", "odd_0.mrc", "even_1.mrc"], "unrecognized arguments: even_1.mrc"),
         (["even_0.mrc", "odd_0.mrc", "--table", "t.csv"], "not both"),
         (["even_0.mrc", "odd_0.mrc"], "--tilts is needed"),
         (["--table", "missing.csv"], "missing.csv"),
