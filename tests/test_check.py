@@ -434,12 +434,13 @@ def test_training_says_the_same_once_and_goes_on(name, pair, capsys):
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("command", ["train", "reconstruct"])
 @pytest.mark.parametrize("name", numbered(["29 thinnest along y", "no cubes"]))
-def test_training_warns_of_odd_axes_too(name, pair, capsys):
+def test_training_warns_of_odd_axes_too(name, command, pair, capsys):
     fault, _, message = NOTES[name]
     fault(pair)
     pair.settings = [*pair.settings, "--steps", "1"]
-    assert pair.run() == 0
+    assert pair.run(command) == 0
     assert re.search(rf"equitomo: warning: .*odd\.mrc: .*{message}", capsys.readouterr().err)
 
 
@@ -589,6 +590,17 @@ def test_too_little_disk_is_to_be_mended(pair, capsys, monkeypatch):
 def test_a_device_that_is_not_there_is_to_be_mended(pair, capsys):
     assert pair.check("--device", "cpux") == 1
     assert re.search(r"^MEND +device .*'cpux' cannot be used here", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.fault(68)
+def test_without_a_gpu_that_is_said_with_the_time_of_a_step(pair, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checking, "_seconds", lambda act, device: 4.0)
+    assert pair.check("--device", "auto", "--steps", "3600") == 0
+    found = lines(capsys.readouterr().out)
+    assert found["GPU"] == ("note", "none is used")
+    # Two steps are timed, with 4 cubes of 6 voxels along each axis in place of 2 of 16.
+    assert found["time"] == ("ok", "about 19 hours for 3,600 steps of 19 s")
 
 
 def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):

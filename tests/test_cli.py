@@ -279,14 +279,16 @@ def test_tilts_are_a_range_or_a_file(halves, tmp_path, arguments):
 # Resuming and overwriting ----------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_saves_says_so_and_can_be_resumed(halves, finished, tmp_path, monkeypatch, capsys):
+@pytest.mark.fault(59)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_an_interrupted_run_saves_says_so_and_can_be_resumed(halves, finished, tmp_path, monkeypatch, capsys, number):
     def interrupt(*seen):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
         patch.setattr(commands.report, "draw_preview", interrupt)
         assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED) == 130
-    assert "stopped by SIGINT after step 4 of 8; resume to go on" in capsys.readouterr().err
+    assert f"stopped by {number.name} after step 4 of 8; resume to go on" in capsys.readouterr().err
     assert "reconstruction.mrc" not in files_in(tmp_path)
     assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED, "--resume") == 0
     for name in ("reconstruction.mrc", "losses.csv"):
@@ -415,14 +417,30 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize(("line", "message"), CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
-def test_a_configuration_with_a_mistake_is_refused(halves, tmp_path, capsys, monkeypatch, line, message):
+@pytest.mark.parametrize("name", numbered(CONFIGURATIONS))
+def test_a_configuration_with_a_mistake_is_refused(halves, tmp_path, capsys, monkeypatch, name):
+    line, message = CONFIGURATIONS[name]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(f"{line}\n")
     assert run("train", *halves, *TILTS, "--out", "run", "--config", "config.yaml") == 2
     assert re.search(message, capsys.readouterr().err)
     assert files_in(tmp_path) == {"config.yaml"}
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.fault(53)
+@pytest.mark.parametrize("how", ["option", "configuration"])
+@pytest.mark.parametrize("out", ["../elsewhere/run", "a/../b/./run", "{}/absolute/run"])
+def test_a_run_is_where_the_user_says_and_nowhere_else(halves, tmp_path, monkeypatch, how, out):
+    here, out = tmp_path / "here", out.format(tmp_path)
+    (here / "a").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    (tmp_path / "config.yaml").write_text(f"out: {out}\n")
+    arguments = ["--out", out] if how == "option" else ["--config", tmp_path / "config.yaml"]
+    assert run("train", *halves, *TILTS, *TINY, *arguments) == 0
+    inside = os.path.relpath(os.path.normpath(here / out), tmp_path)
+    assert {name for name in files_in(tmp_path) if not name.startswith(f"{inside}/")} == {"config.yaml"}
+    assert load_checkpoint(Path(out)).state["step"] == 8
 
 
 def test_a_configuration_that_is_not_there_is_refused_by_name(capsys):
@@ -769,8 +787,9 @@ PREDICTIONS = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), PREDICTIONS.values(), ids=PREDICTIONS.keys())
-def test_a_prediction_that_cannot_be_is_refused(halves, finished, tmp_path, capsys, monkeypatch, arguments, message):
+@pytest.mark.parametrize("name", numbered(PREDICTIONS))
+def test_a_prediction_that_cannot_be_is_refused(halves, finished, tmp_path, capsys, monkeypatch, name):
+    arguments, message = PREDICTIONS[name]
     monkeypatch.chdir(tmp_path)
     defaults = ["--run", finished, "--out", "a.mrc", "--device", "cpu"]
     assert run("predict", *halves, *defaults, *arguments) == 2
@@ -954,6 +973,18 @@ def test_a_cube_that_no_memory_holds_is_1_and_says_what_needs_less(halves, tmp_p
     monkeypatch.setattr(commands.IcecreamTrainer, "_backward", full)
     assert run("train", *halves, *TILTS, "--out", tmp_path, *TINY) == 1
     assert re.search(r"out of memory, tried .*a smaller --side or --width", capsys.readouterr().err)
+
+
+@pytest.mark.fault(64)
+def test_a_tile_that_no_memory_holds_is_1_with_the_message_of_torch(halves, finished, tmp_path, monkeypatch, capsys):
+    def full(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("equitomo.models.ScaleEquivariantUNet3D.forward", full)
+    settings = ["--run", finished, "--out", tmp_path / "a.mrc", "--device", "cpu", *TILED]
+    assert run("predict", *halves, *settings) == 1
+    assert "equitomo: CUDA out of memory. Tried to allocate 2.00 GiB" in capsys.readouterr().err
+    assert files_in(tmp_path) == set()
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["train"], ["--nonsense"], ["train", "--preset"]])
