@@ -76,6 +76,8 @@ class Runs:
 def stop(runs: Runs, name: str, number: signal.Signals, wait: float) -> bool:
     """Start a run and stop it some seconds later; whether it was still running."""
     before = load_checkpoint(runs.folder / name).state["step"] if has_checkpoint(runs.folder / name) else None
+    # That of a killed process is no sign that the next one has begun.
+    (runs.folder / name / "run.lock").unlink(missing_ok=True)
     child = runs.start(name)
     if number != signal.SIGKILL:
         _wait_for(runs.folder / name / "run.lock", child)
