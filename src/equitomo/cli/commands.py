@@ -62,7 +62,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
                 return 2
             status = job()
     except (TrainingInterruptedError, KeyboardInterrupt) as error:
-        print(f"equitomo: {error or 'interrupted'}", file=sys.stderr)
+        print(f"equitomo: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except (TrainingDivergedError, LostProcessError, torch.OutOfMemoryError) as error:
         print(f"equitomo: {error}", file=sys.stderr)
