@@ -206,6 +206,29 @@ def test_other_tilts_are_another_result_where_the_table_names_none(predict, caps
     assert found == {"one_even.mrc": "failed", "two_even.mrc": "skipped", "three_even.mrc": "failed"}
 
 
+def test_a_volume_without_a_second_half_becomes_what_it_becomes_alone(predict, table, runs, tmp_path, capsys):
+    table.write_text("first,second\none/even.mrc,\ntwo/even.mrc,two/odd.mrc\n")
+    assert predict() == 0
+    one = table.parent / "one" / "even.mrc"
+    assert run("predict", one, "--run", runs / "0", "--out", tmp_path / "alone.mrc", *TILED) == 0
+    alone = read_volume(tmp_path / "alone.mrc").data
+    np.testing.assert_array_equal(results(tmp_path / "out")["one_even.mrc"], alone)
+    assert json.loads((tmp_path / "out" / "one_even.mrc.json").read_text())["inputs"].keys() == {"first"}
+    assert predict() == 0
+    assert set(states(capsys.readouterr().out).values()) == {"skipped"}
+
+
+def test_a_half_more_or_less_is_another_result(predict, table, capsys):
+    predict()
+    table.write_text(table.read_text().replace("one/odd.mrc", ""))
+    assert predict() == 1
+    assert re.search(r"^failed .*one_even.*\(second was .*odd\.mrc, now none\)", capsys.readouterr().out, re.M)
+    assert predict("--overwrite") == 0
+    table.write_text(table.read_text().replace("one/even.mrc,", "one/even.mrc,one/odd.mrc"))
+    assert predict() == 1
+    assert re.search(r"^failed .*one_even.*\(second was none, now .*odd\.mrc\)", capsys.readouterr().out, re.M)
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
 def test_a_file_of_unknown_origin_is_not_replaced(predict, tmp_path, capsys, damage):
     predict()
@@ -320,6 +343,13 @@ def test_what_concerns_all_is_refused_before_anything_is_done(predict, table, tm
     assert predict(*arguments) == 2
     assert re.search(message, capsys.readouterr().err)
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_what_learns_from_two_halves_takes_no_table_without(table, tmp_path, capsys, command):
+    table.write_text("first\none/even.mrc\n")
+    assert run(command, "--table", table, "--tilts=-60,60", "--out", tmp_path / "run") == 2
+    assert "line 1: the column 'second' is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

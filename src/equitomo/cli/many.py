@@ -38,9 +38,9 @@ def prepare(options: Options) -> Callable[[], int]:
     """Check what the prediction of many tomograms was given; the work that is left, which gives the exit status."""
     files, given = options[PredictFiles], options[OneOrMany]
     assert given.table is not None
-    rows, folder = read_table(given.table), named(files.out)
+    rows, folder = read_table(given.table, need_second=False), named(files.out)
     results = [folder / name for name in result_names(given.table, rows)]
-    inputs = [str(half) for row in rows for half in (row.first, row.second)]
+    inputs = [str(half) for row in rows for half in _halves(row).values()]
     for result in results:
         require_other(result, *inputs)
     trained, devices = Trained.read(files), chosen_devices(files.device)
@@ -171,10 +171,11 @@ class _Work:
         """Make a result, or say why there is no need to."""
         given: RunGeometry = self._options[RunGeometry]
         own = RunGeometry(row.tilts or given.tilts, row.tilt_axis or given.tilt_axis)
-        tomogram = Tomogram(str(row.first), str(row.second), worker.trained.geometry(own), result)
+        second = None if row.second is None else str(row.second)
+        tomogram = Tomogram(str(row.first), second, worker.trained.geometry(own), result)
         record = Record(
             result,
-            {"first": row.first, "second": row.second},
+            _halves(row),
             worker.trained.hashes,
             _settings(self._options, worker.trained, tomogram.geometry),
         )
@@ -208,6 +209,11 @@ class _Work:
         counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in ("done", "skipped", "failed")]
         left = self._left.qsize()
         print("\n".join(["", *map(str, outcomes), ", ".join(counts) + (f", {left} or more left" if left else "")]))
+
+
+def _halves(row: TableRow) -> dict[str, Path]:
+    """The files of a tomogram by the role they have: two halves, or the first alone."""
+    return {"first": row.first} | ({} if row.second is None else {"second": row.second})
 
 
 def _settings(options: Options, trained: Trained, geometry: TiltGeometry) -> dict[str, Any]:

@@ -83,10 +83,11 @@ class Record:
         try:
             saved = json.loads(self._path.read_bytes())
             inputs, weights, settings = saved["inputs"], saved["weights"], dict(saved["settings"])
-            found = [
-                f"{role} is now {path} with other content"
+            found = [f"{role} was {inputs[role]['path']}, now none" for role in inputs if role not in self._inputs]
+            found += [
+                f"{role} is now {path} with other content" if role in inputs else f"{role} was none, now {path}"
                 for role, path in self._inputs.items()
-                if not _is_same(path, inputs[role])
+                if role not in inputs or not _is_same(path, inputs[role])
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return [f"what it was made from is not known, {self._path.name} is missing or damaged: {error}"]
