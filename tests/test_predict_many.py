@@ -619,6 +619,17 @@ def test_the_bar_of_all_counts_each_tomogram_once_whatever_comes_of_it():
         assert (bars._all.n, bars._all.initial) == (3, 2)
 
 
+def test_the_bar_of_all_does_not_go_beyond_its_ends_by_rounding():
+    bars = many._Bars(2)
+    with bars.shown():
+        for name in "ab":
+            with bars.one(name, 0) as show:
+                # The differences of these shares add up to more than 1: twice to 2.0000000000000004.
+                for done in range(1, 7):
+                    show(done, 6)
+        assert bars._all.n == 2
+
+
 def test_the_record_says_what_the_result_was_made_from(predict, table, tmp_path):
     predict()
     record = json.loads((tmp_path / "out" / "two_even.mrc.json").read_text())

@@ -278,4 +278,6 @@ class _Bars:
 
     def _advance(self, share: float) -> None:
         with self._lock:
-            self._all.update(share)
+            # Shares add up with rounding errors, and the bar warns of what is beyond its ends.
+            self._all.n = min(max(self._all.n + share, 0), self._n)
+            self._all.update(0)
