@@ -185,7 +185,7 @@ def test_a_changed_input_is_not_skipped(predict, table, tmp_path, capsys, half):
     ("more", "network", "reason"),
     [
         (["--passes", "1"], "0", r"passes was 2, now 1\)"),
-        (["--tile", "24"], "0", r"tile was 32, now 24\)"),
+        (["--tile_margin", "8"], "0", r"tile_margin was 4, now 8\)"),
         (["--dtype", "float16"], "0", r"dtype was float32, now float16\)"),
         (["--nan", "mean"], "0", r"nan was refuse, now mean\)"),
         ([], "1", r"the network has other weights\)"),
@@ -197,6 +197,20 @@ def test_other_settings_and_weights_need_leave_to_replace(predict, tmp_path, cap
     assert predict(*more, network=network) == 1
     assert_same(results(tmp_path / "out"), before)
     assert len(re.findall(f"^failed .*{reason}", capsys.readouterr().out.rpartition("\n\n")[2], re.M)) == 3
+
+
+def test_a_tile_of_another_size_gives_the_same_result_but_where_the_wedge_is_emptied_in_it(predict, tmp_path, capsys):
+    seamless = ["--wedge", "global"]
+    assert predict(*seamless) == 0
+    assert predict(*seamless, "--tile", "24") == 0
+    assert set(states(capsys.readouterr().out).values()) == {"skipped"}
+    assert predict("--overwrite") == 0
+    assert predict("--tile", "24") == 1
+    said = capsys.readouterr().out.rpartition("\n\n")[2]
+    assert len(re.findall(r"^failed .*tile was 32, now 24\)", said, re.M)) == 3
+    assert predict("--passes", "1", "--overwrite") == 0
+    assert predict("--passes", "1", "--tile", "24") == 0
+    assert json.loads((tmp_path / "out" / "two_even.mrc.json").read_text())["settings"]["tile"] == 32
 
 
 def test_other_tilts_are_another_result_where_the_table_names_none(predict, capsys):

@@ -30,6 +30,7 @@ from equitomo.cli.predicting import (
 from equitomo.cli.results import Record, claimed, result_names
 from equitomo.geometry import TiltGeometry
 from equitomo.io import TableRow, named, read_table, read_volume, require_place
+from equitomo.training import TrainingConfig
 
 _SETTINGS = ("passes", "average_first", "mirrors", "flips", "precision", "normalization")
 
@@ -178,6 +179,7 @@ class _Work:
             _halves(row),
             worker.trained.hashes,
             _settings(self._options, worker.trained, tomogram.geometry),
+            indifferent=_indifferent(self._options[Prediction], worker.trained.config),
         )
         overwrite: bool = self._options[PredictFiles].overwrite
         if result.exists():
@@ -223,6 +225,11 @@ def _settings(options: Options, trained: Trained, geometry: TiltGeometry) -> dic
         del prediction["margin_tolerance"]
     configured = {name: getattr(trained.config, name) for name in _SETTINGS}
     return prediction | configured | {"nan": options[Reading].nan, "tilts": asdict(geometry)}
+
+
+def _indifferent(prediction: Prediction, config: TrainingConfig) -> set[str]:
+    """Settings that change no more of a result than rounding and the error that the margin allows."""
+    return set() if prediction.wedge == "tile" and config.passes > 1 else {"tile"}
 
 
 def _is_whole(result: Path) -> bool:
