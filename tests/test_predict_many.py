@@ -498,8 +498,27 @@ def test_a_tomogram_that_another_process_makes_is_left_to_it(predict, tmp_path, 
     with FileLock(tmp_path / "out" / "two_even.mrc.lock"):
         assert predict() == 0
     out = capsys.readouterr().out
-    assert states(out) == dict.fromkeys(NAMES, "done") | {"two_even.mrc": "skipped"}
-    assert "another process is at it" in out
+    assert states(out) == dict.fromkeys(NAMES, "done") | {"two_even.mrc": "held"}
+    assert "2 done, 0 skipped, 0 failed, 1 still with other processes" in out
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize("done", [False, True])
+def test_what_another_process_was_at_is_looked_at_again_in_the_end(
+    predict, expected, tmp_path, monkeypatch, capsys, done, devices
+):
+    if done:
+        assert predict("--part", "1/3") == 0
+    (tmp_path / "out").mkdir(exist_ok=True)
+    other = FileLock(tmp_path / "out" / "one_even.mrc.lock", thread_local=False)
+    other.acquire()
+    counting(monkeypatch, lambda n: other.release() if n == CALLS + 1 else None)
+    capsys.readouterr()
+    assert predict("--device", devices) == 0
+    assert_same(results(tmp_path / "out"), expected)
+    found = dict.fromkeys(NAMES, "done") | ({"one_even.mrc": "skipped"} if done else {})
+    assert states(out := capsys.readouterr().out) == found
+    assert "still" not in out
 
 
 def test_two_processes_make_every_tomogram_once(table, runs, expected, tmp_path):

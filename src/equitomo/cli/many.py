@@ -72,7 +72,7 @@ class _Outcome:
 
     row: TableRow
     result: Path
-    status: Literal["done", "skipped", "failed"]
+    status: Literal["done", "skipped", "failed", "held"]
     reason: str
 
     def __str__(self) -> str:
@@ -115,6 +115,9 @@ class _Work:
         self._left: queue.SimpleQueue[tuple[TableRow, Path]] = queue.SimpleQueue()
         for task in tasks:
             self._left.put(task)
+        # What other processes were at, and whether it is looked at for the last time.
+        self._held: list[tuple[TableRow, Path]] = []
+        self._is_last = False
         self._bars = _Bars(len(tasks))
         self._outcomes: list[_Outcome] = []
 
@@ -122,14 +125,23 @@ class _Work:
         """Do it all; 1 if any tomogram failed."""
         try:
             with self._bars.shown():
-                if len(self._workers) == 1:
-                    # In this thread: an interrupt then need not wait for the tile.
-                    self._go_on(self._workers[0])
-                else:
-                    self._together()
+                self._once()
+                # The others may have failed since, or been killed.
+                self._is_last = True
+                while self._held:
+                    self._left.put(self._held.pop(0))
+                self._once()
         finally:
             self._tell()
         return int(any(outcome.status == "failed" for outcome in self._outcomes))
+
+    def _once(self) -> None:
+        """Go through all that is left."""
+        if len(self._workers) == 1:
+            # In this thread: an interrupt then need not wait for the tile.
+            self._go_on(self._workers[0])
+        else:
+            self._together()
 
     def _together(self) -> None:
         with ThreadPoolExecutor(len(self._workers)) as pool:
@@ -148,6 +160,11 @@ class _Work:
                 outcome = self._outcome(worker, row, result)
             except (queue.Empty, _StoppedError):
                 return
+            if outcome.status == "held" and not self._is_last:
+                self._held.append((row, result))
+                continue
+            if outcome.status != "done":
+                self._bars.pass_over()
             self._outcomes.append(outcome)
             tqdm.write(str(outcome))
 
@@ -155,16 +172,16 @@ class _Work:
         started = time.perf_counter()
         try:
             with claimed(result) as ours:
-                reason = self._make(worker, row, result) if ours else "another process is at it"
+                if not ours:
+                    return _Outcome(row, result, "held", "another process is at it")
+                reason = self._make(worker, row, result)
         except _StoppedError:
             raise
         # Whatever it is that one tomogram meets, the others go on.
         except Exception as error:
             known = isinstance(error, ValueError | OSError)
-            self._bars.pass_over()
             return _Outcome(row, result, "failed", str(error) if known else f"{type(error).__name__}: {error}")
         if reason is not None:
-            self._bars.pass_over()
             return _Outcome(row, result, "skipped", reason)
         return _Outcome(row, result, "done", f"{time.perf_counter() - started:.0f} s")
 
@@ -209,8 +226,11 @@ class _Work:
         """The table of what came of each tomogram."""
         outcomes = sorted(self._outcomes, key=lambda outcome: outcome.row.line)
         counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in ("done", "skipped", "failed")]
-        left = self._left.qsize()
-        print("\n".join(["", *map(str, outcomes), ", ".join(counts) + (f", {left} or more left" if left else "")]))
+        if held := sum(outcome.status == "held" for outcome in outcomes):
+            counts.append(f"{held} still with other processes")
+        if left := self._left.qsize() + len(self._held):
+            counts.append(f"{left} or more left")
+        print("\n".join(["", *map(str, outcomes), ", ".join(counts)]))
 
 
 def _halves(row: TableRow) -> dict[str, Path]:
