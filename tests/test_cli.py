@@ -105,6 +105,18 @@ def test_the_reconstruction_is_that_of_the_library_in_the_input_s_intensities(ha
     assert abs(found.mean() - 300) < 40
 
 
+def test_reconstruct_keeps_its_result_and_what_lies_between_the_passes_in_files(halves, tmp_path, monkeypatch):
+    seen, call = [], TiledPredictor.__call__
+
+    def watch(self, *volumes, **settings):
+        seen.append((type(settings["out"]), settings["scratch"]))
+        return call(self, *volumes, **settings)
+
+    monkeypatch.setattr(TiledPredictor, "__call__", watch)
+    assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED) == 0
+    assert seen == [(np.memmap, tmp_path)]
+
+
 def test_reconstruct_says_that_the_wedge_was_inferred(halves, tmp_path, capsys):
     run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED)
     out = capsys.readouterr().out

@@ -172,13 +172,83 @@ def test_paths_of_other_tables_are_beside_the_table_alone(project):
     assert row.mask == str(project / "Tomograms" / "masks/TS_01.zarr")
 
 
+SINGLE = """
+data_global
+loop_
+_rlnTomoName #1
+_rlnTomoReconstructedTomogram #2
+TS_01 a.mrc
+TS_02 b.mrc
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "first,tilts\na.mrc,\nb.mrc,\n"),
+        ("t.csv", "first,second\na.mrc,\nb.mrc,none\n"),
+        ("t.star", SINGLE),
+        ("t.star", SINGLE.replace("Tomogram #2", "TomogramHalf1 #2")),
+        ("t.star", SINGLE.replace("#2", "#2\n_rlnTomoReconstructedTomogramHalf2 #3").replace(".mrc", ".mrc None")),
+    ],
+)
+def test_volumes_need_no_second_half_where_none_is_needed(tmp_path, name, text):
+    put_all(tmp_path, "a.mrc", "b.mrc")
+    path = put(tmp_path, text, name)
+    rows = read_table(path, need_second=False)
+    assert [(row.first, row.second) for row in rows] == [(tmp_path / "a.mrc", None), (tmp_path / "b.mrc", None)]
+    with pytest.raises(FileFormatError):
+        read_table(path)
+
+
+def test_a_table_may_hold_halves_and_volumes(tmp_path):
+    path = put(tmp_path, "first,second\na,b\nc,\n")
+    assert [row.second for row in read_table(path, need_second=False)] == [tmp_path / "b", None]
+
+
+def test_halves_are_taken_before_the_tomogram_made_of_them(tmp_path):
+    put_all(tmp_path, *(f"{name}_half{k}.mrc" for name in "ab" for k in (1, 2)))
+    put_all(tmp_path, *(f"tilt_series/TS_0{k}.star" for k in (1, 2)))
+    both = RELION.replace("data_global", f"{SINGLE}\ndata_global")
+    both = both.replace("#5", "#5\n_rlnTomoReconstructedTomogram #6").replace("_half2.mrc", "_half2.mrc all.mrc")
+    rows = read_table(put(tmp_path, both, "tomograms.star"), need_second=False)
+    assert [row.second for row in rows] == [tmp_path / "a_half2.mrc", tmp_path / "b_half2.mrc"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "t.csv",
+            "second\na\n",
+            "line 1: the column 'first' is missing; .*with the column first, and if wanted second, t",
+        ),
+        ("t.csv", "first,second\n,a\n", "line 2: no first half; give its file"),
+        ("t.csv", "first,second\na,\nb,a\n", r"line 3: .*/a stands in line 2 already"),
+        ("t.csv", "first\na\na\n", r"line 3: .*/a stands in line 2 already"),
+        (
+            "t.star",
+            SINGLE.replace("rlnTomoReconstructedTomogram", "rlnTomoFrames"),
+            "no table with the column _rlnTomoRecon",
+        ),
+    ],
+)
+def test_a_first_volume_is_always_needed(tmp_path, name, text, message):
+    path = put(tmp_path, text, name)
+    with pytest.raises(FileFormatError, match=message):
+        read_table(path, need_second=False)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "the table is empty"),
         ("# nothing\n\n,,\n", "names no tomogram"),
         ("first,second\n", "names no tomogram"),
-        ("first,mask\na,b\n", "line 1: the column 'second' is missing"),
+        (
+            "first,mask\na,b\n",
+            "line 1: the column 'second' is missing; .* columns first and second, and if wanted tilts, ",
+        ),
         ("a.mrc,b.mrc\n", "line 1: there is no column 'a.mrc'; expected is a table"),
         ("first,second,masks\n", "line 1: there is no column 'masks'"),
         ("first,second,first\n", "line 1: a column is named twice"),

@@ -185,7 +185,7 @@ def test_a_changed_input_is_not_skipped(predict, table, tmp_path, capsys, half):
     ("more", "network", "reason"),
     [
         (["--passes", "1"], "0", r"passes was 2, now 1\)"),
-        (["--tile", "24"], "0", r"tile was 32, now 24\)"),
+        (["--tile_margin", "8"], "0", r"tile_margin was 4, now 8\)"),
         (["--dtype", "float16"], "0", r"dtype was float32, now float16\)"),
         (["--nan", "mean"], "0", r"nan was refuse, now mean\)"),
         ([], "1", r"the network has other weights\)"),
@@ -199,11 +199,48 @@ def test_other_settings_and_weights_need_leave_to_replace(predict, tmp_path, cap
     assert len(re.findall(f"^failed .*{reason}", capsys.readouterr().out.rpartition("\n\n")[2], re.M)) == 3
 
 
+def test_a_tile_of_another_size_gives_the_same_result_but_where_the_wedge_is_emptied_in_it(predict, tmp_path, capsys):
+    seamless = ["--wedge", "global"]
+    assert predict(*seamless) == 0
+    assert predict(*seamless, "--tile", "24") == 0
+    assert set(states(capsys.readouterr().out).values()) == {"skipped"}
+    assert predict("--overwrite") == 0
+    assert predict("--tile", "24") == 1
+    said = capsys.readouterr().out.rpartition("\n\n")[2]
+    assert len(re.findall(r"^failed .*tile was 32, now 24\)", said, re.M)) == 3
+    assert predict("--passes", "1", "--overwrite") == 0
+    assert predict("--passes", "1", "--tile", "24") == 0
+    assert json.loads((tmp_path / "out" / "two_even.mrc.json").read_text())["settings"]["tile"] == 32
+
+
 def test_other_tilts_are_another_result_where_the_table_names_none(predict, capsys):
     predict()
     assert predict("--tilts=-40,40") == 1
     found = states(capsys.readouterr().out)
     assert found == {"one_even.mrc": "failed", "two_even.mrc": "skipped", "three_even.mrc": "failed"}
+
+
+def test_a_volume_without_a_second_half_becomes_what_it_becomes_alone(predict, table, runs, tmp_path, capsys):
+    table.write_text("first,second\none/even.mrc,\ntwo/even.mrc,two/odd.mrc\n")
+    assert predict() == 0
+    one = table.parent / "one" / "even.mrc"
+    assert run("predict", one, "--run", runs / "0", "--out", tmp_path / "alone.mrc", *TILED) == 0
+    alone = read_volume(tmp_path / "alone.mrc").data
+    np.testing.assert_array_equal(results(tmp_path / "out")["one_even.mrc"], alone)
+    assert json.loads((tmp_path / "out" / "one_even.mrc.json").read_text())["inputs"].keys() == {"first"}
+    assert predict() == 0
+    assert set(states(capsys.readouterr().out).values()) == {"skipped"}
+
+
+def test_a_half_more_or_less_is_another_result(predict, table, capsys):
+    predict()
+    table.write_text(table.read_text().replace("one/odd.mrc", ""))
+    assert predict() == 1
+    assert re.search(r"^failed .*one_even.*\(second was .*odd\.mrc, now none\)", capsys.readouterr().out, re.M)
+    assert predict("--overwrite") == 0
+    table.write_text(table.read_text().replace("one/even.mrc,", "one/even.mrc,one/odd.mrc"))
+    assert predict() == 1
+    assert re.search(r"^failed .*one_even.*\(second was none, now .*odd\.mrc\)", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
@@ -320,6 +357,13 @@ def test_what_concerns_all_is_refused_before_anything_is_done(predict, table, tm
     assert predict(*arguments) == 2
     assert re.search(message, capsys.readouterr().err)
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_what_learns_from_two_halves_takes_no_table_without(table, tmp_path, capsys, command):
+    table.write_text("first\none/even.mrc\n")
+    assert run(command, "--table", table, "--tilts=-60,60", "--out", tmp_path / "run") == 2
+    assert "line 1: the column 'second' is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -454,8 +498,27 @@ def test_a_tomogram_that_another_process_makes_is_left_to_it(predict, tmp_path, 
     with FileLock(tmp_path / "out" / "two_even.mrc.lock"):
         assert predict() == 0
     out = capsys.readouterr().out
-    assert states(out) == dict.fromkeys(NAMES, "done") | {"two_even.mrc": "skipped"}
-    assert "another process is at it" in out
+    assert states(out) == dict.fromkeys(NAMES, "done") | {"two_even.mrc": "held"}
+    assert "2 done, 0 skipped, 0 failed, 1 still with other processes" in out
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize("done", [False, True])
+def test_what_another_process_was_at_is_looked_at_again_in_the_end(
+    predict, expected, tmp_path, monkeypatch, capsys, done, devices
+):
+    if done:
+        assert predict("--part", "1/3") == 0
+    (tmp_path / "out").mkdir(exist_ok=True)
+    other = FileLock(tmp_path / "out" / "one_even.mrc.lock", thread_local=False)
+    other.acquire()
+    counting(monkeypatch, lambda n: other.release() if n == CALLS + 1 else None)
+    capsys.readouterr()
+    assert predict("--device", devices) == 0
+    assert_same(results(tmp_path / "out"), expected)
+    found = dict.fromkeys(NAMES, "done") | ({"one_even.mrc": "skipped"} if done else {})
+    assert states(out := capsys.readouterr().out) == found
+    assert "still" not in out
 
 
 def test_two_processes_make_every_tomogram_once(table, runs, expected, tmp_path):
@@ -587,6 +650,17 @@ def test_the_bar_of_all_counts_each_tomogram_once_whatever_comes_of_it():
         bars.pass_over()
         bars.pass_over()
         assert (bars._all.n, bars._all.initial) == (3, 2)
+
+
+def test_the_bar_of_all_does_not_go_beyond_its_ends_by_rounding():
+    bars = many._Bars(2)
+    with bars.shown():
+        for name in "ab":
+            with bars.one(name, 0) as show:
+                # The differences of these shares add up to more than 1: twice to 2.0000000000000004.
+                for done in range(1, 7):
+                    show(done, 6)
+        assert bars._all.n == 2
 
 
 def test_the_record_says_what_the_result_was_made_from(predict, table, tmp_path):

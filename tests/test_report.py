@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from equitomo import MissingWedgeOperator, TiltGeometry, fourier_shell_correlation, report
+from equitomo.metrics import cosine_taper
 
 RANGES = [(-60.0, 60.0), (-30.0, 60.0), (-65.0, 20.0)]
 
@@ -31,6 +32,26 @@ def test_slices_and_spectra_of_volumes_are_drawn(tmp_path, geometry, voxel_size)
     drawn = report.draw_slices(path, {"one": first, "other": second}, geometry=geometry, voxel_size=voxel_size)
     assert drawn == path
     assert_picture(path)
+
+
+class Watched:
+    """A volume that knows how many voxels were asked for at once."""
+
+    def __init__(self, volume):
+        self.volume, self.shape, self.most = volume, tuple(volume.shape), 0
+
+    def __getitem__(self, index):
+        cut = self.volume[index]
+        self.most = max(self.most, cut.numel())
+        return cut.numpy()
+
+
+@pytest.mark.parametrize("tilt_axis", ["y", "x"])
+def test_no_more_than_a_few_planes_of_a_volume_are_looked_at_together(tmp_path, tilt_axis):
+    volume = Watched(noisy_halves((20, 40, 40))[0])
+    report.draw_slices(tmp_path / "slices.png", {"one": volume}, geometry=TiltGeometry([-50, 40], tilt_axis))
+    assert volume.most == 8 * 20 * 40
+    assert_picture(tmp_path / "slices.png")
 
 
 def test_a_preview_is_drawn(tmp_path):
@@ -117,6 +138,23 @@ def test_the_spectrum_is_empty_where_the_tilts_do_not_reach(tilt_range, tilt_axi
     measured = torch.remainder(direction - low - 12, 180) < high - low - 24
     missing = torch.remainder(direction - high - 12, 180) < 180 - (high - low) - 24
     assert spectrum[ring & measured].min() > spectrum[ring & missing].max() + 1
+
+
+@pytest.mark.parametrize("shape", [(18, 20, 22), (15, 20, 27)])
+@pytest.mark.parametrize("tilt_axis", ["y", "x"])
+def test_the_spectrum_is_the_mean_over_the_frequencies_along_the_tilt_axis(shape, tilt_axis):
+    volume = noisy_halves(shape)[0].double()
+    along = "zyx".index(tilt_axis)
+    tapered = (volume - volume.mean()) * cosine_taper(shape)
+    power = torch.fft.fftn(tapered, norm="ortho").abs().square().mean(along)
+    spectrum = report.log_power(volume, TiltGeometry([-50, 40], tilt_axis))
+    torch.testing.assert_close(spectrum.double(), torch.fft.fftshift(power).log10(), rtol=0, atol=1e-3)
+
+
+def test_the_spectrum_of_a_long_volume_is_that_of_the_planes_in_its_middle(monkeypatch):
+    volume = noisy_halves((18, 40, 22))[0]
+    monkeypatch.setattr(report, "_MOST_PLANES", 20)
+    assert torch.equal(report.log_power(volume), report.log_power(volume[:, 10:30]))
 
 
 @pytest.mark.parametrize("tilt_axis", ["y", "x"])

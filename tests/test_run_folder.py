@@ -270,6 +270,20 @@ def test_a_prediction_is_refused_if_the_disk_has_no_room_for_it(halves, trained,
     assert re.search(r"the disk has 100000 bytes left, the file needs \d+.*a\.mrc", capsys.readouterr().err)
 
 
+def test_what_lies_between_the_passes_of_a_reconstruction_needs_room(halves, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(folder, n_bytes, leavings):
+        asked.append(n_bytes)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "_require_space", refuse)
+    for passes in ("1", "2"):
+        assert run("reconstruct", *halves, "--out", tmp_path / "run", *TINY, *TILED, "--passes", passes) == 2
+    # At least two volumes of floats: what the first pass made, and the second.
+    assert asked[1] - asked[0] >= 2 * 4 * 18**3
+
+
 @pytest.mark.fault(57)
 def test_what_a_run_left_counts_as_room_for_its_next_try(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,39 @@ SMALL = ["--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "-
 HERE = ["--device", "cpu", "--mirrors", "false"]
 
 
+# As on a site that lets one failing task end the others (KillOnBadExit in slurm.conf) unless a step says otherwise.
+SRUN = """
+import os, signal, subprocess, sys, time
+options, command = {}, sys.argv[1:]
+while command[0].startswith("--"):
+    name, _, value = command.pop(0)[2:].partition("=")
+    options[name] = int(value or 1)
+n = options.get("ntasks", int(os.environ["SLURM_NTASKS"]))
+tasks = []
+for rank in range(n):
+    numbers = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": n, "SLURM_STEP_ID": 0}
+    environment = os.environ | {name: str(number) for name, number in numbers.items()}
+    tasks.append(subprocess.Popen(command, env=environment))
+while None in (found := [task.poll() for task in tasks]):
+    if options.get("kill-on-bad-exit", 1) and any(found):
+        for task in tasks:
+            task.kill()
+    time.sleep(0.01)
+sys.exit(max(128 - status if status < 0 else status for status in found))
+"""
+
+
 @pytest.fixture
 def cluster(tmp_path):
-    """Two tomograms in a table and a list; srun runs its command, scontrol writes down what it was told."""
+    """Two tomograms in a table and a list; srun runs its tasks here, scontrol writes down what it was told."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
+    (bin_folder / "tasks.py").write_text(SRUN)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1], "SLURM_NTASKS": 2}
     programs = {
-        "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
+        "srun": f'exec {sys.executable} {bin_folder}/tasks.py "$@"',
         "scontrol": f'echo "$@" >> {tmp_path}/requeued',
         "equitomo": f'exec {sys.executable} -m equitomo "$@"',
     }
@@ -42,7 +69,7 @@ def cluster(tmp_path):
         environment = os.environ | {
             "PATH": f"{bin_folder}:{os.environ['PATH']}",
             "PYTHONPATH": str(Path(__file__).parents[1] / "src"),
-            **{name: str(value) for name, value in variables.items()},
+            **{name: str(value) for name, value in (meeting | variables).items()},
         }
         command = ["bash", SCRIPTS / script, *map(str, arguments)]
         return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -70,10 +97,11 @@ def test_a_reconstruction_for_each_line_of_a_list(cluster, tmp_path):
 
 @pytest.mark.parametrize(("script", "job"), [("train.sh", "7"), ("reconstruct.sh", "7_1")])
 def test_a_job_that_was_stopped_goes_back_into_the_queue_and_resumes(cluster, tmp_path, script, job):
-    # Only the program that is started differs between the first time and the second.
+    # Only the program that is started differs between the first time and the second. Its tasks do not end together.
     program = tmp_path / "bin" / "equitomo"
 
-    program.write_text("#!/bin/bash\nmkdir -p runs/1 run; touch run{s/1,}/manifest.json\nexit 130\n")
+    files = "mkdir -p runs/1 run; touch run{s/1,}/manifest.json"
+    program.write_text(f"#!/bin/bash\n{files}\nsleep $SLURM_PROCID\nexit 130\n")
     inputs = {"train.sh": ("table.csv", "run"), "reconstruct.sh": ("list", "runs")}[script]
     variables = {"SLURM_JOB_ID": 7, "SLURM_ARRAY_JOB_ID": 7, "SLURM_ARRAY_TASK_ID": 1}
     assert cluster(script, *inputs, **variables).returncode == 130

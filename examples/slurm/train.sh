@@ -25,7 +25,8 @@ if [[ -e $run/manifest.json ]]; then
 fi
 
 status=0
-srun --kill-on-bad-exit=1 equitomo train --table "$table" --out "$run" "$@" || status=$?
+# A task that fails ends the others by itself. Of those that were stopped Slurm is to kill none that is still closing.
+srun --kill-on-bad-exit=0 equitomo train --table "$table" --out "$run" "$@" || status=$?
 # 130 is the status of a training that was stopped and saved.
 if [[ $status == 130 ]]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -119,18 +119,23 @@ def fourier_shell_correlation(
     n = min(shape) // 2 if n_shells is None else n_shells
     if n < 1:
         raise ValueError(f"n_shells must be positive and sides at least 2, got {n_shells} and {shape}")
-    ball = _ball(shape, spectra[0].device)
-    weight = _multiplicity(shape, ball if mask is None else ball & (mask.to(ball.device) != 0))
-    shell = (2 * n * _radius(shape, ball.device)).round().long().where(ball, 0).flatten()
-
-    def shell_sum(values: Tensor) -> Tensor:
-        return torch.bincount(shell, (weight * values).flatten(), minlength=n + 1)[1:]
-
-    cross, *power = (shell_sum(values) for values in _products(*spectra))
+    device = spectra[0].device
+    kz, ky, kx = frequencies(shape, device=device)
+    sums = torch.zeros(4, n + 1, dtype=torch.float64, device=device)
+    inside = torch.ones(1, 1, 1, device=device) if mask is None else mask.to(device)
+    # Section by section: what is made of the spectra would take several times their memory.
+    for k, kept, *sections in zip(kz, inside.expand(spectra[0].shape), *spectra, strict=True):
+        radius = (k**2 + ky[0] ** 2 + kx[0] ** 2).sqrt()
+        ball = (radius > 0) & (radius <= _NYQUIST + _EDGE)
+        weight = multiplicity(shape[2], device=device).double() * (ball & (kept != 0))
+        shell = (2 * n * radius).round().long().where(ball, 0).flatten()
+        for total, values in zip(sums, (torch.ones_like(weight), *_products(*sections)), strict=True):
+            total += torch.bincount(shell, (weight * values).flatten(), minlength=n + 1)
+    count, cross, *power = sums[:, 1:]
     return FourierShellCorrelation(
-        frequency=torch.arange(1, n + 1, device=ball.device, dtype=torch.float64) / (2 * n),
+        frequency=torch.arange(1, n + 1, device=device, dtype=torch.float64) / (2 * n),
         correlation=cross / (power[0].sqrt() * power[1].sqrt()),
-        count=shell_sum(torch.ones_like(weight)).long(),
+        count=count.long(),
         voxel_size=voxel_size,
     )
 
@@ -244,11 +249,15 @@ def wedge_energy_fraction(volume: Volume, geometry: TiltGeometry | tuple[float, 
     >>> bool(abs(energy.relative - 1) < 0.1)  # white noise is everywhere alike
     True
     """
-    spectrum, shape = _spectrum(volume), spatial_shape(volume.shape)
-    regions = region_masks(shape, geometry, device=spectrum.device)
-    ball, wedge = _multiplicity(shape, regions.overall), _multiplicity(shape, regions.wedge)
-    power = spectrum.abs() ** 2
-    fraction, coefficients = (wedge * power).sum() / (ball * power).sum(), wedge.sum() / ball.sum()
+    power, shape = _spectrum(volume).abs().square_(), spatial_shape(volume.shape)
+    regions = region_masks(shape, geometry, device=power.device)
+
+    def total(mask: Tensor) -> Tensor:
+        """Power and number of the coefficients, one after the other: together they would take twice the memory."""
+        weight = _multiplicity(shape, mask)
+        return torch.stack(((weight * power).sum(), weight.sum()))
+
+    fraction, coefficients = total(regions.wedge) / total(regions.overall)
     return WedgeEnergy(float(fraction), float(coefficients), float(fraction / coefficients))
 
 
@@ -264,12 +273,18 @@ def cosine_taper(shape: Sequence[int], width: int = 8) -> Tensor:
     >>> [round(value, 3) for value in cosine_taper((16, 16, 16), width=2)[8, 8, :4].tolist()]
     [0.146, 0.854, 1.0, 1.0]
     """
+    z, y, x = cosine_edges(shape, width)
+    return z[:, None, None] * y[:, None] * x
+
+
+def cosine_edges(shape: Sequence[int], width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """The factors of :func:`cosine_taper` along z, y and x, for a volume that is looked at in parts."""
     if width < 0:
         raise ValueError(f"width must not be negative, got {width}")
     width = min(width, min(shape) // 4)
     rise = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(width) + 0.5) / max(width, 1))
     z, y, x = (torch.cat((rise, torch.ones(n - 2 * width), rise.flip(0))) for n in spatial_shape(shape))
-    return z[:, None, None] * y[:, None] * x
+    return z, y, x
 
 
 def _spectra(first: Volume, second: Volume) -> tuple[Shape, tuple[Tensor, Tensor]]:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo.fourier import rfftn
+from equitomo._middle import Volume
 from equitomo.geometry import TiltGeometry
-from equitomo.io import beside
-from equitomo.metrics import FourierShellCorrelation, cosine_taper
+from equitomo.io import beside, release
+from equitomo.metrics import FourierShellCorrelation, cosine_edges
 from equitomo.wedge_estimate import WedgeEstimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The spectrum of this many planes tells the wedge; a few of them are transformed together.
+_MOST_PLANES, _TOGETHER = 256, 8
 _PLANES = (("z", "y", "x"), ("y", "z", "x"), ("x", "z", "y"))
 
 
 def draw_slices(
     path: str | Path,
-    volumes: Mapping[str, Tensor],
+    volumes: Mapping[str, Volume],
     *,
     geometry: TiltGeometry | None = None,
     voxel_size: Sequence[float] | None = None,
@@ -34,14 +38,15 @@ def draw_slices(
     """Central slices along the three axes, and the power over the plane across the tilt axis.
 
     One row for each volume, each with its own grey scale. The spectra are logarithmic, averaged over the
-    frequencies along the tilt axis, with one colour scale; lines mark the outermost tilts.
+    frequencies along the tilt axis, with one colour scale; lines mark the outermost tilts. A few planes of a volume
+    are looked at together, whatever its size.
 
     Parameters
     ----------
     path
         The picture to write.
     volumes
-        Titles and volumes ``(z, y, x)`` of one shape.
+        Titles and volumes ``(z, y, x)`` of one shape: tensors, arrays, maps of files.
     geometry
         Draws the outermost tilts, and says which axis is the tilt axis.
     voxel_size
@@ -52,9 +57,10 @@ def draw_slices(
     # The quietest and the loudest of all, so that an empty wedge looks empty in one row and full in the other.
     low, high = np.percentile(torch.stack(spectra).numpy(), [2, 99.8])
     for row, (title, volume), spectrum in zip(grid, volumes.items(), spectra, strict=True):
-        limits = np.percentile(volume.numpy(), [0.5, 99.5])
+        planes = [_central_plane(volume, number) for number in range(3)]
+        limits = np.percentile(np.concatenate([plane.ravel() for plane in planes]), [0.5, 99.5])
         for number, axes in enumerate(row[:3]):
-            _show_slice(axes, volume, number, limits, voxel_size)
+            _show_slice(axes, planes[number], volume.shape, number, limits, voxel_size)
         row[0].set_ylabel(title, fontsize=11)
         _show_spectrum(row[3], spectrum, geometry, (low, high))
     return _save(figure, path)
@@ -66,7 +72,7 @@ def draw_preview(path: str | Path, cube: Tensor, seen: Tensor, title: str) -> Pa
     for row, name, volume in zip(grid, ("input", "network"), (cube, seen), strict=True):
         limits = np.percentile(volume.numpy(), [0.5, 99.5])
         for number, axes in enumerate(row):
-            _show_slice(axes, volume, number, limits, None)
+            _show_slice(axes, _central_plane(volume, number), volume.shape, number, limits, None)
         row[0].set_ylabel(name)
     figure.suptitle(title)
     return _save(figure, path)
@@ -141,30 +147,62 @@ def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: TiltGeometry
     return _save(figure, path)
 
 
-def log_power(volume: Tensor, geometry: TiltGeometry | None = None) -> Tensor:
+def log_power(volume: Volume, geometry: TiltGeometry | None = None) -> Tensor:
     """Logarithm (base 10) of the power over the plane across the tilt axis, zero frequency in the middle.
 
     Returns
     -------
     Tensor
-        ``(z, x)``, or ``(z, y)`` for a tilt axis along x: the mean over the frequencies along the tilt axis.
+        ``(z, x)``, or ``(z, y)`` for a tilt axis along x: the mean over the frequencies along the tilt axis, of the
+        256 planes in the middle of a volume that has more.
     """
-    along = -2 if geometry is None or geometry.tilt_axis == "y" else -1
-    volume = (volume - volume.mean()) * cosine_taper(volume.shape)
-    # A full transform along the axis that is looked at: put the tilt axis last, where the half is taken.
-    power = rfftn(volume.movedim(along, -1)).abs().square().mean(-1)
+    along = 1 if geometry is None or geometry.tilt_axis == "y" else 2
+    shape = list(volume.shape)
+    shape[along] = min(shape[along], _MOST_PLANES)
+    mean = sum(float(planes.sum(dtype=torch.float64)) for planes in _planes(volume, along)) / math.prod(shape)
+    edges = list(cosine_edges(shape))
+    weights = torch.split(edges.pop(along), _TOGETHER)
+    window, power = edges[0][:, None] * edges[1], torch.zeros(())
+    for planes, weight in zip(_planes(volume, along), weights, strict=True):
+        # By Parseval's theorem along the tilt axis the mean over the frequencies is that over the planes.
+        spectra = torch.fft.fft2((planes - mean) * weight[:, None, None] * window, norm="ortho")
+        power = power + spectra.abs().square().sum(0) / shape[along]
     shifted: Tensor = torch.fft.fftshift(torch.log10(power + power.max() * 1e-12))
     return shifted
 
 
-def _show_slice(axes: Axes, volume: Tensor, number: int, limits: Any, voxel_size: Sequence[float] | None) -> None:
+def _planes(volume: Volume, along: int) -> Iterator[Tensor]:
+    """The planes in the middle of an axis, which comes first, a few at a time."""
+    n = min(volume.shape[along], _MOST_PLANES)
+    first = (volume.shape[along] - n) // 2
+    for begin in range(first, first + n, _TOGETHER):
+        cut = volume[(*(slice(None),) * along, slice(begin, min(begin + _TOGETHER, first + n)))]
+        planes = cut.detach().float().cpu() if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut, np.float32))
+        yield planes.movedim(along, 0)
+        release(volume)
+
+
+def _central_plane(volume: Volume, number: int) -> NDArray[np.float32]:
+    """The section through the middle of an axis."""
+    index: list[int | slice] = [slice(None)] * 3
+    index[number] = volume.shape[number] // 2
+    plane = volume[tuple(index)]
+    return plane.detach().float().cpu().numpy() if isinstance(plane, Tensor) else np.array(plane, np.float32)
+
+
+def _show_slice(
+    axes: Axes,
+    plane: NDArray[np.float32],
+    shape: Sequence[int],
+    number: int,
+    limits: Any,
+    voxel_size: Sequence[float] | None,
+) -> None:
     through, down, across = _PLANES[number]
-    middle = volume.shape[number] // 2
-    plane = volume.select(number, middle).numpy()
     axes.imshow(plane, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    axes.set_title(f"{down}{across} at {through} = {middle}", fontsize=9)
+    axes.set_title(f"{down}{across} at {through} = {shape[number] // 2}", fontsize=9)
     if voxel_size is not None:
-        _scale_bar(axes, volume.shape["zyx".index(across)], voxel_size["zyx".index(across)])
+        _scale_bar(axes, shape["zyx".index(across)], voxel_size["zyx".index(across)])
         axes.set_aspect(voxel_size["zyx".index(down)] / voxel_size["zyx".index(across)])
 
 

@@ -31,6 +31,7 @@ from equitomo.cli.reading import (
     thinnest_not_z,
     voxels_not_cubic,
 )
+from equitomo.cli.summary import agreement
 from equitomo.datasets import (
     SubtomogramDataset,
     TomogramPair,
@@ -41,7 +42,6 @@ from equitomo.datasets import (
 from equitomo.datasets.cubes import require_one_voxel_size
 from equitomo.geometry import TiltGeometry
 from equitomo.io import TableRow, Volume, bytes_to_create, read_volume, require_place
-from equitomo.metrics import cosine_taper, fourier_shell_correlation
 from equitomo.training import IcecreamTrainer, TrainingConfig
 from equitomo.training.memory import IN_BACKWARD, cubes_at_once
 
@@ -56,7 +56,6 @@ _TIMED_STRIDES, _TIMED_CUBES, _TIMED_STEPS = 3, 4, 2
 # Copies in float32 of the volume that a run holds at once: the halves as read and normalised, result and its parts.
 _COPIES = 8
 _PROGRAM = 5e8  # bytes of the libraries themselves
-_LARGEST_COMPARED = 256
 
 
 def run(options: Options) -> int:
@@ -248,19 +247,8 @@ def _pair(
     table("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
     if not complaints:
         sound = "" if "halves" in table.doubted else "independent and in place; "
-        table("ok", "halves", sound + _agreement(pair))
+        table("ok", "halves", f"{sound}they {agreement(pair)}")
     return pair
-
-
-def _agreement(pair: TomogramPair) -> str:
-    """How far down the middles of the halves agree."""
-    n = _LARGEST_COMPARED
-    z, y, x = (slice((length - min(length, n)) // 2, (length + min(length, n)) // 2) for length in pair.shape)
-    first, second = (half * cosine_taper(half.shape) for half in pair.volumes[:, z, y, x])
-    size = None if pair.voxel_size is None else min(pair.voxel_size)
-    curve = fourier_shell_correlation(first, second, voxel_size=size)
-    unit = "voxels" if size is None else "Å"
-    return f"they agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
 
 
 def _look_at_the_wedge(table: _Table, pair: TomogramPair, picture: str | None) -> None:

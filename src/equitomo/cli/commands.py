@@ -10,12 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from equitomo import report
-from equitomo.cli import convert, many, predicting, run_folder
+from equitomo._middle import Volume as Voxels
+from equitomo.cli import convert, many, predicting, run_folder, summary
 from equitomo.cli.initial import Initial
 from equitomo.cli.interruption import interruptible
 from equitomo.cli.machine import duration
@@ -37,8 +39,8 @@ from equitomo.cli.predicting import make_predictor, progress, require_other, req
 from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_pair, read_table_of_pairs
 from equitomo.datasets import StoredTomogramPair, TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
-from equitomo.io import Volume, read_volume, require_place, write_volume, write_whole
-from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks, wedge_energy_fraction
+from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_volume, write_whole
+from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, leave
@@ -267,31 +269,21 @@ def _reconstruct(
     truth: Tensor | None = None,
 ) -> None:
     """Predict, write the result with the input's header and intensities, draw it, and say what changed."""
-    pair = source.pair
+    pair, target = source.pair, folder / "reconstruction.mrc"
     predictor = make_predictor(trainer.network, pair.geometry, prediction, trainer.config, sample=pair.volumes[0])
-    with progress("predicting", "tile") as predictor.progress:
-        result = predictor(pair.volumes[0], pair.volumes[1])
-    target = folder / "reconstruction.mrc"
-    write_volume(target, pair.restore(result).numpy(), like=source.like, dtype=prediction.dtype, overwrite=True)
-    before = pair.volumes.mean(0)
-    volumes = {"mean of the halves": before, "reconstruction": result}
+    with creating_volume(target, pair.shape, like=source.like, dtype=prediction.dtype, overwrite=True) as data:
+        with progress("predicting", "tile") as predictor.progress:
+            predictor(pair.volumes[0], pair.volumes[1], out=data, scratch=folder)
+        for section in data:
+            section[...] = pair.restore(torch.from_numpy(np.array(section, np.float32))).numpy()
+            release(data)
+    volumes: dict[str, Voxels] = {"mean of the halves": summary.MeanOfHalves(pair), "reconstruction": data}
     if truth is not None:
         volumes["truth"] = truth
     picture = report.draw_slices(folder / "slices.png", volumes, geometry=pair.geometry, voxel_size=pair.voxel_size)
-    _summarise(pair, before, result)
+    print(summary.filling(pair, data))
+    print(f"The input halves {summary.agreement(pair)}")
     print(f"Wrote {target}\nDrew  {picture}, {folder / 'losses.png'} and {folder / 'previews'}")
-
-
-def _summarise(pair: TomogramPair, before: Tensor, after: Tensor) -> None:
-    filled = [wedge_energy_fraction(volume, pair.geometry).relative for volume in (before, after)]
-    print(
-        f"Power in the missing wedge, relative to an even spread: {filled[0]:.3f} before, {filled[1]:.3f} after. "
-        "What the wedge holds now was inferred, not measured."
-    )
-    voxel_size = None if pair.voxel_size is None else min(pair.voxel_size)
-    curve = fourier_shell_correlation(pair.volumes[0], pair.volumes[1], voxel_size=voxel_size)
-    unit = "voxels" if voxel_size is None else "Å"
-    print(f"The input halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)")
 
 
 def _print_curves(curves: dict[str, FourierShellCorrelation], voxel_size: float | None) -> None:

@@ -30,6 +30,7 @@ from equitomo.cli.predicting import (
 from equitomo.cli.results import Record, claimed, result_names
 from equitomo.geometry import TiltGeometry
 from equitomo.io import TableRow, named, read_table, read_volume, require_place
+from equitomo.training import TrainingConfig
 
 _SETTINGS = ("passes", "average_first", "mirrors", "flips", "precision", "normalization")
 
@@ -38,9 +39,9 @@ def prepare(options: Options) -> Callable[[], int]:
     """Check what the prediction of many tomograms was given; the work that is left, which gives the exit status."""
     files, given = options[PredictFiles], options[OneOrMany]
     assert given.table is not None
-    rows, folder = read_table(given.table), named(files.out)
+    rows, folder = read_table(given.table, need_second=False), named(files.out)
     results = [folder / name for name in result_names(given.table, rows)]
-    inputs = [str(half) for row in rows for half in (row.first, row.second)]
+    inputs = [str(half) for row in rows for half in _halves(row).values()]
     for result in results:
         require_other(result, *inputs)
     trained, devices = Trained.read(files), chosen_devices(files.device)
@@ -71,7 +72,7 @@ class _Outcome:
 
     row: TableRow
     result: Path
-    status: Literal["done", "skipped", "failed"]
+    status: Literal["done", "skipped", "failed", "held"]
     reason: str
 
     def __str__(self) -> str:
@@ -114,6 +115,9 @@ class _Work:
         self._left: queue.SimpleQueue[tuple[TableRow, Path]] = queue.SimpleQueue()
         for task in tasks:
             self._left.put(task)
+        # What other processes were at, and whether it is looked at for the last time.
+        self._held: list[tuple[TableRow, Path]] = []
+        self._is_last = False
         self._bars = _Bars(len(tasks))
         self._outcomes: list[_Outcome] = []
 
@@ -121,14 +125,23 @@ class _Work:
         """Do it all; 1 if any tomogram failed."""
         try:
             with self._bars.shown():
-                if len(self._workers) == 1:
-                    # In this thread: an interrupt then need not wait for the tile.
-                    self._go_on(self._workers[0])
-                else:
-                    self._together()
+                self._once()
+                # The others may have failed since, or been killed.
+                self._is_last = True
+                while self._held:
+                    self._left.put(self._held.pop(0))
+                self._once()
         finally:
             self._tell()
         return int(any(outcome.status == "failed" for outcome in self._outcomes))
+
+    def _once(self) -> None:
+        """Go through all that is left."""
+        if len(self._workers) == 1:
+            # In this thread: an interrupt then need not wait for the tile.
+            self._go_on(self._workers[0])
+        else:
+            self._together()
 
     def _together(self) -> None:
         with ThreadPoolExecutor(len(self._workers)) as pool:
@@ -147,6 +160,11 @@ class _Work:
                 outcome = self._outcome(worker, row, result)
             except (queue.Empty, _StoppedError):
                 return
+            if outcome.status == "held" and not self._is_last:
+                self._held.append((row, result))
+                continue
+            if outcome.status != "done":
+                self._bars.pass_over()
             self._outcomes.append(outcome)
             tqdm.write(str(outcome))
 
@@ -154,16 +172,16 @@ class _Work:
         started = time.perf_counter()
         try:
             with claimed(result) as ours:
-                reason = self._make(worker, row, result) if ours else "another process is at it"
+                if not ours:
+                    return _Outcome(row, result, "held", "another process is at it")
+                reason = self._make(worker, row, result)
         except _StoppedError:
             raise
         # Whatever it is that one tomogram meets, the others go on.
         except Exception as error:
             known = isinstance(error, ValueError | OSError)
-            self._bars.pass_over()
             return _Outcome(row, result, "failed", str(error) if known else f"{type(error).__name__}: {error}")
         if reason is not None:
-            self._bars.pass_over()
             return _Outcome(row, result, "skipped", reason)
         return _Outcome(row, result, "done", f"{time.perf_counter() - started:.0f} s")
 
@@ -171,12 +189,14 @@ class _Work:
         """Make a result, or say why there is no need to."""
         given: RunGeometry = self._options[RunGeometry]
         own = RunGeometry(row.tilts or given.tilts, row.tilt_axis or given.tilt_axis)
-        tomogram = Tomogram(str(row.first), str(row.second), worker.trained.geometry(own), result)
+        second = None if row.second is None else str(row.second)
+        tomogram = Tomogram(str(row.first), second, worker.trained.geometry(own), result)
         record = Record(
             result,
-            {"first": row.first, "second": row.second},
+            _halves(row),
             worker.trained.hashes,
             _settings(self._options, worker.trained, tomogram.geometry),
+            indifferent=_indifferent(self._options[Prediction], worker.trained.config),
         )
         overwrite: bool = self._options[PredictFiles].overwrite
         if result.exists():
@@ -206,8 +226,16 @@ class _Work:
         """The table of what came of each tomogram."""
         outcomes = sorted(self._outcomes, key=lambda outcome: outcome.row.line)
         counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in ("done", "skipped", "failed")]
-        left = self._left.qsize()
-        print("\n".join(["", *map(str, outcomes), ", ".join(counts) + (f", {left} or more left" if left else "")]))
+        if held := sum(outcome.status == "held" for outcome in outcomes):
+            counts.append(f"{held} still with other processes")
+        if left := self._left.qsize() + len(self._held):
+            counts.append(f"{left} or more left")
+        print("\n".join(["", *map(str, outcomes), ", ".join(counts)]))
+
+
+def _halves(row: TableRow) -> dict[str, Path]:
+    """The files of a tomogram by the role they have: two halves, or the first alone."""
+    return {"first": row.first} | ({} if row.second is None else {"second": row.second})
 
 
 def _settings(options: Options, trained: Trained, geometry: TiltGeometry) -> dict[str, Any]:
@@ -217,6 +245,11 @@ def _settings(options: Options, trained: Trained, geometry: TiltGeometry) -> dic
         del prediction["margin_tolerance"]
     configured = {name: getattr(trained.config, name) for name in _SETTINGS}
     return prediction | configured | {"nan": options[Reading].nan, "tilts": asdict(geometry)}
+
+
+def _indifferent(prediction: Prediction, config: TrainingConfig) -> set[str]:
+    """Settings that change no more of a result than rounding and the error that the margin allows."""
+    return set() if prediction.wedge == "tile" and config.passes > 1 else {"tile"}
 
 
 def _is_whole(result: Path) -> bool:
@@ -272,4 +305,6 @@ class _Bars:
 
     def _advance(self, share: float) -> None:
         with self._lock:
-            self._all.update(share)
+            # Shares add up with rounding errors, and the bar warns of what is beyond its ends.
+            self._all.n = min(max(self._all.n + share, 0), self._n)
+            self._all.update(0)

@@ -59,7 +59,8 @@ class OneOrMany:
     second
         The other half, if there are two; the reconstructions are averaged.
     table
-        Many tomograms in place of one: a file (.csv, .tsv, .star) as for training; what is done already is skipped.
+        Many tomograms in place of one: a file (.csv, .tsv, .star) as for training, which need not have second halves;
+        what is done already is skipped.
     part
         K/N, as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
     """

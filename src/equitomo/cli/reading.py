@@ -82,6 +82,7 @@ def declared_in(row: TableRow, options: Options, mask: str | None) -> Declared:
     given: TrainingGeometry = options[TrainingGeometry]
     if (tilts := row.tilts or given.tilts) is None:
         raise ValueError("no tilts: name them in the column tilts, or with --tilts for all")
+    assert row.second is not None  # read_table refuses it
     return Declared(row.first, row.second, tilts, row.tilt_axis or given.tilt_axis, row.mask or mask)
 
 

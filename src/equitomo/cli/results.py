@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,21 @@ class Record:
         Hashes of the network's.
     settings
         All else that the result depends on, as JSON holds it.
+    indifferent
+        Names of settings that are taken down, and may be others.
     """
 
     def __init__(
-        self, result: Path, inputs: Mapping[str, Path], weights: dict[str, str], settings: dict[str, Any]
+        self,
+        result: Path,
+        inputs: Mapping[str, Path],
+        weights: dict[str, str],
+        settings: dict[str, Any],
+        *,
+        indifferent: Collection[str] = (),
     ) -> None:
         self._path = result.with_name(f"{result.name}.json")
-        self._inputs, self._weights = inputs, weights
+        self._inputs, self._weights, self._indifferent = inputs, weights, indifferent
         # As it comes back from the file.
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._content: dict[str, Any] = {}
@@ -83,16 +91,17 @@ class Record:
         try:
             saved = json.loads(self._path.read_bytes())
             inputs, weights, settings = saved["inputs"], saved["weights"], dict(saved["settings"])
-            found = [
-                f"{role} is now {path} with other content"
+            found = [f"{role} was {inputs[role]['path']}, now none" for role in inputs if role not in self._inputs]
+            found += [
+                f"{role} is now {path} with other content" if role in inputs else f"{role} was none, now {path}"
                 for role, path in self._inputs.items()
-                if not _is_same(path, inputs[role])
+                if role not in inputs or not _is_same(path, inputs[role])
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return [f"what it was made from is not known, {self._path.name} is missing or damaged: {error}"]
         if weights != self._weights:
             found.append("the network has other weights")
-        for name in sorted(settings.keys() | self._settings.keys()):
+        for name in sorted((settings.keys() | self._settings.keys()) - set(self._indifferent)):
             if settings.get(name) != self._settings.get(name):
                 found.append(f"{name} was {settings.get(name)}, now {self._settings.get(name)}")
         return found

@@ -19,6 +19,7 @@ from equitomo.cli import manifest
 from equitomo.cli.machine import readable, require_memory_of_step
 from equitomo.cli.manifest import Invocation, Manifest
 from equitomo.cli.options import Prediction, RunFolder, TrainingInput
+from equitomo.cli.predicting import make_predictor
 from equitomo.io import PARTIAL, Volume, bytes_to_create, named
 from equitomo.training import IcecreamTrainer
 from equitomo.training.checkpoint import has_checkpoint
@@ -117,6 +118,10 @@ def ready(
         volumes = 4 if command == "demo" else 1
         shape, dtype = trainer.dataset.pairs[0].shape, options[Prediction].dtype
         n_bytes += volumes * bytes_to_create(folder / "reconstruction.mrc", shape, dtype)
+        predictor = make_predictor(
+            trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config
+        )
+        n_bytes += predictor.footprint(shape).disk
     _require_space(folder, n_bytes, leavings)
     require_memory_of_step(trainer)
     record = Manifest(folder, options, trainer, files, init)

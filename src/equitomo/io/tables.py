@@ -13,10 +13,6 @@ from .errors import FileFormatError, FileFormatWarning
 from .opening import read_text
 from .star import star_tables
 
-EXPECTED = (
-    "expected is a table named .csv (commas), .tsv (tabs) or .star, with the columns first and second, and if wanted "
-    "tilts, tilt_axis and mask"
-)
 COLUMNS = ("first", "second", "tilts", "tilt_axis", "mask")
 # What RELION 5 and programs that follow it call them.
 LABELS = {
@@ -25,9 +21,13 @@ LABELS = {
     "rlnTomoTiltSeriesStarFile": "tilts",
     "rlnMaskName": "mask",
 }
+# A tomogram that was made of all tilts; it stands for the first half where a table names none.
+WHOLE = "rlnTomoReconstructedTomogram"
 LIMITS = ("rlnTiltMin", "rlnTiltMax")
 # The line, counted from 1, and its values by column.
 Row = tuple[int, dict[str, str]]
+# Which columns must be there: both halves, or the first one.
+Needed = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TableRow:
     line
         Where it stands, counted from 1.
     first, second
-        The halves.
+        The halves; ``second`` is ``None`` of a single volume.
     tilts
         A file, or ``LOW,HIGH`` in degrees; ``None`` if the table does not say.
     tilt_axis
@@ -50,14 +50,14 @@ class TableRow:
 
     line: int
     first: Path
-    second: Path
+    second: Path | None
     tilts: str | None
     tilt_axis: Literal["y", "x"] | None
     mask: str | None
 
 
-def read_table(path: str | Path) -> list[TableRow]:
-    """Read which tomograms to train on from a CSV, TSV or STAR file.
+def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
+    """Read which tomograms to work on from a CSV, TSV or STAR file.
 
     The first line of a CSV or TSV file names its columns; empty lines and those that begin with ``#`` are skipped.
     Of a STAR file the first table with both halves is taken, by the labels of RELION 5
@@ -65,6 +65,14 @@ def read_table(path: str | Path) -> list[TableRow]:
     ``rlnTiltMax`` and ``rlnMaskName`` as IsoNet 2 writes them, or by the names of this package. Paths are relative to
     the table's folder. RELION's are relative to the folder of its project: those of a STAR file which are not in the
     table's folder are taken from the nearest folder above it that has them.
+
+    Parameters
+    ----------
+    path
+        The table.
+    need_second
+        False: a line may name no second half, the column may be missing, and of a STAR file the first table with
+        first halves, or with whole tomograms (``rlnTomoReconstructedTomogram``), is taken if none has both halves.
 
     Raises
     ------
@@ -79,28 +87,45 @@ def read_table(path: str | Path) -> list[TableRow]:
         If a file that a STAR file names is in none of these folders.
     """
     path = Path(path)
+    needed = ("first", "second") if need_second else ("first",)
+    expected = _expected(needed)
     readers = {".csv": ",", ".tsv": "\t", ".star": None}
     if path.suffix.lower() not in readers:
-        raise FileFormatError(f"{path}: the extension {path.suffix!r} does not tell a table; {EXPECTED}")
-    lines = list(enumerate(read_text(path, "table", EXPECTED).splitlines(), 1))
+        raise FileFormatError(f"{path}: the extension {path.suffix!r} does not tell a table; {expected}")
+    lines = list(enumerate(read_text(path, "table", expected).splitlines(), 1))
     delimiter = readers[path.suffix.lower()]
-    found = list(_star(path, lines) if delimiter is None else _separated(path, lines, delimiter))
+    found = list(_star(path, lines, needed) if delimiter is None else _separated(path, lines, delimiter, needed))
     if not found:
-        raise FileFormatError(f"{path}: names no tomogram; {EXPECTED}")
-    rows = [_row(path, line, values) for line, values in found]
+        raise FileFormatError(f"{path}: names no tomogram; {expected}")
+    rows = [_row(path, line, values, needed) for line, values in found]
     _refuse_repetitions(path, rows)
     return rows
 
 
-def _separated(path: Path, lines: list[tuple[int, str]], delimiter: str) -> Iterator[Row]:
+def _expected(needed: Needed) -> str:
+    *most, last = (name for name in COLUMNS if name not in needed)
+    return (
+        f"expected is a table named .csv (commas), .tsv (tabs) or .star, with the column{'s' * (len(needed) > 1)} "
+        f"{' and '.join(needed)}, and if wanted {', '.join(most)} and {last}"
+    )
+
+
+def _columns(labels: list[str], needed: Needed) -> list[str]:
+    names = [LABELS.get(label, label) for label in labels]
+    if "second" not in needed and "first" not in names:
+        names = ["first" if name == WHOLE else name for name in names]
+    return names
+
+
+def _separated(path: Path, lines: list[tuple[int, str]], delimiter: str, needed: Needed) -> Iterator[Row]:
     names: list[str] = []
     for line, text in lines:
         if not text.strip(f" {delimiter}") or text.lstrip().startswith("#"):
             continue
         values = [value.strip() for value in next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))]
         if not names:
-            names = [LABELS.get(value, value) for value in values]
-            _check_names(path, line, names)
+            names = _columns(values, needed)
+            _check_names(path, line, names, needed)
         elif len(values) != len(names):
             raise FileFormatError(
                 f"{path}: line {line} has {len(values)} values, the head names {len(names)} columns; put a value with "
@@ -110,32 +135,39 @@ def _separated(path: Path, lines: list[tuple[int, str]], delimiter: str) -> Iter
             yield line, dict(zip(names, values, strict=True))
 
 
-def _check_names(path: Path, line: int, names: list[str]) -> None:
+def _check_names(path: Path, line: int, names: list[str], needed: Needed) -> None:
     if unknown := [name for name in names if name not in (*COLUMNS, *LIMITS)]:
-        raise FileFormatError(f"{path}: line {line}: there is no column {unknown[0]!r}; {EXPECTED}")
-    if missing := [name for name in ("first", "second") if name not in names]:
-        raise FileFormatError(f"{path}: line {line}: the column {missing[0]!r} is missing; {EXPECTED}")
+        raise FileFormatError(f"{path}: line {line}: there is no column {unknown[0]!r}; {_expected(needed)}")
+    if missing := [name for name in needed if name not in names]:
+        raise FileFormatError(f"{path}: line {line}: the column {missing[0]!r} is missing; {_expected(needed)}")
     if len(set(names)) < len(names):
         raise FileFormatError(f"{path}: line {line}: a column is named twice")
 
 
-def _star(path: Path, lines: list[tuple[int, str]]) -> Iterator[Row]:
-    for _, labels, rows in star_tables(path, lines):
-        names = [LABELS.get(label.lstrip("_"), label.lstrip("_")) for label in labels]
-        if {"first", "second"} <= set(names):
-            for line, values in rows:
-                yield line, dict(zip(names, values, strict=True))
-            return
+def _star(path: Path, lines: list[tuple[int, str]], needed: Needed) -> Iterator[Row]:
+    tables = [
+        (_columns([label.lstrip("_") for label in labels], needed), rows)
+        for _, labels, rows in star_tables(path, lines)
+    ]
+    for wanted in (("first", "second"), needed):
+        for names, rows in tables:
+            if set(wanted) <= set(names):
+                for line, values in rows:
+                    yield line, dict(zip(names, values, strict=True))
+                return
+    if "second" not in needed:
+        raise FileFormatError(f"{path}: no table with the column _{WHOLE}Half1 or _{WHOLE}; give a .csv")
     raise FileFormatError(
         f"{path}: no table with the columns _rlnTomoReconstructedTomogramHalf1 and _rlnTomoReconstructedTomogramHalf2; "
         "reconstruct the tomograms with halves, or give a .csv"
     )
 
 
-def _row(path: Path, line: int, values: dict[str, str]) -> TableRow:
+def _row(path: Path, line: int, values: dict[str, str], needed: Needed) -> TableRow:
     given = {name: value for name, value in values.items() if value.lower() not in ("", "none")}
-    if missing := [name for name in ("first", "second") if name not in given]:
-        raise FileFormatError(f"{path}: line {line}: no {missing[0]} half; give the files of both")
+    if missing := [name for name in needed if name not in given]:
+        remedy = "give the files of both" if "second" in needed else "give its file"
+        raise FileFormatError(f"{path}: line {line}: no {missing[0]} half; {remedy}")
     axis = given.get("tilt_axis")
     if axis not in (None, "y", "x"):
         raise FileFormatError(f"{path}: line {line}: tilt_axis is y or x, got {axis!r}")
@@ -146,7 +178,7 @@ def _row(path: Path, line: int, values: dict[str, str]) -> TableRow:
     return TableRow(
         line,
         _place(path, line, given["first"]),
-        _place(path, line, given["second"]),
+        _place(path, line, given["second"]) if "second" in given else None,
         tilts if tilts is None or re.fullmatch(r"[-+\d.,\s]+", tilts) else str(_place(path, line, tilts)),
         axis,  # type: ignore[arg-type]
         mask if mask in (None, "auto") else str(_place(path, line, mask)),
@@ -173,7 +205,7 @@ def _refuse_repetitions(path: Path, rows: list[TableRow]) -> None:
     """A file in two places is a slip of the pen, or would make halves of two tomograms out of one."""
     seen: dict[Path, int] = {}
     for row in rows:
-        for half in (row.first, row.second):
+        for half in filter(None, (row.first, row.second)):
             if half in seen:
                 raise FileFormatError(f"{path}: line {row.line}: {half} stands in line {seen[half]} already")
             seen[half] = row.line
