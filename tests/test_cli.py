@@ -988,14 +988,36 @@ def test_a_cube_that_no_memory_holds_is_1_and_says_what_needs_less(halves, tmp_p
 
 
 @pytest.mark.fault(64)
-def test_a_tile_that_no_memory_holds_is_1_with_the_message_of_torch(halves, finished, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "equitomo: CUDA out of memory. Tried",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), r"out of memory: .* needs less \(DefaultCPUAllocator"),
+        (MemoryError("cannot allocate 9 bytes"), r"out of memory: .* needs less \(cannot allocate"),
+    ],
+)
+def test_a_tile_that_no_memory_holds_is_1_with_the_message_of_torch(
+    error, said, halves, finished, tmp_path, monkeypatch, capsys
+):
     def full(self, x):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr("equitomo.models.ScaleEquivariantUNet3D.forward", full)
     settings = ["--run", finished, "--out", tmp_path / "a.mrc", "--device", "cpu", *TILED]
     assert run("predict", *halves, *settings) == 1
-    assert "equitomo: CUDA out of memory. Tried to allocate 2.00 GiB" in capsys.readouterr().err
+    assert re.search(said, capsys.readouterr().err)
+    assert files_in(tmp_path) == set()
+
+
+@pytest.mark.fault(66)
+def test_sixteen_bits_that_are_computed_wrongly_are_refused(halves, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("equitomo.precision._measured_fault", lambda dtype, device: "convolutions are wrong here")
+    settings = [*TINY, "--precision", "bfloat16"]
+    assert run("train", *halves, *TILTS, "--out", tmp_path / "run", *settings) == 2
+    assert "convolutions are wrong here: use precision float32" in capsys.readouterr().err
     assert files_in(tmp_path) == set()
 
 

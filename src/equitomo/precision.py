@@ -70,7 +70,7 @@ def trusted(precision: Precision, device: torch.device) -> torch.dtype:
 
     Raises
     ------
-    RuntimeError
+    ValueError
         If a format that was asked for by name cannot be trusted here; versions and remedy are named.
     """
     dtype = resolved(precision, device)
@@ -82,7 +82,7 @@ def trusted(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "auto":
         warnings.warn(f"{fault}; computing in float32 instead, which is slower", stacklevel=2)
         return torch.float32
-    raise RuntimeError(f"{fault}: use precision float32, or other versions")
+    raise ValueError(f"{fault}: use precision float32, or other versions")
 
 
 def known_fault(torch_version: str, cudnn_version: int | None) -> str | None:

@@ -41,6 +41,7 @@ from equitomo.datasets import StoredTomogramPair, TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_volume, write_whole
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
+from equitomo.precision import is_out_of_memory
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, leave
@@ -75,6 +76,12 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
             remedy = f": free some space and {'go on with --resume' if RunFolder in options else 'try again'}"
         print(f"equitomo: {error}{remedy}", file=sys.stderr)
         return 74
+    except (MemoryError, RuntimeError) as error:
+        # That of the host says so in several ways.
+        if not is_out_of_memory(error):
+            raise
+        print(f"equitomo: out of memory: a smaller --tile or --batch needs less ({error})", file=sys.stderr)
+        return 1
     return status or 0
 
 

@@ -139,4 +139,7 @@ def clipped(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _require_contrast(values: NDArray[np.float64], name: str) -> None:
     if not values.std() > 1e-6 * abs(values.mean()):
-        raise ValueError(f"{name} is constant ({values[0]:g} throughout): there is nothing to reconstruct")
+        raise ValueError(
+            f"{name} is constant ({values[0]:g} throughout), so there is nothing to reconstruct: is it the right file, "
+            "and was it written to its end?"
+        )

@@ -138,7 +138,10 @@ def copy_into(target: Tensor, volume: Voxels) -> None:
 
 def _checked_mask(mask: Voxels, shape: tuple[int, int, int], name: str) -> Tensor:
     if tuple(mask.shape) != shape:
-        raise ValueError(f"{name}: the mask has shape {tuple(mask.shape)}, the tomogram {shape} (z, y, x)")
+        raise ValueError(
+            f"{name}: the mask has shape {tuple(mask.shape)}, the tomogram {shape} (z, y, x): make one on its grid, or "
+            "let --mask auto find it"
+        )
     values = torch.empty(shape, device=mask.device if isinstance(mask, Tensor) else None)
     copy_into(values, mask)
     require_finite(values, f"the mask of {name}")
@@ -146,5 +149,5 @@ def _checked_mask(mask: Voxels, shape: tuple[int, int, int], name: str) -> Tenso
         warnings.warn(f"{name}: the mask is not binary; every voxel other than 0 counts as specimen", stacklevel=3)
     inside = values != 0
     if not bool(inside.any()):
-        raise ValueError(f"{name}: the mask is empty")
+        raise ValueError(f"{name}: the mask is empty: it must be non-zero where the specimen is")
     return inside

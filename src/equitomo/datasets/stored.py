@@ -157,7 +157,7 @@ def require_two_halves(first: Volume, second: Volume) -> None:
     if first.shape != second.shape:
         raise ValueError(
             f"the two volumes differ in shape: {first.path} has {first.shape} and {second.path} "
-            f"{second.shape} voxels (z, y, x)"
+            f"{second.shape} voxels (z, y, x); give the halves of one tomogram, reconstructed alike"
         )
     for one, other in zip(first.voxel_size, second.voxel_size, strict=True):
         if abs(one - other) > 0.01 * max(one, other):
