@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from asserting import assert_differs, normal
+from crowding import on_device
 from torch import nn
 
 import equitomo
@@ -210,6 +211,42 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="channels"):
         predictor(limited, batch=4)(half((20, 20, 20)))
     assert len(limited.seen) == 1
+
+
+@pytest.mark.parametrize("wedge", ["local", "global", "tile"])
+def test_tiles_for_which_the_device_has_no_room_go_there_in_smaller_batches(wedge, crowded, caplog):
+    """The device holds neither the batch nor the joined results of its halves."""
+    x = half((24, 24, 40))
+    settings = {"physics": MissingWedgeOperator((8, 8, 8), TILTS), "wedge": wedge, "local_tile": 16}
+    network = nn.Conv3d(1, 1, 1)
+    expected = predictor(network, **settings)(x)
+    crowded(2 * 16**3)
+    found = predictor(on_device(network), batch=4, **settings)(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels: going on with 2 at a time" in caplog.text
+
+
+@pytest.mark.parametrize("wedge", ["local", "tile"])
+def test_a_wedge_for_which_the_device_has_no_room_is_emptied_on_the_cpu(wedge, crowded, caplog):
+    """A tile cannot be cut for it, and in its padded grid it is eight times as large as for the network."""
+    x = half((24, 24, 24))
+    network = nn.Conv3d(1, 1, 1)
+    expected = predictor(network, wedge=wedge)(x)
+    crowded(16**3)
+    found = predictor(on_device(network), wedge=wedge)(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    said = "out of memory with 1 tile of 16 x 16 x 16 voxels: going on with the CPU"
+    assert [record.message for record in caplog.records if "tile" in record.message] == [said]
+
+
+@pytest.mark.parametrize("wedge", ["local", "tile"])
+def test_a_wedge_for_which_the_cpu_has_no_room_raises_what_torch_said(wedge, monkeypatch):
+    def full(operator, x):
+        raise MemoryError("nothing left")
+
+    monkeypatch.setattr(PaddedMissingWedgeOperator, "A", full)
+    with pytest.raises(MemoryError, match="nothing left"):
+        predictor(wedge=wedge)(half((20, 20, 20)))
 
 
 # Margins

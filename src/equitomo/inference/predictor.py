@@ -56,7 +56,9 @@ class TiledPredictor:
 
     When memory runs out, of a GPU or of the host, fewer tiles go into one network call, then parts of a tile. Parts
     overlap by the margin, so that the result changes by no more than rounding where the margin is as wide as the
-    network's reach, and otherwise by what such a margin leaves out anyhow; a warning is logged.
+    network's reach, and otherwise by what such a margin leaves out anyhow; a warning is logged. :math:`A` of a whole
+    volume then takes fewer planes at a time, down to one. A tile cannot be cut for :math:`A`: if a device has no room
+    for that of one tile, or one plane, the CPU does it, and if the host has none either, torch's error is raised.
 
     Parameters
     ----------
@@ -405,7 +407,7 @@ class TiledPredictor:
 
         def work(replica: Replica, placements: list[Placement]) -> Array:
             tiles = np.stack([placement.read(source) for placement in placements])
-            return cast(Array, network(replica, torch.from_numpy(tiles)[:, None])[:, 0].cpu().numpy())
+            return cast(Array, network(replica, torch.from_numpy(tiles)[:, None])[:, 0].numpy())
 
         for placements, done in spread(self._replicas, batches, work):
             for placement, tile in zip(placements, done, strict=True):
