@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from crowding import play_device
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
@@ -41,3 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    """A device with little room, played by the host; the function says how much."""
+    return play_device(monkeypatch)

@@ -18,7 +18,7 @@ PACKAGE = Path(equitomo.__file__).parent
 LAYERS = (
     ("_checks", "_draws", "_middle"),
     ("fourier < geometry", "tiling", "io"),
-    ("physics", "precision", "transform", "models", "symmetry"),
+    ("precision < physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate", "wedge_estimate"),
     ("training", "report"),
     ("cli < __main__",),

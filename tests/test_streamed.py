@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import re
 
 import numpy as np
 import pytest
 import torch
 from asserting import RANGES, normal
+from crowding import CUDA
 
 from equitomo.fourier import mirrored
 from equitomo.geometry import TiltGeometry, WedgePlanes, wedge_mask
@@ -114,3 +117,50 @@ def test_the_scratch_file_is_as_large_as_said(axis, support, monkeypatch):
     x = np.zeros((6, 7, 9), np.float32)
     apply_by_planes(operator, x, x)
     assert streamed.streaming_needs(operator, x.shape)[1] == sum(array.nbytes for array in made)
+
+
+# Out of memory
+
+
+@pytest.mark.parametrize("axis", ["y", "x"])
+@pytest.mark.parametrize("support", ["ball", "box"])
+# Room for a few planes of the grid, and for not a single one.
+@pytest.mark.parametrize(("room", "ends"), [(1024, "at a time"), (100, "the CPU")])
+def test_out_of_memory_makes_slabs_smaller_and_changes_nothing(axis, support, room, ends, crowded, caplog, tmp_path):
+    geometry = TiltGeometry.from_range(-50, 20, axis)
+    x = normal(12, 11, 10, dtype=torch.float32).numpy()
+    operator = PaddedMissingWedgeOperator((8, 8, 8), geometry, support=support)
+    in_place = mapped(tmp_path / "x.raw", x)
+    crowded(room)
+    apply_by_planes(operator, in_place, in_place, scratch=tmp_path, device=CUDA)
+    assert_same(in_place, operator.resized(x.shape), x)
+    messages = [record.message for record in caplog.records]
+    assert messages[-1].endswith(ends)
+    first = (
+        r"out of memory with 1[12] (sections|planes) of a volume of 12 x 11 x 10 voxels: going on with [56] at a time"
+    )
+    assert re.fullmatch(first, messages[0])
+    # What did not fit once is not tried again.
+    assert len(set(messages)) == len(messages)
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def failing(error, monkeypatch):
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(streamed, "_filtered", fail)
+    return calls
+
+
+@pytest.mark.parametrize(("error", "n_calls"), [(MemoryError("nothing left"), 4), (RuntimeError("wrong sizes"), 1)])
+def test_what_cannot_be_made_smaller_and_other_errors_are_raised(error, n_calls, monkeypatch):
+    """On the CPU: with 8, 4, 2 and 1 planes."""
+    calls = failing(error, monkeypatch)
+    x = np.zeros((8, 8, 8), np.float32)
+    with pytest.raises(type(error), match=str(error)):
+        apply_by_planes(MissingWedgeOperator((8, 8, 8), (-60.0, 60.0), support="box"), x, x)
+    assert len(calls) == n_calls

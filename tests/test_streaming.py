@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from asserting import assert_differs, normal
+from crowding import on_device
 from torch import nn
 
 import equitomo
+from equitomo.geometry import TiltGeometry
 from equitomo.inference import TiledPredictor
 from equitomo.inference._fitting import Fitting
-from equitomo.io import creating_volume, read_volume
+from equitomo.io import ZarrVoxels, creating_volume, read_volume
+from equitomo.io.zarr_metadata import Level
 from equitomo.models import ScaleEquivariantUNet3D
-from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, streamed
 
 TILTS = (-60.0, 40.0)
 SHAPES = [(24, 24, 24), (23, 23, 23), (27, 13, 31)]
@@ -74,6 +78,26 @@ def test_from_and_to_files_it_is_the_same(shape, wedge, passes, average_first, s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.raw", "1.raw", "out.raw"]
     for values, source in zip(halves, maps, strict=True):
         np.testing.assert_array_equal(values, source)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 10), (8, 1, 3), (9, 10, 1), (2, 9, 2), (3, 2, 11)])
+@pytest.mark.parametrize(("support", "low_pass"), [("ball", None), ("box", None), ("ball", 0.3), ("box", 0.3)])
+def test_thin_volumes_tilted_about_x_are_the_same_from_files(shape, support, low_pass, tmp_path):
+    geometry = TiltGeometry.from_range(*TILTS, tilt_axis="x")
+    physics = PaddedMissingWedgeOperator((8, 8, 8), geometry, support=support, low_pass=low_pass)
+    x = half(shape)
+    source = mapped(tmp_path / "x.raw", x)
+    for wedge, passes in itertools.product(("local", "global", "tile"), (1, 2, 3)):
+        predict = predictor(Identity(), physics, tile=8, margin=0, wedge=wedge, passes=passes, local_tile=8)
+        out = np.memmap(tmp_path / "out.raw", np.float32, "w+", shape=shape)
+        predict(source, out=out, scratch=tmp_path)
+        np.testing.assert_allclose(out, predict(x), rtol=0, atol=1e-6 * np.abs(x).max())
+        if wedge == "global":
+            # In memory too it goes by planes: the operator of the whole volume is the other way to the same.
+            expected = torch.from_numpy(x)[None, None]
+            for _ in range(passes - 1):
+                expected = physics.resized(shape).A(expected)
+            np.testing.assert_allclose(out, expected[0, 0], rtol=0, atol=1e-6 * np.abs(x).max())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -217,6 +241,42 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     assert len(limited.seen) == 1
 
 
+@pytest.mark.parametrize("wedge", ["local", "global", "tile"])
+def test_tiles_for_which_the_device_has_no_room_go_there_in_smaller_batches(wedge, crowded, caplog):
+    """The device holds neither the batch nor the joined results of its halves."""
+    x = half((24, 24, 40))
+    settings = {"physics": MissingWedgeOperator((8, 8, 8), TILTS), "wedge": wedge, "local_tile": 16}
+    network = nn.Conv3d(1, 1, 1)
+    expected = predictor(network, **settings)(x)
+    crowded(2 * 16**3)
+    found = predictor(on_device(network), batch=4, **settings)(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels: going on with 2 at a time" in caplog.text
+
+
+@pytest.mark.parametrize("wedge", ["local", "tile"])
+def test_a_wedge_for_which_the_device_has_no_room_is_emptied_on_the_cpu(wedge, crowded, caplog):
+    """A tile cannot be cut for it, and in its padded grid it is eight times as large as for the network."""
+    x = half((24, 24, 24))
+    network = nn.Conv3d(1, 1, 1)
+    expected = predictor(network, wedge=wedge)(x)
+    crowded(16**3)
+    found = predictor(on_device(network), wedge=wedge)(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    said = "out of memory with 1 tile of 16 x 16 x 16 voxels: going on with the CPU"
+    assert [record.message for record in caplog.records if "tile" in record.message] == [said]
+
+
+@pytest.mark.parametrize("wedge", ["local", "tile"])
+def test_a_wedge_for_which_the_cpu_has_no_room_raises_what_torch_said(wedge, monkeypatch):
+    def full(operator, x):
+        raise MemoryError("nothing left")
+
+    monkeypatch.setattr(PaddedMissingWedgeOperator, "A", full)
+    with pytest.raises(MemoryError, match="nothing left"):
+        predictor(wedge=wedge)(half((20, 20, 20)))
+
+
 # Margins
 
 
@@ -255,16 +315,16 @@ def test_margins_that_cannot_be_measured_are_refused(volume, tolerance, message)
 # Memory
 
 _MEASURED = """
-import sys, tempfile
+import sys
 import numpy as np, torch
 from pathlib import Path
-from equitomo import TiledPredictor
+from equitomo import TiledPredictor, read_volume
 from equitomo.io import creating_volume
 from equitomo.physics import streamed
 
 def peak():
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which starts with that of the process that started this one.
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 class Identity(torch.nn.Module):
     stride = 8
@@ -274,32 +334,81 @@ class Identity(torch.nn.Module):
 torch.set_num_threads(1)
 # Slabs scaled down as the volume is.
 streamed._SLAB_BYTES = 1 << 20
-folder, shape = Path(sys.argv[1]), (96, 192, 256)
+folder, wedge, batch, dtype, *stores = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
+shape = (96, 192, 256)
 halves = []
 for name in ("first.raw", "second.raw"):
     with (folder / name).open("wb") as file:
         file.truncate(4 * 96 * 192 * 256)
     halves.append(np.memmap(folder / name, np.float32, "r", shape=shape))
-predict = TiledPredictor(Identity(), (-60.0, 60.0), tile=64, margin=8, wedge=sys.argv[2], precision="float32")
+if stores:
+    halves = [read_volume(store).data for store in stores]
+predict = TiledPredictor(Identity(), (-60.0, 60.0), tile=64, margin=8, wedge=wedge, precision="float32", batch=batch)
 predict(np.zeros((40, 40, 40), np.float32))
 before = peak()
-with creating_volume(folder / "out.mrc", shape) as out:
+with creating_volume(folder / "out.mrc", shape, dtype=dtype) as out:
     predict(*halves, out=out, scratch=folder)
-print(peak() - before, predict.footprint(shape).memory)
+print(peak() - before, predict.footprint(shape, sources=halves).memory)
 """
+
+MEASURED = [
+    ("local", 1, "float32", False),
+    ("global", 4, "float16", False),
+    ("tile", 1, "float32", False),
+    ("global", 1, "float32", True),
+]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux states them")
-@pytest.mark.parametrize("wedge", ["local", "global"])
-def test_the_memory_stated_is_kept_and_less_than_what_lies_in_files(tmp_path, wedge):
-    """Halves, result, the volume between the passes and its planes are six volumes; in files they do not count."""
+@pytest.mark.parametrize(("wedge", "batch", "dtype", "in_stores"), MEASURED)
+def test_the_memory_stated_is_kept(wedge, batch, dtype, in_stores, tmp_path):
+    stores = [str(tmp_path / f"{name}.zarr") for name in ("first", "second")] if in_stores else []
+    for store in stores:
+        pytest.importorskip("zarr")
+        # Of chunks of 128 in all sections: six times as large as a tile.
+        equitomo.write_volume(store, half((96, 192, 256)), voxel_size=10.0)
     # The sources under test, whatever is installed.
     environment = os.environ | {"PYTHONPATH": str(Path(equitomo.__file__).parents[1])}
-    command = [sys.executable, "-c", _MEASURED, str(tmp_path), wedge]
+    command = [sys.executable, "-c", _MEASURED, str(tmp_path), wedge, str(batch), dtype, *stores]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     taken, stated = map(int, done.stdout.split())
-    assert taken <= stated
-    assert stated < 4 * 4 * 96 * 192 * 256
+    assert 0 < taken <= stated
+
+
+@pytest.mark.parametrize("wedge", ["local", "global"])
+def test_the_memory_stated_is_less_than_what_lies_in_files(wedge, monkeypatch):
+    """Halves, result, the volume between the passes and its planes are six volumes; in files they do not count."""
+    monkeypatch.setattr(streamed, "_SLAB_BYTES", 1 << 20)
+    predict = TiledPredictor(nn.Identity(), (-60.0, 60.0), tile=64, margin=8, wedge=wedge, stride=8)
+    assert predict.footprint((96, 192, 256)).memory < 4 * 4 * 96 * 192 * 256
+
+
+def in_store(folder, shape, chunks):
+    zarr = pytest.importorskip("zarr")
+    array = zarr.create_array(folder / "x.zarr", shape=shape, chunks=chunks, dtype="f4")
+    array[:] = half(shape)
+    level = Level(folder / "x.zarr", (0, 1, 2), 3, (1.0,) * 3, (0.0,) * 3)
+    return ZarrVoxels(folder / "x.zarr", array, level, permissive=True)
+
+
+def test_the_footprint_counts_the_chunks_that_are_decoded_for_a_tile(tmp_path):
+    stored = in_store(tmp_path, (40, 40, 100), (20, 40, 30))
+    predict = predictor(Identity(), passes=1, batch=2)
+    plain, counted = (predict.footprint(stored.shape, sources=sources).memory for sources in ([], [stored]))
+    # A tile of 16 lies in two chunks along z and x; up to four copies, and as much again for the allocator.
+    assert counted - plain == 2 * 2 * 8 * 4 * 20 * 40 * 30
+    # There are no more chunks than the volume has, nor more at once than the package decodes.
+    assert stored.bytes_to_read((40, 40, 100)) == 2 * 1 * 4 * 8 * 4 * 20 * 40 * 30
+    small = in_store(tmp_path / "small", (40, 40, 100), (4, 4, 4))
+    assert small.bytes_to_read((40, 40, 100)) == 10 * 8 * 4 * 4**3
+
+
+def test_chunks_far_larger_than_a_tile_are_told(tmp_path):
+    stored = in_store(tmp_path, (40, 44, 48), (40, 44, 48))
+    predict = predictor(Identity(), passes=1)
+    with pytest.warns(UserWarning, match=r"x.zarr: whole chunks of \(40, 44, 48\) voxels are decoded anew for each"):
+        found = predict(stored)
+    np.testing.assert_allclose(found, half((40, 44, 48)), rtol=0, atol=1e-6)
 
 
 def test_more_voxels_need_hardly_more_memory_and_more_disk():

@@ -150,7 +150,7 @@ def make_ready(
         name=tomogram.first,
     )
     shape = volumes[0].data.shape
-    needs = predictor.footprint(shape, halves=len(volumes))
+    needs = predictor.footprint(shape, halves=len(volumes), sources=[volume.data for volume in volumes])
     n_bytes = bytes_to_create(tomogram.out, shape, prediction.dtype) + needs.disk
     require_writable(tomogram.out, overwrite=overwrite, n_bytes=n_bytes)
     require_memory(needs.memory, f"{tomogram.out}: prediction", "a smaller --tile or --local_tile needs less")

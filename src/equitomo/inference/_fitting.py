@@ -25,34 +25,44 @@ class Fitting:
     Parameters
     ----------
     apply
-        Maps ``(batch, channel, z, y, x)`` to the same lengths.
+        Maps ``(batch, channel, z, y, x)`` on the host to the same lengths there: the ways to a device and back are
+        its own, so that what does not fit there is not tried outside of here.
     overlap
         A multiple of the stride of ``apply``; ``None`` for what may not be cut in space.
     stride
         Parts start on multiples of it.
+    on_cpu
+        What is done with that which cannot be divided further; ``None`` lets the error through.
     """
 
-    def __init__(self, apply: Callable[[Tensor], Tensor], overlap: int | None = None, stride: int = 1) -> None:
-        self._apply, self._overlap, self._stride = apply, overlap, stride
+    def __init__(
+        self,
+        apply: Callable[[Tensor], Tensor],
+        overlap: int | None = None,
+        stride: int = 1,
+        *,
+        on_cpu: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._apply, self._overlap, self._stride, self._on_cpu = apply, overlap, stride, on_cpu
         self._too_large = math.inf
 
     def __call__(self, x: Tensor) -> Tensor:
         """The function's values for all of ``x``."""
         divisible = len(x) > 1 or self._middle(x) is not None
-        if x.numel() < self._too_large or not divisible:
+        last = not divisible and self._on_cpu is None
+        if x.numel() < self._too_large or last:
             try:
                 return self._apply(x)
             except (MemoryError, RuntimeError) as error:
-                if not divisible or not is_out_of_memory(error):
+                if last or not is_out_of_memory(error):
                     raise
                 self._too_large = x.numel()
-                self._tell(x)
-        # Out of the handler, which would keep what the failed attempt had allocated.
-        if x.device.type == "cuda":
-            torch.cuda.empty_cache()
+                self._tell(x, divisible)
+        # Out of the handler, which would keep what the failed attempt had allocated. Does nothing without a GPU.
+        torch.cuda.empty_cache()
         if len(x) > 1:
             return torch.cat([self(half) for half in x.tensor_split(2)])
-        return self._in_two(x)
+        return self._in_two(x) if self._on_cpu is None or divisible else self._on_cpu(x)
 
     def _in_two(self, x: Tensor) -> Tensor:
         middle, overlap = self._middle(x), self._overlap
@@ -70,9 +80,10 @@ class Fitting:
         middle = _longest(x)[1] // 2 // self._stride * self._stride
         return middle if middle > self._overlap else None
 
-    def _tell(self, x: Tensor) -> None:
+    def _tell(self, x: Tensor, divisible: bool) -> None:
         shape = " x ".join(map(str, x.shape[-3:]))
-        remedy = f"{(len(x) + 1) // 2} at a time" if len(x) > 1 else "each in two overlapping parts"
+        alone = "each in two overlapping parts" if divisible else "the CPU"
+        remedy = f"{(len(x) + 1) // 2} at a time" if len(x) > 1 else alone
         tiles = "tile" if len(x) == 1 else "tiles"
         _log.warning("out of memory with %d %s of %s voxels: going on with %s", len(x), tiles, shape, remedy)
 

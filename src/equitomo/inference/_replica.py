@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar, cast
 
@@ -19,6 +20,8 @@ from equitomo.precision import Precision, autocast, trusted
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_CPU = torch.device("cpu")
 
 
 class Replica:
@@ -44,13 +47,18 @@ class Replica:
         self.device, self._input_dtype = parameter.device, parameter.dtype
         self.dtype = trusted(precision, self.device)
         self._network = Fitting(self._infer, overlap, stride)
-        self._empty = Fitting(lambda x: self.operator_for(tuple(x.shape[-3:])).A(x))
+        # What cannot be cut in space may still fit into the host's memory.
+        on_cpu = partial(self._without_wedge, device=_CPU) if self.device != _CPU else None
+        self._empty = Fitting(partial(self._without_wedge, device=self.device), on_cpu=on_cpu)
 
     # Of this thread, whatever mode the one is in that waits for it.
     @torch.inference_mode()
     def __call__(self, x: Tensor, passes: int = 1) -> Tensor:
-        """The network's values for tiles ``(batch, 1, z, y, x)``, with the wedge emptied within them between passes."""
-        result = self._network(x.to(self.device))
+        """The network's values for tiles ``(batch, 1, z, y, x)``, with the wedge emptied within them between passes.
+
+        Tiles come from the host and results go there.
+        """
+        result = self._network(x)
         for _ in range(passes - 1):
             result = self._network(self._empty(result))
         return result
@@ -58,20 +66,24 @@ class Replica:
     @torch.inference_mode()
     def emptied(self, x: Tensor) -> Tensor:
         """The network's values for tiles ``(batch, 1, z, y, x)`` after the wedge was emptied within them."""
-        return self._network(self._empty(x.to(self.device)))
+        return self._network(self._empty(x))
 
-    def operator_for(self, shape: tuple[int, ...]) -> WedgeOperator:
-        """The operator of a size, on this device."""
+    def operator_for(self, shape: tuple[int, ...], device: torch.device | None = None) -> WedgeOperator:
+        """The operator of a size, on this device or another one."""
+        device = self.device if device is None else device
         if self._operator.volume_shape != shape:
             self._operator = self._operator.resized(shape)
-        if self._operator.mask.device != self.device:
+        if self._operator.mask.device != device:
             # A copy: the caller's operator stays where it is.
-            self._operator = cast(WedgeOperator, self._operator.clone().to(self.device))
+            self._operator = cast(WedgeOperator, self._operator.clone().to(device))
         return self._operator
 
     def _infer(self, x: Tensor) -> Tensor:
         with autocast(self.dtype, self.device):
-            return cast(Tensor, self.network(x.to(self._input_dtype))).float()
+            return cast(Tensor, self.network(x.to(self.device, self._input_dtype))).float().cpu()
+
+    def _without_wedge(self, x: Tensor, device: torch.device) -> Tensor:
+        return self.operator_for(tuple(x.shape[-3:]), device).A(x.to(device)).cpu()
 
 
 def copies(network: nn.Module, devices: Sequence[torch.device]) -> list[nn.Module]:

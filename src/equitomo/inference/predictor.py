@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,7 +23,7 @@ from equitomo.inference._margins import core_errors, smallest_margin
 from equitomo.inference._replica import Replica, WedgeOperator, copies, spread
 from equitomo.inference._tile import suitable_tile
 from equitomo.inference._voxels import Source, Target
-from equitomo.io import release, scratch_array
+from equitomo.io import ZarrVoxels, release, scratch_array
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import PaddedMissingWedgeOperator
 from equitomo.physics.streamed import apply_by_planes, streaming_needs
@@ -35,6 +36,9 @@ Array = NDArray[np.float32]
 AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic], InFile)
 
 Shape = tuple[int, int, int]
+
+# Chunks so many times as large as a tile are decoded so often that it is to be told.
+_LARGE_CHUNK = 16
 
 
 class TiledPredictor:
@@ -57,7 +61,9 @@ class TiledPredictor:
 
     When memory runs out, of a GPU or of the host, fewer tiles go into one network call, then parts of a tile. Parts
     overlap by the margin, so that the result changes by no more than rounding where the margin is as wide as the
-    network's reach, and otherwise by what such a margin leaves out anyhow; a warning is logged.
+    network's reach, and otherwise by what such a margin leaves out anyhow; a warning is logged. :math:`A` of a whole
+    volume then takes fewer planes at a time, down to one. A tile cannot be cut for :math:`A`: if a device has no room
+    for that of one tile, or one plane, the CPU does it, and if the host has none either, torch's error is raised.
 
     Parameters
     ----------
@@ -215,6 +221,8 @@ class TiledPredictor:
         shape = halves[0].shape
         if len(shape) < 3 or not math.prod(shape):
             raise ValueError(f"a volume (..., z, y, x) is needed, got shape {tuple(first.shape)}")
+        if slow := self._slow_to_read(halves):
+            warnings.warn(slow, stacklevel=2)
         result = np.zeros(shape, np.float32) if out is None else _emptied(out, halves)
         groups = [halves] if self.average_first else [[half] for half in halves]
         n_volumes = len(groups) * math.prod(shape[:-3])
@@ -233,7 +241,9 @@ class TiledPredictor:
             return torch.from_numpy(result).to(first.device)
         return cast(AnyVolume, result)
 
-    def footprint(self, shape: Sequence[int], *, halves: int = 2, streamed: bool = True) -> Footprint:
+    def footprint(
+        self, shape: Sequence[int], *, halves: int = 2, streamed: bool = True, sources: Sequence[Volume] = ()
+    ) -> Footprint:
         """What a prediction of a volume of ``shape`` takes, as an upper bound.
 
         Parameters
@@ -245,6 +255,8 @@ class TiledPredictor:
         streamed
             With memory maps in, and ``out`` and ``scratch`` in files. Otherwise result and intermediate results are
             counted as memory; the volumes themselves are not.
+        sources
+            The volumes, where some may lie in Zarr stores: then the chunks that are decoded for a tile are counted.
 
         Returns
         -------
@@ -277,10 +289,11 @@ class TiledPredictor:
             if self.device.type == "cpu":
                 grid = self._replicas[0].operator_for(small).grid_shape
                 wedge = max(wedge, n_devices * transform_bytes(grid, self._n_local))
+        decoded = max((half.bytes_to_read(tile) for half in sources if isinstance(half, ZarrVoxels)), default=0)
         kept = planes + 4 * math.prod(lengths) * n_between
         # Of several devices one batch more is held than they work on.
         n_held = 1 if n_devices == 1 else n_devices + 1
-        return Footprint.of(n_held * arrays + wedge, n_held * mapped, kept, lengths, streamed)
+        return Footprint.of(n_held * arrays + wedge, n_held * mapped + n_devices * decoded, kept, lengths, streamed)
 
     def margin_errors(
         self,
@@ -361,6 +374,18 @@ class TiledPredictor:
         errors = self.margin_errors(volume, largest=largest, core=core, centre=centre, intensities=intensities)
         return smallest_margin(errors, tolerance)
 
+    def _slow_to_read(self, halves: Sequence[NDArray[np.generic] | InFile]) -> str:
+        """What is to be told of chunks that are far larger than a tile, if there are such."""
+        for half in halves:
+            if isinstance(half, ZarrVoxels):
+                tile = cast(Shape, self._tiling(half.shape).tile)
+                if math.prod(half.chunks) > _LARGE_CHUNK * math.prod(tile):
+                    return (
+                        f"{half.path}: whole chunks of {half.chunks} voxels are decoded anew for each tile of {tile}, "
+                        "which is slow: save it with chunks of 64 to 128, as write_volume does, or as an MRC file"
+                    )
+        return ""
+
     def _reconstruct(self, source: Source, target: Target, scratch: str | Path | None, report: _Report) -> None:
         if self.passes == 1 or self.wedge == "tile":
             self._pass(source, target, report, self.passes)
@@ -409,7 +434,7 @@ class TiledPredictor:
 
         def work(replica: Replica, placements: list[Placement]) -> Array:
             tiles = np.stack([placement.read(source) for placement in placements])
-            return cast(Array, network(replica, torch.from_numpy(tiles)[:, None])[:, 0].cpu().numpy())
+            return cast(Array, network(replica, torch.from_numpy(tiles)[:, None])[:, 0].numpy())
 
         for placements, done in spread(self._replicas, batches, work):
             for placement, tile in zip(placements, done, strict=True):

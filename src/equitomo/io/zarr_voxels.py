@@ -14,6 +14,11 @@ from .mrc_header import Array
 from .voxels import Index, StoredVoxels
 from .zarr_metadata import Level
 
+# Chunks that the package decodes at the same time unless it is told otherwise, and copies of each: packed, unpacked,
+# and on the way from the one to the other. The threads that decode keep as much again for the next chunks, but for
+# blocks of 32 MiB and more, which the allocator gives back at once.
+_AT_ONCE, _COPIES, _GIVEN_BACK = 10, 4, 1 << 25
+
 
 @dataclass(frozen=True, eq=False)
 class ZarrVoxels(StoredVoxels):
@@ -59,6 +64,22 @@ class ZarrVoxels(StoredVoxels):
     def size(self) -> int:
         """Number of voxels."""
         return math.prod(self.shape)
+
+    @property
+    def chunks(self) -> tuple[int, int, int]:
+        """Voxels of a chunk along (z, y, x), no more than there are."""
+        z, y, x = (min(n, chunk) for n, chunk in zip(self.shape, self._along(self.array.chunks), strict=True))
+        return z, y, x
+
+    def bytes_to_read(self, box: tuple[int, int, int]) -> int:
+        """What decoding takes at the peak, beside the result, while a box of such lengths is read wherever it lies."""
+        along = zip(box, self._along(self.array.chunks), self.shape, strict=True)
+        touched = math.prod(min(-(-(n - 1) // chunk) + 1, -(-length // chunk)) for n, chunk, length in along)
+        # Of a shard all that is wanted is read first.
+        n_chunks = touched if self.array.shards else min(touched, _AT_ONCE)
+        # Chunks at the end of an axis are stored in full.
+        n_bytes = int(math.prod(self.array.chunks)) * self.dtype.itemsize
+        return n_chunks * n_bytes * _COPIES * (1 if n_bytes >= _GIVEN_BACK else 2)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -18,11 +18,15 @@ empty.
 A mask that is constant along :math:`t` (support ``"box"`` without low-pass filter) needs no :math:`F_t`: every plane of
 the volume itself is filtered, in place and without a file if the tilt axis is y. If it is x, whose planes are strewn
 over the whole file, they are gathered in a file of the volume's size first.
+
+Planes and sections do not depend on each other: when memory runs out, fewer of them are taken at a time, and where a
+device has no room for one, the CPU goes on. The result is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +40,9 @@ from equitomo._checks import spatial_shape
 from equitomo.fourier import mirrored
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.precision import is_out_of_memory
+
+_log = logging.getLogger(__name__)
 
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Shape = tuple[int, int, int]
@@ -66,7 +73,7 @@ def apply_by_planes(
     scratch
         A folder for the planes; ``None`` keeps them in memory.
     device
-        Where the transforms are computed.
+        Where the transforms are computed, as long as it has room for them.
 
     Raises
     ------
@@ -74,6 +81,8 @@ def apply_by_planes(
         If the operator's mask was given for another shape, or holds one for each of several samples.
     OSError
         If the scratch folder is missing, not writable or too full.
+    MemoryError, RuntimeError
+        If the host has no room for a single plane.
 
     Examples
     --------
@@ -89,24 +98,29 @@ def apply_by_planes(
     # Axes (t, z, s): along the tilt axis, the beam, and across both.
     axes = (1, 0, 2) if plan.tilt_axis == "y" else (2, 0, 1)
     volume, result = source.transpose(axes), target.transpose(axes)
+    slabs = _Slabs(source.shape, torch.device(device))
     if plan.planes_shape is None:
-        _filter_planes(volume, result, plan, device, source, target)
+        _filter_planes(volume, result, plan, slabs, source, target)
         return
     planes = scratch_array(scratch, plan.planes_shape, plan.planes_dtype)
-    for part in plan.sections():
+
+    def forth(part: slice, device: torch.device) -> None:
         planes[:, part] = plan.along(_on(volume[:, part], device)).cpu().numpy()
         release(source, planes)
-    _filter_planes(planes, planes, plan, device, planes)
-    for part in plan.sections():
+
+    def back(part: slice, device: torch.device) -> None:
         result[:, part] = plan.back(_on(planes[:, part], device)).cpu().numpy()
         release(target, planes)
+
+    slabs.each("section", plan.lengths[1], plan.section_bytes, forth)
+    _filter_planes(planes, planes, plan, slabs, planes)
+    slabs.each("section", plan.lengths[1], plan.section_bytes, back)
 
 
 def streaming_needs(operator: WedgeOperator, shape: Shape) -> tuple[int, int]:
     """Bytes of the arrays that :func:`apply_by_planes` works with, and of its scratch file."""
     plan = _Plan.of(operator, shape)
-    one_plane, one_section = plan.grid[1] * plan.grid[2] * 8, plan.grid[0] * plan.lengths[2] * 8
-    memory = _HELD * max(_SLAB_BYTES, one_plane, one_section)
+    memory = _HELD * max(_SLAB_BYTES, plan.plane_bytes, plan.section_bytes)
     if plan.planes_shape is None:
         return memory, 0
     return memory, int(np.prod(plan.planes_shape)) * plan.planes_dtype.itemsize
@@ -146,9 +160,15 @@ class _Plan:
     def planes_dtype(self) -> np.dtype[np.generic]:
         return np.dtype(np.float32 if self.masks.constant else np.complex64)
 
-    def sections(self) -> Iterator[slice]:
-        """A few sections at a time."""
-        return _parts(self.lengths[1], self.grid[0] * self.lengths[2] * 8)
+    @property
+    def section_bytes(self) -> int:
+        """Of the transform along t of one section."""
+        return self.grid[0] * self.lengths[2] * 8
+
+    @property
+    def plane_bytes(self) -> int:
+        """Of the transform of one plane."""
+        return self.grid[1] * self.grid[2] * 8
 
     def along(self, volume: Tensor) -> Tensor:
         """Into planes."""
@@ -165,18 +185,57 @@ class _Plan:
         return volume[: self.lengths[0]]
 
 
+class _Slabs:
+    """Parts of a volume, smaller ones when memory runs out, and on the CPU where a device has no room for the smallest.
+
+    What did not fit once is not tried again.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self._shape, self._device, self._bytes = shape, device, _SLAB_BYTES
+
+    def each(self, unit: str, length: int, n_bytes: int, work: Callable[[slice, torch.device], None]) -> None:
+        """Do the work on slices of an axis, each with as many steps of ``n_bytes`` as a slab holds, one at least."""
+        start = 0
+        while start < length:
+            n = min(max(1, self._bytes // n_bytes), length - start)
+            try:
+                work(slice(start, start + n), self._device)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or (n == 1 and self._device.type == "cpu"):
+                    raise
+                self._give_way(unit, n, n_bytes)
+            else:
+                start += n
+                continue
+            # Out of the handler, which would keep what the failed attempt had allocated. Does nothing without a GPU.
+            torch.cuda.empty_cache()
+
+    def _give_way(self, unit: str, n: int, n_bytes: int) -> None:
+        """Take smaller parts, or the CPU, and say so."""
+        if n > 1:
+            self._bytes, remedy = n // 2 * n_bytes, f"{n // 2} at a time"
+        else:
+            self._bytes, self._device, remedy = _SLAB_BYTES, torch.device("cpu"), "the CPU"
+        units, shape = unit if n == 1 else f"{unit}s", " x ".join(map(str, self._shape))
+        _log.warning("out of memory with %d %s of a volume of %s voxels: going on with %s", n, units, shape, remedy)
+
+
 def _filter_planes(
     source: NDArray[np.generic],
     target: NDArray[np.generic],
     plan: _Plan,
-    device: torch.device | str,
+    slabs: _Slabs,
     *held: NDArray[np.generic],
 ) -> None:
-    same = plan.masks(0, 1).to(device) if plan.masks.constant else None
-    for part in _parts(len(source), plan.grid[1] * plan.grid[2] * 8):
-        masks = plan.masks(part.start, part.stop).to(device) if same is None else same
-        target[part] = _filtered(_on(source[part], device), masks).cpu().numpy()
+    same = plan.masks(0, 1) if plan.masks.constant else None
+
+    def work(part: slice, device: torch.device) -> None:
+        masks = plan.masks(part.start, part.stop) if same is None else same
+        target[part] = _filtered(_on(source[part], device), masks.to(device)).cpu().numpy()
         release(*held)
+
+    slabs.each("plane", len(source), plan.plane_bytes, work)
 
 
 def _filtered(planes: Tensor, masks: Tensor) -> Tensor:
@@ -228,13 +287,6 @@ class _MaskPlanes:
 def _turned(shape: Shape, tilt_axis: str) -> Shape:
     z, y, x = shape
     return (y, z, x) if tilt_axis == "y" else (x, z, y)
-
-
-def _parts(length: int, n_bytes: int) -> Iterator[slice]:
-    """Slices of an axis, each with as many steps of ``n_bytes`` as a slab holds, one at least."""
-    step = max(1, _SLAB_BYTES // n_bytes)
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
 
 
 def _on(part: NDArray[np.generic], device: torch.device | str) -> Tensor:
