@@ -949,7 +949,7 @@ def test_a_full_disk_is_74_and_says_what_to_do(halves, tmp_path, monkeypatch, ca
     def full(*arguments, **settings):
         raise OSError(getattr(commands.errno, number), "no room", "reconstruction.mrc")
 
-    monkeypatch.setattr(commands, "write_volume", full)
+    monkeypatch.setattr(commands, "creating_volume", full)
     assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED) == 74
     message = r"no room.*reconstruction\.mrc.*free some space and go on with --resume"
     assert re.search(message, capsys.readouterr().err)
@@ -959,7 +959,7 @@ def test_another_failure_to_write_is_74_without_a_traceback(halves, tmp_path, mo
     def fail(*arguments, **settings):
         raise OSError(commands.errno.EIO, "input/output error")
 
-    monkeypatch.setattr(commands, "write_volume", fail)
+    monkeypatch.setattr(commands, "creating_volume", fail)
     assert run("reconstruct", *halves, *TILTS, "--out", tmp_path, *TINY, *TILED) == 74
     assert "equitomo: [Errno 5] input/output error" in capsys.readouterr().err
 
