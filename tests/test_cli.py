@@ -974,7 +974,7 @@ def test_a_run_that_diverges_is_1_and_says_where_the_good_weights_are(halves, tm
 
     monkeypatch.setattr(commands.IcecreamTrainer, "_one_step", spoilt)
     assert run("train", *halves, *TILTS, "--out", tmp_path, *TINY) == 1
-    assert re.search(r"no finite gradient.*The weights before that are good: .*step_", capsys.readouterr().err)
+    assert re.search(r"no finite gradient.*the weights are good: .*step_", capsys.readouterr().err)
 
 
 @pytest.mark.fault(44, 64)

@@ -362,7 +362,7 @@ class IcecreamTrainer:
         self.world.wait()
         raise TrainingDivergedError(
             f"no finite gradient in {in_a_row} steps in a row, up to step {self.step}: lower learning_rate or use "
-            f"precision float32. These steps changed nothing, the weights are good" + (f": {saved}" if saved else "")
+            "precision float32. These steps changed nothing, the weights are good" + (f": {saved}" if saved else "")
         )
 
     def _go_on(self, folder: Path) -> None:
