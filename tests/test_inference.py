@@ -408,6 +408,13 @@ def test_tiles_are_as_large_as_the_memory_holds_comfortably(monkeypatch, gigabyt
     assert TiledPredictor(replica, (-60, 60), precision="float32", **given).tile == tile
 
 
+@pytest.mark.parametrize("wedge", ["local", "global"])
+def test_a_full_tomogram_takes_two_gibibytes_with_the_largest_default_tile(wedge):
+    """With half of one for the libraries."""
+    predictor = TiledPredictor(torch.nn.Identity(), (-60, 60), tile=240, stride=8, wedge=wedge)
+    assert predictor.footprint((464, 928, 928)).memory <= 1.5 * 2**30
+
+
 def test_a_network_that_does_not_say_what_it_takes_has_tiles_of_128():
     assert TiledPredictor(torch.nn.Identity(), (-60, 60)).tile == 128
     assert TiledPredictor(torch.nn.Identity(), (-60, 60), stride=48).tile == 96 + 48

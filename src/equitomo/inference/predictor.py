@@ -37,6 +37,9 @@ AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic], InFile)
 
 Shape = tuple[int, int, int]
 
+# Small tiles in one network call: more of them gain nothing, and touch more rows of a file than there is memory for.
+_MOST_LOCAL = 64
+
 # Chunks so many times as large as a tile are decoded so often that it is to be told.
 _LARGE_CHUNK = 16
 
@@ -465,7 +468,7 @@ class TiledPredictor:
     @property
     def _n_local(self) -> int:
         """Tiles of the second pass in one network call: with their padding no more than the large ones."""
-        return self.batch * max(1, self.tile // (2 * self.local_tile)) ** 3
+        return self.batch * min(max(1, self.tile // (2 * self.local_tile)) ** 3, _MOST_LOCAL)
 
     def _local_tiling(self, shape: tuple[int, ...]) -> Tiling:
         z, y, x = shape
