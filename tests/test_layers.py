@@ -16,7 +16,7 @@ PACKAGE = Path(equitomo.__file__).parent
 # A module imports from modules before it and, within a folder, from its own folder. Modules in one line are of one
 # layer and do not know each other, but for those joined by "<", where the later may import the earlier.
 LAYERS = (
-    ("_checks", "_draws", "_middle"),
+    ("_checks", "draws", "_middle"),
     ("fourier < geometry", "tiling", "io"),
     ("precision < physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate", "wedge_estimate"),
