@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from equitomo.datasets import StoredTomogramPair, TomogramPair
+from equitomo.datasets import TomogramPair
 from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import TwoViewReconstructor
@@ -62,7 +62,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def operator_for(
-    pairs: Sequence[TomogramPair | StoredTomogramPair], config: TrainingConfig, device: torch.device
+    pairs: Sequence[TomogramPair], config: TrainingConfig, device: torch.device
 ) -> tuple[PaddedMissingWedgeOperator, dict[TiltGeometry, Tensor]]:
     """The operator of a cube; and the mask of each geometry where there are several."""
     geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
