@@ -40,7 +40,7 @@ from equitomo.datasets import TomogramPair, read_geometry, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_volume, write_whole
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
-from equitomo.precision import is_out_of_memory
+from equitomo.resources import is_out_of_memory
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, leave

@@ -2,14 +2,14 @@
 
 from .errors import FileFormatError, FileFormatWarning
 from .files import bytes_to_create, creating_volume, read_volume, require_writable, write_volume
-from .mapped import release, scratch_array
+from .mapped import SLAB_BYTES, Index, release, scratch_array, slabs_of
 from .mrc_header import MrcHeader
+from .mrc_voxels import MrcVoxels
 from .opening import named
 from .placing import PARTIAL, beside, flush_folder, no_link, require_place, write_whole
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
-from .voxels import SLAB_BYTES, Index, StoredVoxels, slabs_of
 from .zarr_voxels import ZarrVoxels
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "FileFormatWarning",
     "Index",
     "MrcHeader",
-    "StoredVoxels",
+    "MrcVoxels",
     "TableRow",
     "Volume",
     "ZarrVoxels",

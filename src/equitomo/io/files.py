@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .mapped import Array
 from .mrc import read_mrc
-from .mrc_header import Array, Axes
+from .mrc_header import Axes
 from .mrc_write import creating_mrc, write_mrc
 from .opening import named
 from .placing import require_place

@@ -9,10 +9,9 @@ from typing import Any, BinaryIO, Self, cast
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
-from .mapped import claim, release, scratch_array
-from .mrc_header import HEADER_BYTES, Array, byte_order
+from .mapped import SLAB_BYTES, Array, claim, release, scratch_array
+from .mrc_header import HEADER_BYTES, byte_order
 from .placing import beside, require_place
-from .voxels import SLAB_BYTES
 from .writing import WritingPlan, as_stored
 
 
@@ -78,7 +77,7 @@ def _new_header(plan: WritingPlan) -> Array:
     """Header of a volume, with all that is worth keeping of another one's."""
     like, shape = plan.like, plan.shape
     record = like.header.record.copy() if like else np.zeros((), HEADER_DTYPE.newbyteorder("="))
-    keep_sampling = like is not None and like.data.shape == shape and int(record["mz"]) not in (0, 1)
+    keep_sampling = like is not None and like.shape == shape and int(record["mz"]) not in (0, 1)
     starts = like.header.start if like else (0, 0, 0)
     for axis, n, start, size in zip("zyx", shape, starts, plan.voxel_size, strict=True):
         record[f"n{axis}"], record[f"n{axis}start"] = n, start

@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from .mrc_header import Array, Axes
+from .mapped import Array
+from .mrc_header import Axes
 from .volume import Volume
 
 Precision = Literal["float32", "float16"]

@@ -27,15 +27,13 @@ def read_zarr(path: Path, *, memory_map: bool = True, permissive: bool = False) 
     if missing is not None and not permissive:
         raise FileFormatError(
             f"{path}: the chunk {missing} is missing; copy the store again. If it was left out because it holds "
-            "nothing but the fill value, read it with permissive=True (--permissive)"
+            "nothing but the fill value, pass `permissive=True`"
         )
     if missing is not None:
         notes.append(f"chunks are missing, {missing.relative_to(level.folder)} first; the fill value stands there")
     for note in notes:
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=3)
-    volume = Volume(voxels if memory_map else np.asarray(voxels), level.voxel_size, header_at(level.origin), path)
-    object.__setattr__(volume, "stored", voxels)
-    return volume
+    return Volume(voxels if memory_map else np.asarray(voxels), level.voxel_size, header_at(level.origin), path)
 
 
 def import_zarr(path: Path) -> Any:

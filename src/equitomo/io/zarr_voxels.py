@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FileFormatError
-from .mrc_header import Array
-from .voxels import Index, StoredVoxels
+from .mapped import SLAB_BYTES, Array, Index
 from .zarr_metadata import Level
 
 # Chunks that the package decodes at the same time unless it is told otherwise, and copies of each: packed, unpacked,
@@ -21,7 +20,7 @@ _AT_ONCE, _COPIES, _GIVEN_BACK = 10, 4, 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
-class ZarrVoxels(StoredVoxels):
+class ZarrVoxels:
     """The voxels of a Zarr array, decoded where they are read.
 
     Indexed like an array by integers and slices without steps, it gives arrays ``(z, y, x)``; ``numpy.asarray`` reads
@@ -30,6 +29,8 @@ class ZarrVoxels(StoredVoxels):
 
     Parameters
     ----------
+    path
+        The store.
     array
         The array, a :class:`zarr.Array`.
     level
@@ -38,6 +39,7 @@ class ZarrVoxels(StoredVoxels):
         Let the fill value stand for chunks that are missing.
     """
 
+    path: Path
     array: Any
     level: Level
     permissive: bool = False
@@ -107,6 +109,22 @@ class ZarrVoxels(StoredVoxels):
         z, y, x = (_span(part, n) for part, n in zip(index, self.shape, strict=True))
         return self._read((z, y, x))[tuple(slice(None) if isinstance(part, slice) else 0 for part in index)]
 
+    def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
+        """Yield boxes of whole chunks of about ``n_bytes``, each with its place in the volume.
+
+        Raises
+        ------
+        FileFormatError
+            If a chunk is damaged or missing.
+        """
+        steps = list(self._along(self.array.chunks))
+        for axis in (2, 1, 0):
+            room = n_bytes // (math.prod(steps) * self.dtype.itemsize)
+            steps[axis] = min(steps[axis] * max(1, room), self.shape[axis])
+        for starts in product(*(range(0, n, step) for n, step in zip(self.shape, steps, strict=True))):
+            z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(starts, steps, self.shape, strict=True))
+            yield (z, y, x), self._read((z, y, x))
+
     def first_missing(self, box: Index) -> Path | None:
         """The first chunk of a box that is not there, or None. How many there should be costs nothing."""
         # Inside of a shard a chunk that is missing cannot be told from one that was left out.
@@ -119,16 +137,6 @@ class ZarrVoxels(StoredVoxels):
             if not chunk.is_file():
                 return chunk
         return None
-
-    def _pieces(self, n_bytes: int) -> Iterator[tuple[Index, Array]]:
-        """Boxes of whole chunks."""
-        steps = list(self._along(self.array.chunks))
-        for axis in (2, 1, 0):
-            room = n_bytes // (math.prod(steps) * self.dtype.itemsize)
-            steps[axis] = min(steps[axis] * max(1, room), self.shape[axis])
-        for starts in product(*(range(0, n, step) for n, step in zip(self.shape, steps, strict=True))):
-            z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(starts, steps, self.shape, strict=True))
-            yield (z, y, x), self._read((z, y, x))
 
     def _section(self, z: int) -> Array:
         """One section, of the row of chunks that was decoded last if it is there."""

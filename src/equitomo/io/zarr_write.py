@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .mapped import release, scratch_array
-from .mrc_header import Array
+from .mapped import Array, release, scratch_array
 from .opening import named
 from .placing import folder_beside, require_place
 from .writing import Precision, WritingPlan, as_stored
