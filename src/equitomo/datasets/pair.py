@@ -15,13 +15,13 @@ from torch import Tensor
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_finite, require_usable
 from equitomo.datasets.specimen import specimen_mask
 from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, clipped
-from equitomo.geometry import TiltAxis, TiltGeometry, as_geometry
+from equitomo.geometry import Geometry, TiltAxis, TiltGeometry, as_geometry
 from equitomo.io import Volume, read_tilts, read_volume
 from equitomo.volumes import Filled, Shape, VolumeLike, Voxels, as_voxels
 
 Nan = Literal["refuse", "mean"]
 Mask = VolumeLike | Literal["auto"] | None
-Tilts = str | Path | tuple[float, float] | TiltGeometry
+Tilts = str | Path | tuple[float, float] | Geometry
 
 # Halves whose voxels correlate to more than this have no independent noise.
 _EQUAL = 0.999
@@ -39,7 +39,7 @@ class TomogramPair:
         The halves ``(z, y, x)``: arrays, tensors, or what :func:`~equitomo.read_volume` returns. ``second`` is
         ``None`` for a single volume.
     geometry
-        The tilts, or a pair ``(low, high)`` of degrees about the y axis.
+        The tilts, a union of several series, or a pair ``(low, high)`` of degrees about the y axis.
     second_geometry
         The tilts of the second half where they differ, as for halves made of the odd and the even tilts.
     voxel_size
@@ -97,9 +97,9 @@ class TomogramPair:
         self,
         first: VolumeLike,
         second: VolumeLike | None,
-        geometry: TiltGeometry | tuple[float, float],
+        geometry: Geometry | tuple[float, float],
         *,
-        second_geometry: TiltGeometry | tuple[float, float] | None = None,
+        second_geometry: Geometry | tuple[float, float] | None = None,
         voxel_size: float | tuple[float, float, float] | None = None,
         mask: Mask = None,
         normalization: Normalization = "robust",
@@ -122,8 +122,8 @@ class TomogramPair:
             raise ValueError(f"{self.name}: the halves must be volumes (z, y, x) of one shape, got {got}")
         z, y, x = first.shape
         self.shape: Shape = (z, y, x)
-        own = as_geometry(geometry)
-        self.geometries = (own, own if second_geometry is None else as_geometry(second_geometry))[: len(given)]
+        views = (geometry, geometry if second_geometry is None else second_geometry)[: len(given)]
+        self.geometries: tuple[Geometry, ...] = tuple(map(as_geometry, views))
         self.voxel_size = _three(voxel_size) if voxel_size is not None else _stated_size(first)
         roles = {"first": first, "second": second, "mask": mask}
         self.files: dict[str, Path | Volume] = {role: v for role, v in roles.items() if isinstance(v, Volume)}
@@ -229,7 +229,7 @@ class TomogramPair:
         return 4 * self.n_views * math.prod(self.shape)
 
     @property
-    def geometry(self) -> TiltGeometry:
+    def geometry(self) -> Geometry:
         """The tilts of the first half."""
         return self.geometries[0]
 
@@ -374,7 +374,7 @@ class TomogramPair:
         self._fills = tuple(one.mean if one.n_invalid else None for one in statistics)
 
 
-def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y") -> TiltGeometry:
+def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y") -> Geometry:
     """Return the geometry that a file of tilts, a range of degrees or a geometry stands for.
 
     Examples

@@ -119,7 +119,7 @@ def _of_files(pair: TomogramPair) -> Iterator[Finding]:
             "resample the tomogram to cubes",
         )
     for geometry in dict.fromkeys(pair.geometries):
-        for part in getattr(geometry, "parts", (geometry,)):
+        for part in geometry.parts:
             low, high = part.tilt_range
             views = "" if part.continuous else f"{len(part.angles)} views from "
             yield Finding("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {part.tilt_axis}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, hann, rfftn
-from equitomo.geometry import TiltGeometry, as_geometry
+from equitomo.geometry import Geometry, TiltGeometry, TiltUnion, as_geometry
 from equitomo.volumes import VolumeLike as Volume
 from equitomo.volumes import middle_of
 
@@ -145,7 +145,7 @@ def estimate_wedge(first: Volume, second: Volume | None = None) -> WedgeEstimate
 
 
 def judge_geometry(
-    estimate: WedgeEstimate, geometry: TiltGeometry | tuple[float, float], *, tolerance: float = 8.0
+    estimate: WedgeEstimate, geometry: Geometry | tuple[float, float], *, tolerance: float = 8.0
 ) -> WedgeVerdict:
     """Hold a declared geometry against the spectrum.
 
@@ -168,6 +168,10 @@ def judge_geometry(
     pass `tilts='-60,40'`
     """
     geometry = as_geometry(geometry)
+    if isinstance(geometry, TiltUnion):
+        return WedgeVerdict(
+            "unclear", "the missing wedge was not looked for: several tilt series leave no single sector"
+        )
     if estimate.tilt_range is None or estimate.tilt_axis is None:
         return WedgeVerdict("unclear", f"the spectrum does not show the missing wedge: {estimate.reason}")
     (low, high), (declared_low, declared_high) = estimate.tilt_range, geometry.tilt_range
