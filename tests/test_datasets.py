@@ -581,14 +581,14 @@ def test_a_mask_is_boolean_and_of_the_volume_s_shape():
 
 @pytest.mark.parametrize("window", [0, 8, -3])
 def test_a_window_that_is_not_odd_is_refused(window):
-    with pytest.raises(ValueError, match=f"window must be an odd number of voxels, got {window}"):
+    with pytest.raises(ValueError, match=f"`window` must be an odd number of voxels, got {window}"):
         specimen_mask(torch.randn(12, 12, 12), window=window)
 
 
 @pytest.mark.parametrize("name", ["density_percentage", "deviation_percentage"])
 @pytest.mark.parametrize("value", [0.0, 101.0, float("nan")])
 def test_a_percentage_out_of_range_is_refused(name, value):
-    with pytest.raises(ValueError, match=r"percentages must lie in \(0, 100\]"):
+    with pytest.raises(ValueError, match=r"percentage` must lie in \(0, 100\]"):
         specimen_mask(torch.randn(12, 12, 12), **{name: value})
 
 

@@ -12,19 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.datasets.intensities import IntensityScale, Normalization, require_finite, require_usable
+from equitomo.datasets.halves import require_one_grid, require_usable_halves
+from equitomo.datasets.intensities import IntensityScale, Nan, Normalization, require_finite
 from equitomo.datasets.specimen import specimen_mask
-from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, clipped
+from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError
 from equitomo.geometry import Geometry, TiltAxis, TiltGeometry, as_geometry
 from equitomo.io import Volume, read_tilts, read_volume
 from equitomo.volumes import Filled, Shape, VolumeLike, Voxels, as_voxels
 
-Nan = Literal["refuse", "mean"]
 Mask = VolumeLike | Literal["auto"] | None
 Tilts = str | Path | tuple[float, float] | Geometry
-
-# Halves whose voxels correlate to more than this have no independent noise.
-_EQUAL = 0.999
 
 
 class TomogramPair:
@@ -262,7 +259,7 @@ class TomogramPair:
             If the halves cannot be used.
         """
         if self._scale is None:
-            require_usable_halves(self)
+            require_usable_halves(self.statistics, self.labels, self.name, nan=self.nan)
             self._scale = IntensityScale.of(*self.statistics, normalization=self._normalization)
         return self._scale
 
@@ -391,55 +388,6 @@ def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y") -> Geometry:
     if isinstance(tilts, (str, Path)):
         return TiltGeometry(read_tilts(tilts), tilt_axis)
     return TiltGeometry.from_range(*tilts, tilt_axis) if isinstance(tilts, (tuple, list)) else as_geometry(tilts)
-
-
-def require_one_grid(first: Volume, second: Volume) -> None:
-    """Refuse one file for both halves, and volumes that differ in shape or voxel size.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
-    """
-    if first.path.exists() and second.path.exists() and first.path.samefile(second.path):
-        raise ValueError(f"{first.path} and {second.path} are the same file: give the two half tomograms")
-    if first.shape != second.shape:
-        raise ValueError(
-            f"the two volumes differ in shape: {first.path} has {first.shape} and {second.path} {second.shape} voxels "
-            "(z, y, x); give the halves of one tomogram, reconstructed alike"
-        )
-    for one, other in zip(first.voxel_size, second.voxel_size, strict=True):
-        if abs(one - other) > 0.01 * max(one, other):
-            raise ValueError(
-                f"the two volumes differ in voxel size: {first.path} has {first.voxel_size} and {second.path} "
-                f"{second.voxel_size} Å (z, y, x); correct the header that is wrong"
-            )
-
-
-def require_usable_halves(pair: TomogramPair) -> None:
-    """Refuse halves that are constant, hold invalid voxels or have no independent noise.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
-    """
-    for label, one in zip(pair.labels, pair.statistics, strict=True):
-        require_usable(one, label, nan=pair.nan)
-    if (correlation := correlation_of_halves(*pair.statistics)) > _EQUAL:
-        raise ValueError(
-            f"{pair.name}: the halves are not independent, their voxels correlate to {correlation:.4f}: give the two "
-            "half tomograms (odd/even tilts or frames), not the same volume twice"
-        )
-
-
-def correlation_of_halves(first: HalfStatistics, second: HalfStatistics | None = None) -> float:
-    """Return how the samples of two halves correlate, 0 for a single one."""
-    if second is None:
-        return 0.0
-    # A few hot voxels must neither hide what the halves share nor pass for it.
-    one, other = (clipped(half.samples.astype(np.float64)) for half in (first, second))
-    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _names(volumes: tuple[VolumeLike, ...], name: str | None) -> tuple[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped, require_usable_halves
+from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped
 from equitomo.diagnosis.agreement import SURE, compare_halves
 from equitomo.diagnosis.wedge import estimate_wedge, judge_geometry
 from equitomo.fourier import cosine_taper
@@ -89,7 +89,7 @@ def diagnose(pair: TomogramPair) -> list[Finding]:
     """
     findings = [*_of_files(pair)]
     try:
-        require_usable_halves(pair)
+        _ = pair.scale
     except ValueError as error:
         # An error of the library says itself what was found and how to mend it.
         subject = "halves" if "not independent" in str(error) else "voxels"
