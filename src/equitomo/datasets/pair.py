@@ -15,7 +15,7 @@ from torch import Tensor
 from equitomo.datasets.halves import require_one_grid, require_usable_halves
 from equitomo.datasets.intensities import IntensityScale, Nan, Normalization, require_finite
 from equitomo.datasets.specimen import specimen_mask
-from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError
+from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, copy_block
 from equitomo.geometry import Geometry, TiltAxis, TiltGeometry, as_geometry
 from equitomo.io import Volume, read_tilts, read_volume
 from equitomo.volumes import Filled, Shape, VolumeLike, Voxels, as_voxels
@@ -329,11 +329,11 @@ class TomogramPair:
             for place, block in half.slabs():
                 if stopped():
                     raise ReadingStoppedError(self.name)
-                # Numpy and not torch: a second team of threads would take the training's cores.
+                # Numpy and not torch: in the background a second team of threads would take the training's cores.
                 values = np.array(block, np.float32, order="C")
                 values -= mean
                 values /= deviation
-                target[place] = torch.from_numpy(values)
+                copy_block(target, place, values)
         return volumes
 
     def load_mask(self, volumes: Tensor | None = None) -> Tensor | None:

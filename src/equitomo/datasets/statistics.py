@@ -105,11 +105,12 @@ class HalfStatistics:
                 block = np.asarray(block, np.float32)
             collector.add(place, block)
             if into is not None:
-                _copy(into, place, block)
+                copy_block(into, place, block)
         return collector.finish()
 
 
-def _copy(target: Tensor, place: Index, block: NDArray[np.float32]) -> None:
+def copy_block(target: Tensor, place: Index, block: NDArray[np.float32]) -> None:
+    """Copy voxels into a tensor, without torch's threads where the tensor is on the CPU."""
     if target.device.type == "cpu":
         target.numpy()[place] = block
     else:
