@@ -186,7 +186,7 @@ REFUSED = [
     (31, "a.xf", XF.replace("10.5", ""), r"a\.xf: line 1 is not one of IMOD's transforms, which are six numbers"),
     (31, "a.xf", LIST, r"a\.xf: line 1 is not one of IMOD's transforms"),
     (31, "a.prexf", XF, r"a\.prexf: IMOD's transforms hold no tilt angles; give the \.tlt file beside it"),
-    (31, "a.xml", "<TiltSeries/>", r"extension '\.xml' does not tell .* understood are lists of angles"),
+    (31, "a.xml", "<TiltSeries/>", r"extension '\.xml' does not tell .* files that can be read are lists of angles"),
     (31, "angles", "-3\n3\n", r"extension '' does not tell"),
     (31, "a.mdoc", "-3\n3\n", r"no \[ZValue = n\] sections"),
     (31, "a.mdoc", "[FrameSet = 0]\nTiltAngle = 3\n", r"has \[FrameSet = 0\]\); give the .mdoc of the whole"),

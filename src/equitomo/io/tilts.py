@@ -1,5 +1,6 @@
 """Read tilt angles from the files that tomography programs write."""
 
+import math
 import re
 import warnings
 from collections import Counter
@@ -7,19 +8,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import FileFormatError, FileFormatWarning
+from .fei import fei_metadata
+from .mrc import read_header
+from .mrc_header import field
 from .opening import read_text
 from .star import Lines, star_tables
 
-# One angle and the number of its line, counted from 1.
-Found = tuple[int, float]
+# One angle and where it stands: a line, counted from 1, or a section, counted from 0.
+Found = tuple[str, float]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
 # Series are recorded in steps of a degree or more: a smaller span is one view twice, or the radians of a short series.
 LEAST_SPAN = 1.0
-UNDERSTOOD = (
-    "understood are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them (.xf), SerialEM "
-    "(.mdoc), AreTomo (.aln) and RELION (.star); or write the angles in degrees, one per line, into a .tlt file"
+_EXPECTED = (
+    "files that can be read are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them "
+    "(.xf), SerialEM (.mdoc), AreTomo (.aln), RELION (.star) and tilt series with an FEI extended header (.mrc .st); or write "
+    "the angles in degrees, one per line, into a .tlt file"
 )
 
 
@@ -28,7 +33,7 @@ def read_tilts(
 ) -> tuple[float, ...]:
     r"""Read the tilt angles of one tilt series.
 
-    The extension says how the file is read, and its content has to agree; nothing is guessed.
+    The extension decides how the file is read, and its content has to agree; nothing is guessed.
 
     ====================== =================================================================
     ``.tlt .rawtlt .txt``  one number per line; blank lines and what follows ``#`` are skipped
@@ -36,12 +41,13 @@ def read_tilts(
     ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section
     ``.aln``               AreTomo: column ``TILT`` of the kept views, not of ``DarkFrame``
     ``.star``              RELION: ``rlnTomoYTilt`` (refined), else ``rlnTomoNominalStageTiltAngle``
+    ``.mrc .st``           FEI: ``Alpha tilt`` of every section, in the extended header
     ====================== =================================================================
 
     The wedge is that of the angles which the tomogram was reconstructed with. AreTomo adds its ``AlphaOffset`` to
     ``TILT``, IMOD that of the alignment to the ``.tlt``, RELION has it in ``rlnTomoYTilt``: nothing is added here. The
-    angles of the stage (``.mdoc``, ``.rawtlt``) know of no pre-tilt, and an ``OFFSET`` that was given to IMOD's
-    ``tilt`` stands in none of the files; :func:`equitomo.judge_geometry` tells both where they matter.
+    angles of the stage (``.mdoc``, ``.rawtlt``, FEI) do not contain a pre-tilt, and none of the files contains an
+    ``OFFSET`` that was given to IMOD's ``tilt``; :func:`equitomo.judge_geometry` finds both where they matter.
 
     Parameters
     ----------
@@ -88,9 +94,12 @@ def read_tilts(
     if path.suffix.lower() == ".xf":
         n_transforms, path = _beside_transforms(path)
     reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise FileFormatError(f"{path}: {_refusal(path)}; {UNDERSTOOD}")
-    found = reader(path, list(enumerate(read_text(path, "tilt file", UNDERSTOOD).splitlines(), 1)), name)
+    if path.suffix.lower() in (".mrc", ".st"):
+        found = _read_fei(path)
+    elif reader is not None:
+        found = reader(path, list(enumerate(read_text(path, "tilt file", _EXPECTED).splitlines(), 1)), name)
+    else:
+        raise FileFormatError(f"{path}: {_reason_for_refusal(path)}; {_EXPECTED}")
     if n_transforms not in (None, len(found)):
         raise FileFormatError(
             f"{path}: has {len(found)} angles, but there are {n_transforms} transforms in the .xf beside it, expected "
@@ -103,7 +112,7 @@ def read_tilts(
     return tuple(sorted(angles) if sort else angles)
 
 
-def _refusal(path: Path) -> str:
+def _reason_for_refusal(path: Path) -> str:
     """Why a file of another kind is refused."""
     if path.suffix.lower() in (".prexf", ".prexg", ".xg"):
         return "IMOD's transforms hold no tilt angles; give the .tlt file beside it"
@@ -113,7 +122,7 @@ def _refusal(path: Path) -> str:
 def _beside_transforms(path: Path) -> tuple[int, Path]:
     """Number of IMOD's transforms, which turn and shift images in their plane, and the list of their angles."""
     n_transforms = 0
-    for line, text in enumerate(read_text(path, "file of transforms", UNDERSTOOD).splitlines(), 1):
+    for line, text in enumerate(read_text(path, "file of transforms", _EXPECTED).splitlines(), 1):
         numbers = text.split()
         if numbers and (len(numbers) != 6 or not all(NUMBER.fullmatch(number) for number in numbers)):
             raise FileFormatError(f"{path}: line {line} is not one of IMOD's transforms, which are six numbers")
@@ -131,7 +140,20 @@ def _angle(path: Path, line: int, text: str) -> Found:
     """One angle, or an error that names the line."""
     if not NUMBER.fullmatch(text):
         raise FileFormatError(f"{path}: line {line}: {text!r} is not a tilt angle; expected a number of degrees")
-    return line, float(text)
+    return f"line {line}", float(text)
+
+
+def _read_fei(path: Path) -> list[Found]:
+    """Return the ``Alpha tilt`` of every section of a tilt series."""
+    header, _ = read_header(path, False, [])
+    metadata = fei_metadata(header, field(header.record, "nz"))
+    if metadata is None:
+        raise FileFormatError(f"{path}: has no FEI extended header with a tilt angle for each section; {_EXPECTED}")
+    found = [(f"section {n}", float(angle)) for n, angle in enumerate(metadata["Alpha tilt"])]
+    for place, angle in found:
+        if not math.isfinite(angle):
+            raise FileFormatError(f"{path}: {place}: {angle} is not a tilt angle; export the file again")
+    return found
 
 
 def _read_list(path: Path, lines: Lines, name: str | None) -> list[Found]:
@@ -200,7 +222,7 @@ def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
         elif words:
             found.append(_angle(path, line, words[columns.index("TILT")]))
     if not found:
-        raise FileFormatError(f"{path}: no table '# SEC ... TILT', so not an alignment of AreTomo; {UNDERSTOOD}")
+        raise FileFormatError(f"{path}: no table '# SEC ... TILT', so not an alignment of AreTomo; {_EXPECTED}")
     if n_raw is not None and str(len(found) + n_dark) != n_raw:
         note = f"{len(found)} views and {n_dark} dark ones, of {n_raw} in the stack; was it cut short?"
         warnings.warn(f"{path}: lists {note}", FileFormatWarning, stacklevel=3)
@@ -220,7 +242,7 @@ def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
             key = row[columns.index("_rlnTomoName")] if "_rlnTomoName" in columns else block
             series.setdefault(key, []).append(_angle(path, line, row[columns.index(tilt)]))
     if not series:
-        hint = "give the file of one series, named in its column rlnTomoTiltSeriesStarFile" if linked else UNDERSTOOD
+        hint = "give the file of one series, named in its column rlnTomoTiltSeriesStarFile" if linked else _EXPECTED
         raise FileFormatError(f"{path}: no table with one of the columns {', '.join(TILT_COLUMNS)}; {hint}")
     if name is None and len(series) > 1:
         raise FileFormatError(f"{path}: holds {len(series)} tilt series; choose with name= one of {_some(series)}")
@@ -237,10 +259,10 @@ def _some(series: dict[str, list[Found]]) -> str:
 
 def _check_angles(path: Path, found: list[Found]) -> None:
     """Refuse what cannot be the tilts of a series."""
-    for line, angle in found:
+    for place, angle in found:
         if abs(angle) > 90:
             raise FileFormatError(
-                f"{path}: line {line}: {angle:g} is not a tilt between -90 and 90 degrees; radians or "
+                f"{path}: {place}: {angle:g} is not a tilt between -90 and 90 degrees; radians or "
                 "degrees? Or another column?"
             )
     angles = [angle for _, angle in found]
