@@ -634,7 +634,7 @@ def test_the_label_replaces_the_last_of_ten(tmp_path):
 
 @pytest.mark.parametrize("label", ["", "x" * 81, "two\nlines", "ångström"])
 def test_a_label_that_does_not_fit_is_refused(tmp_path, label):
-    with pytest.raises(ValueError, match="label must be 1 to 80 printable ASCII characters"):
+    with pytest.raises(ValueError, match="`label` must be 1 to 80 printable ASCII characters"):
         write_volume(tmp_path / "out.mrc", values("f4"), label=label)
     assert_only(tmp_path)
 
@@ -659,22 +659,22 @@ def test_any_real_array_can_be_written(tmp_path, data):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"data": np.zeros((5, 6))}, ValueError, r"data must have three axes \(z, y, x\)"),
+        ({"data": np.zeros((5, 6))}, ValueError, r"`data` must have three axes \(z, y, x\)"),
         ({"data": np.zeros((0, 5, 6))}, ValueError, r"none empty, got shape \(0, 5, 6\)"),
         ({"data": np.zeros(SHAPE, complex)}, TypeError, r"real numbers, got complex128"),
-        ({"dtype": "int8"}, ValueError, r'dtype must be "float32" or "float16"'),
-        ({"voxel_size": (1.0, 2.0)}, ValueError, r"voxel_size must be one number or \(z, y, x\)"),
+        ({"dtype": "int8"}, ValueError, r'`dtype` must be "float32" or "float16"'),
+        ({"voxel_size": (1.0, 2.0)}, ValueError, r"`voxel_size` must be one number or \(z, y, x\)"),
         ({"voxel_size": -1}, ValueError, r"not negative, got -1"),
-        ({"voxel_size": float("nan")}, ValueError, r"voxel_size must be"),
-        ({"data": np.full(SHAPE, 7e4), "dtype": "float16"}, ValueError, r"reach 70000.*write with dtype="),
-        ({"data": np.full(SHAPE, -1e39)}, ValueError, r"reach 1e\+39, more than float32 can hold"),
+        ({"voxel_size": float("nan")}, ValueError, r"`voxel_size` must be"),
+        ({"data": np.full(SHAPE, 7e4), "dtype": "float16"}, ValueError, r"reaches 70000.*pass `dtype='float32'`"),
+        ({"data": np.full(SHAPE, -1e39)}, ValueError, r"reaches 1e\+39, more than float32 can hold"),
         ({"path": "out.mrc.gz"}, ValueError, r"must not end in \.gz"),
         ({"path": "no\0name.mrc"}, ValueError, r"without NUL characters"),
         ({"path": "missing/out.mrc"}, FileNotFoundError, r"Give one that exists and is writable"),
         ({"path": "file/out.mrc"}, NotADirectoryError, r"cannot write in the folder"),
         ({"path": "loop/out.mrc"}, OSError, r"cannot write in the folder.*symbolic links"),
         ({"path": "folder"}, IsADirectoryError, r"the name is taken by a folder"),
-        ({"path": "file"}, FileExistsError, r"overwrite=True \(--overwrite\).*file"),
+        ({"path": "file"}, FileExistsError, r"pass `overwrite=True` to replace it.*file"),
         ({"path": "loop"}, FileExistsError, r"exists already"),
     ],
 )

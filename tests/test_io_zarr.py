@@ -291,7 +291,7 @@ def test_what_is_no_store_is_never_replaced(kind, tmp_path):
         path.write_text("years of work")
     else:
         path.symlink_to(write_volume(tmp_path / "b.zarr", VALUES, voxel_size=1))
-    with pytest.raises(FileExistsError, match="is no Zarr store, so it is not replaced"):
+    with pytest.raises(FileExistsError, match="is not a Zarr store, so it is not replaced"):
         write_volume(path, VALUES, overwrite=True)
 
 

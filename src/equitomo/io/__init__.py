@@ -5,8 +5,8 @@ from .files import bytes_to_create, creating_volume, read_volume, require_writab
 from .mapped import SLAB_BYTES, Index, release, scratch_array, slabs_of
 from .mrc_header import MrcHeader
 from .mrc_voxels import MrcVoxels
-from .opening import named
-from .placing import PARTIAL, beside, flush_folder, no_link, require_place, write_whole
+from .opening import valid_path
+from .placing import PARTIAL, atomic_file, flush_folder, open_without_links, require_place, write_atomically
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
@@ -23,12 +23,11 @@ __all__ = [
     "TableRow",
     "Volume",
     "ZarrVoxels",
-    "beside",
+    "atomic_file",
     "bytes_to_create",
     "creating_volume",
     "flush_folder",
-    "named",
-    "no_link",
+    "open_without_links",
     "read_table",
     "read_tilts",
     "read_volume",
@@ -37,6 +36,7 @@ __all__ = [
     "require_writable",
     "scratch_array",
     "slabs_of",
+    "valid_path",
+    "write_atomically",
     "write_volume",
-    "write_whole",
 ]

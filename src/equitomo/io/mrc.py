@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 from .errors import FileFormatError, FileFormatWarning
+from .fei import fei_voxel_size
 from .mrc_header import (
     HEADER_BYTES,
     Axes,
@@ -67,7 +68,7 @@ def _require_one_volume(path: Path, header: MrcHeader, notes: list[str]) -> None
 
 
 def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
-    """Return cell over sampling along ``(z, y, x)``, 0 where the header does not say."""
+    """Return cell over sampling along ``(z, y, x)``, 0 where neither it nor an FEI extended header says."""
     record = header.record
     if any(float(record["cellb"][name]) not in (0.0, 90.0) for name in ("alpha", "beta", "gamma")):
         notes.append("the cell angles are not right angles; the voxels are used as if they were")
@@ -80,6 +81,10 @@ def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
     nz, mz = field(record, "nz"), field(record, "mz")
     if header.ispg == 0 and mz == 1 and abs(z / nz - x) <= 0.01 * x:
         z /= nz
+    # Programs write 1 Å where they do not know it.
+    if (0.0 in sizes or sizes == [1.0] * 3) and (known := fei_voxel_size(header)):
+        notes.append(f"the voxel size of {known[2]:.4g} Å is that of the FEI extended header; the header states none")
+        return known
     if 0.0 in sizes:
         notes.append("no voxel size in the header; give it where ångström matter")
     return z, y, x
