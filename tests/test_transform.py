@@ -186,7 +186,7 @@ def test_the_moving_elements_of_any_mask_are_those_that_change_the_operator(kind
     if expected:
         assert CubeRotationGroup.moving(physics).elements == expected
     else:
-        with pytest.raises(ValueError, match="no rotation of .* moves the measured region"):
+        with pytest.raises(ValueError, match=r"no rotation of .* moves the measured region"):
             CubeRotationGroup.moving(physics)
 
 
