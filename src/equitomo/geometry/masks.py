@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
+from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, mirrored
 from equitomo.geometry.tilts import Geometry, TiltAxes, TiltGeometry, as_geometry, shared_axes
 

@@ -12,7 +12,7 @@ from deepinv.physics import Physics
 from deepinv.transform import Transform
 from torch import Tensor, nn
 
-from equitomo._checks import require_volumes
+from equitomo.checks import require_volumes
 from equitomo.draws import ELEMENTS, Draws
 from equitomo.loss.residual import check_margin, inside, mean_square, measured_mean_square
 from equitomo.transform import CubeRotationGroup

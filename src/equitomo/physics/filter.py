@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from equitomo._checks import require_spatial, require_volumes, spatial_shape
+from equitomo.checks import require_spatial, require_volumes, spatial_shape
 from equitomo.fourier import filtered, is_even, laid_out
 from equitomo.geometry import Geometry, MaskPlanes, Planes, Sampling, Support, WedgeMask
 

@@ -10,7 +10,7 @@ import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics
 from torch import Tensor
 
-from equitomo._checks import require_spatial, spatial_shape
+from equitomo.checks import require_spatial, spatial_shape
 from equitomo.fourier import filtered, irfftn, rfftn
 from equitomo.geometry import Geometry, Sampling, Support, WedgeMask
 from equitomo.physics.filter import FourierFilter, MaskMaker, Shape, made_mask, mask_maker
