@@ -29,7 +29,7 @@ from equitomo import (
     TrainingConfig,
     TwoViewReconstructor,
 )
-from equitomo.loss._window import measured_mean_square
+from equitomo.loss import measured_mean_square
 from equitomo.precision import autocast, checked_dtype
 from equitomo.training.step import learning_rate
 
