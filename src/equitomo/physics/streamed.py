@@ -36,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
+from equitomo.checks import spatial_shape
 from equitomo.fourier import mirrored
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
