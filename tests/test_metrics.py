@@ -14,10 +14,13 @@ import torch_fourier_shell_correlation
 from making import DATA, NO_DATA
 from torch import Tensor
 
-from equitomo.fourier import cosine_taper, full_spectrum, irfftn, rfftn
+from equitomo.fourier import cosine_taper, frequencies, full_spectrum, irfftn, rfftn
 from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.metrics import (
+    FourierCorrelation,
     FourierShellCorrelation,
+    MeanFSC,
+    WedgeEnergyFraction,
     conical_fsc,
     fourier_correlation,
     fourier_shell_correlation,
@@ -70,8 +73,9 @@ def test_two_noisy_copies_have_the_correlation_snr_over_snr_plus_one(snr, genera
     assert (deviation.abs() < 4).all()
 
 
+# A volume whose spectrum is summed in more than one piece is among the shapes.
 @pytest.mark.parametrize("geometry", [None, *GEOMETRIES])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (64, 48, 50)])
 def test_shells_of_the_half_spectrum_count_like_those_of_the_full_one(shape, geometry, generator):
     x, other = noise(2, *shape, generator=generator)
     mask = None if geometry is None else wedge_mask(shape, geometry)
@@ -116,6 +120,24 @@ def test_curve_agrees_with_torch_fourier_shell_correlation(side, generator):
     # shells of a few hundred coefficients or more agree, and those but closely.
     assert (ours.correlation[4:-1] - theirs[5:-1]).abs().max() < 0.05
     assert (ours.correlation[4:-1] - theirs[5:-1]).abs().mean() < 0.015
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 64), (64, 32, 64)])
+def test_curve_is_that_of_torch_fourier_shell_correlation_where_shells_are_not_blended(shape, generator):
+    """Theirs shares a coefficient among two shells by its distance, and counts the planes kx = 0 twice.
+
+    Neither matters for coefficients whose radius is that of a shell, off these planes. With sides that are powers of
+    two such a radius is exact in float32, in which theirs computes it.
+    """
+    x, first, second = noise(3, *shape, generator=generator)
+    kz, ky, kx = (min(shape) * k for k in frequencies(shape))
+    radius = (kz**2 + ky**2 + kx**2).sqrt()
+    mask = ((radius - radius.round()).abs() < 1e-9) & (radius > 0) & (kx > 0) & (kx < kx.max())
+    ours = fourier_shell_correlation(x + first, x + second, mask=mask)
+    theirs = torch_fourier_shell_correlation.fourier_shell_correlation(x + first, x + second, mask)
+    shells = ours.count > 0
+    assert shells.sum() > 10
+    assert (ours.correlation - theirs[1:])[shells].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("voxel_size, expected", [(None, 1 / 0.325), (8.0, 8 / 0.325)])
@@ -232,6 +254,111 @@ def test_arrays_also_read_only_ones_score_like_tensors(generator):
 def test_what_cannot_be_scored_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.ones(8, 8, 8))
+
+
+# As metrics of deepinv
+
+
+def batch(*shape: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch of volumes, and the same with noise of another strength in each sample."""
+    x, other = noise(2, *shape, generator=generator)
+    return x + torch.linspace(0.3, 3, len(x), dtype=x.dtype)[:, None, None, None, None] * other, x
+
+
+@pytest.mark.parametrize("region", ["overall", "measured", "wedge"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_metrics_give_the_score_of_each_sample(region, shape, geometry, generator):
+    x_net, x = batch(3, 1, *shape, generator=generator)
+    mask = getattr(region_masks(shape, geometry), region)
+    correlation = FourierCorrelation(geometry, region=region)(x_net, x)
+    mean = MeanFSC(geometry, region=region, n_shells=5)(x_net, x)
+    energy = WedgeEnergyFraction(geometry)(x_net)
+    for i, (one, other) in enumerate(zip(x_net[:, 0], x[:, 0], strict=True)):
+        assert correlation[i].item() == pytest.approx(fourier_correlation(one, other, mask), abs=1e-12)
+        curve = fourier_shell_correlation(one, other, mask=mask, n_shells=5)
+        assert mean[i].item() == pytest.approx(curve.correlation.nanmean().item(), abs=1e-12)
+        assert energy[i].item() == pytest.approx(wedge_energy_fraction(one, geometry).fraction, abs=1e-12)
+    assert correlation.shape == mean.shape == energy.shape == (3,)
+
+
+METRICS = {
+    "correlation": FourierCorrelation((-60.0, 60.0)),
+    "correlation in the wedge": FourierCorrelation((-60.0, 60.0), region="wedge"),
+    "correlation, tapered": FourierCorrelation((-60.0, 60.0), region="measured", taper=2),
+    "mean FSC": MeanFSC(),
+    "mean FSC in the wedge": MeanFSC((-60.0, 60.0), region="wedge", n_shells=3),
+    "wedge energy": WedgeEnergyFraction((-60.0, 60.0)),
+    "wedge energy, tapered": WedgeEnergyFraction((-60.0, 60.0), taper=2),
+}
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+def test_metrics_are_differentiable(metric, generator):
+    x_net, x = batch(2, 2, 4, 5, 6, generator=generator)
+    assert torch.autograd.gradcheck(metric, (x_net.requires_grad_(), x.requires_grad_()))
+
+
+def test_shells_without_coefficients_leave_the_gradient_finite(generator):
+    x_net, x = batch(2, 1, 6, 5, 8, generator=generator)
+    # The wedge has nothing in the first of so many shells.
+    metric = MeanFSC((-80.0, 80.0), region="wedge", n_shells=20)
+    (gradient,) = torch.autograd.grad(metric(x_net.requires_grad_(), x).sum(), x_net)
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+def test_the_channels_of_a_sample_are_compared_together(generator):
+    shape = (12, 9, 10)
+    x_net, x = batch(1, 2, *shape, generator=generator)
+    x_net[:, 1] *= 3
+    ball = (full_radius(shape) > 0) & (full_radius(shape) <= 0.5)
+    one, other = (torch.fft.fftn(v, dim=(-3, -2, -1))[:, :, ball] for v in (x_net, x))
+    expected = (one * other.conj()).sum().real / (one.norm() * other.norm())
+    assert FourierCorrelation()(x_net, x).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", [FourierCorrelation, MeanFSC])
+def test_the_taper_takes_off_mean_and_faces(metric, generator):
+    x_net, x = batch(2, 1, 16, 18, 20, generator=generator)
+    window = cosine_taper((16, 18, 20), 4).double()
+    expected = metric()(*((v - v.mean((-3, -2, -1), keepdim=True)) * window for v in (x_net, x)))
+    torch.testing.assert_close(metric(taper=4)(x_net + 100, x), expected)
+
+
+@pytest.mark.parametrize("kind", [FourierCorrelation, MeanFSC])
+def test_as_a_training_loss_the_best_value_is_zero(kind, generator):
+    x_net, x = batch(2, 1, 8, 8, 8, generator=generator)
+    metric, loss = kind(), kind(train_loss=True)
+    assert not metric.lower_better
+    torch.testing.assert_close(loss(x_net, x), 1 - metric(x_net, x))
+    torch.testing.assert_close(loss(2 * x, x), torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32)])
+def test_values_have_the_precision_of_the_volumes_or_float32(dtype, expected, generator):
+    x_net, x = (v.to(dtype) for v in batch(2, 1, 8, 8, 8, generator=generator))
+    assert all(metric(x_net, x).dtype == expected for metric in METRICS.values())
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: MeanFSC(region="wedge"), "pass `geometry`"),
+        (lambda x: MeanFSC((-60, 60), region="cone"), "region must be"),
+        (lambda x: MeanFSC(n_shells=0)(x, x), "n_shells"),
+        (lambda x: FourierCorrelation()(x, x[..., 1:]), "x_net and x must have the same shape"),
+        (lambda x: FourierCorrelation()(x[0], x[0]), "x_net must be a non-empty batch"),
+        (lambda x: WedgeEnergyFraction((-60, 60), taper=-1)(x), "width"),
+    ],
+)
+def test_what_a_metric_cannot_compare_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(1, 1, 8, 8, 8))
+
+
+def test_a_metric_without_a_reference_says_so():
+    with pytest.raises(TypeError, match="x must be a torch tensor, got NoneType"):
+        FourierCorrelation()(torch.ones(1, 1, 8, 8, 8), None)
 
 
 @pytest.fixture(scope="module")
