@@ -29,7 +29,11 @@ from equitomo.metrics import (
 )
 
 SHAPES = [(16, 16, 16), (15, 15, 15), (12, 17, 20), (20, 9, 15)]
-GEOMETRIES = [TiltGeometry.from_range(-60, 60), TiltGeometry.from_range(-60, 20, tilt_axis="x")]
+GEOMETRIES = [
+    TiltGeometry.from_range(-60, 60),
+    TiltGeometry.from_range(-60, 20, tilt_axis="x"),
+    TiltGeometry.from_range(-50, 50) | TiltGeometry.from_range(-40, 60, tilt_axis="x"),
+]
 
 
 @pytest.fixture
@@ -174,6 +178,13 @@ def test_measured_part_and_wedge_partition_the_nyquist_ball(shape, geometry):
     assert torch.equal(regions.measured | regions.wedge, regions.overall)
     assert not (regions.measured & regions.wedge).any()
     assert torch.equal(regions.measured, regions.overall & (wedge_mask(shape, geometry) > 0))
+
+
+def test_a_second_tilt_axis_leaves_of_the_wedge_what_neither_series_measures():
+    first, second = TiltGeometry.from_range(-60, 60), TiltGeometry.from_range(-50, 40, "x")
+    one, other, both = (region_masks((16, 17, 18), g).wedge for g in (first, second, first | second))
+    assert torch.equal(both, one & other)
+    assert both.sum() < 0.7 * one.sum()
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

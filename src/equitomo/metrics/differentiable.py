@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equitomo.checks import require_volumes, spatial_shape
 from equitomo.fourier import cosine_taper
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry
 from equitomo.metrics.correlation import number_of_shells
 from equitomo.metrics.regions import inside, region_masks, region_sums, shells
 from equitomo.metrics.wedge_energy import energy_in_parts
@@ -48,7 +48,7 @@ class FourierMetric(Metric, nn.Module):  # type: ignore[misc]
 
     def __init__(
         self,
-        geometry: TiltGeometry | tuple[float, float] | None = None,
+        geometry: Geometry | tuple[float, float] | None = None,
         *,
         region: Region = "overall",
         taper: int = 0,
@@ -111,7 +111,7 @@ class MeanFSC(FourierMetric):
 
     def __init__(
         self,
-        geometry: TiltGeometry | tuple[float, float] | None = None,
+        geometry: Geometry | tuple[float, float] | None = None,
         *,
         region: Region = "overall",
         n_shells: int | None = None,
@@ -178,7 +178,7 @@ class WedgeEnergyFraction(FourierMetric):
     True
     """
 
-    def __init__(self, geometry: TiltGeometry | tuple[float, float], *, taper: int = 0, **kwargs: Any) -> None:
+    def __init__(self, geometry: Geometry | tuple[float, float], *, taper: int = 0, **kwargs: Any) -> None:
         super().__init__(geometry, taper=taper, **kwargs)
         self._tilts = geometry
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, multiplicity, rfftn
-from equitomo.geometry import TiltGeometry, wedge_mask
+from equitomo.geometry import Geometry, wedge_mask
 from equitomo.volumes import Shape
 
 Array = Tensor | npt.NDArray[np.floating]
@@ -46,11 +46,12 @@ class FourierRegions:
 
 
 def region_masks(
-    shape: Sequence[int], geometry: TiltGeometry | tuple[float, float], *, device: Device = None
+    shape: Sequence[int], geometry: Geometry | tuple[float, float], *, device: Device = None
 ) -> FourierRegions:
     """Return the masks of all, of the measured and of the missing frequencies of a volume.
 
-    Every frequency between the outermost tilts of a series counts as measured.
+    A frequency counts as measured if it lies between the outermost tilts of a series, or of one of the series in a
+    union, and has a weight other than zero.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry
 from equitomo.metrics.regions import Array, as_batch, region_masks, region_sums
 
 
@@ -29,7 +29,7 @@ class WedgeEnergy:
     relative: float
 
 
-def wedge_energy_fraction(volume: Array, geometry: TiltGeometry | tuple[float, float]) -> WedgeEnergy:
+def wedge_energy_fraction(volume: Array, geometry: Geometry | tuple[float, float]) -> WedgeEnergy:
     """Return how much of the energy of a volume ``(z, y, x)`` lies in the missing wedge.
 
     Parameters
@@ -50,7 +50,7 @@ def wedge_energy_fraction(volume: Array, geometry: TiltGeometry | tuple[float, f
     return WedgeEnergy(fraction, coefficients, fraction / coefficients)
 
 
-def energy_in_parts(x: Tensor, geometry: TiltGeometry | tuple[float, float]) -> tuple[Tensor, Tensor]:
+def energy_in_parts(x: Tensor, geometry: Geometry | tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return the energy ``(batch, 2)`` of the measured part and of the wedge, and their numbers of coefficients."""
     regions = region_masks(x.shape[-3:], geometry, device=x.device)
     sums = region_sums(x, x, lambda section: regions.overall[section].long() + regions.wedge[section], 2)
