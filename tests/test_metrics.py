@@ -355,9 +355,9 @@ def test_values_have_the_precision_of_the_volumes_or_float32(dtype, expected, ge
     "call, message",
     [
         (lambda x: MeanFSC(region="wedge"), "pass `geometry`"),
-        (lambda x: MeanFSC((-60, 60), region="cone"), "region must be"),
+        (lambda x: MeanFSC((-60, 60), region="cone"), "`region` must be"),
         (lambda x: MeanFSC(n_shells=0)(x, x), "n_shells"),
-        (lambda x: FourierCorrelation()(x, x[..., 1:]), "x_net and x must have the same shape"),
+        (lambda x: FourierCorrelation()(x, x[..., 1:]), "`x_net` and `x` must have the same shape"),
         (lambda x: FourierCorrelation()(x[0], x[0]), "x_net must be a non-empty batch"),
         (lambda x: WedgeEnergyFraction((-60, 60), taper=-1)(x), "width"),
     ],

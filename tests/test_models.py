@@ -140,10 +140,10 @@ def test_a_volume_too_small_to_be_pooled_is_refused(shape):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 5}, "width must be even and levels at least 2, got width 5 and 3 levels"),
-        ({"levels": 1}, "levels at least 2"),
-        ({"width": 0}, "width must be even"),
-        ({"residual": True, "out_channels": 2}, "in_channels == out_channels, got 1 and 2"),
+        ({"width": 5}, "`width` must be even and `levels` at least 2, got width 5 and 3 levels"),
+        ({"levels": 1}, "`levels` at least 2"),
+        ({"width": 0}, "`width` must be even"),
+        ({"residual": True, "out_channels": 2}, "`in_channels` == `out_channels`, got 1 and 2"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(settings, message):
@@ -267,7 +267,7 @@ def test_axes_zyx_turn_the_network_with_the_volume(tmp_path):
 
 
 def test_unknown_axes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="axes must be 'yxz' or 'zyx', got 'xyz'"):
+    with pytest.raises(ValueError, match="`axes` must be 'yxz' or 'zyx', got 'xyz'"):
         load_icecream_checkpoint(put(tmp_path, network().state_dict()), axes="xyz")
 
 
@@ -375,9 +375,9 @@ def test_the_channels_of_a_view_are_adjacent_and_go_through_the_network_together
 
 
 def test_views_that_do_not_fit_the_channels_are_refused():
-    with pytest.raises(ValueError, match=r"y must be \(batch, views \* 2, z, y, x\)"):
+    with pytest.raises(ValueError, match=r"`y` must be \(batch, views \* 2, z, y, x\)"):
         TwoViewReconstructor(network(in_channels=2), channels=2)(normal(1, 3, 8, 8, 8))
-    with pytest.raises(ValueError, match="channels must be positive, got 0"):
+    with pytest.raises(ValueError, match="`channels` must be positive, got 0"):
         TwoViewReconstructor(network(), channels=0)
 
 

@@ -84,10 +84,10 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if width < 2 or width % 2 or levels < 2:
-            raise ValueError(f"width must be even and levels at least 2, got width {width} and {levels} levels")
+            raise ValueError(f"`width` must be even and `levels` at least 2, got width {width} and {levels} levels")
         if residual and in_channels != out_channels:
             raise ValueError(
-                "a residual network adds its input to its output and needs in_channels == out_channels, "
+                "a residual network adds its input to its output and needs `in_channels` == `out_channels`, "
                 f"got {in_channels} and {out_channels}"
             )
         self._settings = {
@@ -136,7 +136,7 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
         if min(x.shape[-3:]) < self.stride:
             raise ValueError(
                 f"a network of stride {self.stride} needs at least as many voxels along each axis, got "
-                f"{tuple(x.shape[-3:])} (z, y, x): pad the volume or use fewer levels"
+                f"{tuple(x.shape[-3:])} (z, y, x): pad the volume or lower `levels`"
             )
         maps, skips = x, []
         for level, encoder in enumerate(self.encoders):
@@ -239,7 +239,7 @@ class TwoViewReconstructor(Reconstructor):  # type: ignore[misc]
     def __init__(self, network: nn.Module, *, channels: int = 1) -> None:
         super().__init__()
         if channels < 1:
-            raise ValueError(f"channels must be positive, got {channels}")
+            raise ValueError(f"`channels` must be positive, got {channels}")
         self.network = network
         self.channels = channels
 
@@ -251,7 +251,7 @@ class TwoViewReconstructor(Reconstructor):  # type: ignore[misc]
         require_volumes(y, "y")
         if y.shape[1] % self.channels:
             raise ValueError(
-                f"y must be (batch, views * {self.channels}, z, y, x) for views of {self.channels} channels, "
+                f"`y` must be (batch, views * {self.channels}, z, y, x) for views of {self.channels} channels, "
                 f"got shape {tuple(y.shape)}"
             )
         views = rearrange(y, "b (view c) z y x -> (b view) c z y x", c=self.channels)
@@ -289,7 +289,7 @@ def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = 
         If the file holds anything other than tensors and containers, or no weights of this architecture.
     """
     if axes not in ("yxz", "zyx"):
-        raise ValueError(f"axes must be 'yxz' or 'zyx', got {axes!r}")
+        raise ValueError(f"`axes` must be 'yxz' or 'zyx', got {axes!r}")
     with Path(path).open("rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)

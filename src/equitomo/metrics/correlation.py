@@ -160,7 +160,7 @@ def conical_fsc(
     {'z': 2.0, 'y': 2.0, 'x': 2.0}
     """
     if not 0 < half_angle <= 90:
-        raise ValueError(f"half_angle must be more than 0 and at most 90 degrees, got {half_angle}")
+        raise ValueError(f"`half_angle` must be more than 0 and at most 90 degrees, got {half_angle}")
     shape = spatial_shape(first.shape)
     device = first.device if isinstance(first, Tensor) else None
     side = math.cos(math.radians(half_angle)) * frequency_radius(shape, device) - EDGE
@@ -197,7 +197,7 @@ def number_of_shells(shape: Shape, n_shells: int | None) -> int:
     """Return the number of shells for volumes of a shape, where ``None`` stands for half of the shortest side."""
     n = min(shape) // 2 if n_shells is None else n_shells
     if n < 1:
-        raise ValueError(f"n_shells must be positive and sides at least 2, got {n_shells} and {shape}")
+        raise ValueError(f"`n_shells` must be positive and sides at least 2, got {n_shells} and {shape}")
     return n
 
 

@@ -56,9 +56,9 @@ class FourierMetric(Metric, nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__(**kwargs)
         if region not in ("overall", "measured", "wedge"):
-            raise ValueError(f"region must be 'overall', 'measured' or 'wedge', got {region!r}")
+            raise ValueError(f"`region` must be 'overall', 'measured' or 'wedge', got {region!r}")
         if region != "overall" and geometry is None:
-            raise ValueError(f"region={region!r} depends on the tilts: pass `geometry`")
+            raise ValueError(f"`region={region!r}` depends on the tilts: pass `geometry`")
         self.geometry, self.region, self.taper = geometry, region, taper
         self.lower_better = False
 
@@ -82,7 +82,7 @@ class FourierMetric(Metric, nn.Module):  # type: ignore[misc]
     def _tapered_pair(self, x_net: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = self._tapered(x_net, "x_net"), self._tapered(x, "x")
         if first.shape != second.shape:
-            raise ValueError(f"x_net and x must have the same shape, got {tuple(x_net.shape)} and {tuple(x.shape)}")
+            raise ValueError(f"`x_net` and `x` must have the same shape, got {tuple(x_net.shape)} and {tuple(x.shape)}")
         return first, second
 
 
