@@ -1,4 +1,4 @@
-"""The network: scale and shift equivariance, its fused form, checkpoints of the reference program, folding of views."""
+"""Tests of the network, of its use in deepinv, of reading reference checkpoints, and of folding views."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def network(seed: int = 0, **settings) -> ScaleEquivariantUNet3D:
 
 
 def textbook(net: ScaleEquivariantUNet3D, x: Tensor) -> Tensor:
-    """The reference program's U-Net from the same parameters, as one would write it down."""
+    """Apply the reference program's U-Net with the same parameters, in its plainest form."""
 
     def level(module: nn.Module, u: Tensor) -> Tensor:
         for layer in module.basic_module.values():
@@ -105,7 +105,7 @@ def test_gradients_are_those_of_the_textbook_network(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_float32_the_fused_form_equals_the_plain_one_to_rounding(shape):
-    """Both add the same products in another order: a few units in the last place of 1.2e-7."""
+    """Both add the same products in another order, so they differ by a few units in the last place, 1.2e-7."""
     fused, plain = network(width=8).float(), network(width=8, fused=False).float()
     x = normal(1, 1, *shape, dtype=torch.float32)
     assert_close(fused(x), plain(x), 1e-6)
@@ -161,7 +161,7 @@ def test_other_numbers_of_channels_pass():
 @pytest.mark.parametrize("axis", [-3, -2, -1])
 def test_a_shift_by_the_stride_shifts_the_inside_of_the_output(axis):
     net, x = network(width=2, levels=2), normal(1, 1, 32, 32, 32)
-    # Two levels see at most 10 voxels: 2 + 2 fine ones at each end and 2 + 1 coarse ones, and the shift of 2.
+    # The outputs compared depend on voxels at most 10 away: 2 + 2 fine ones, 2 + 1 coarse ones, and the shift of 2.
     inside = (..., *(slice(12, 20),) * 3)
     expected = net(x).roll(net.stride, axis)[inside]
     assert_close(net(x.roll(net.stride, axis))[inside], expected)
@@ -175,7 +175,7 @@ def test_the_memory_format_changes_nothing_beyond_rounding():
     assert_close(net(x.to(memory_format=torch.channels_last_3d)), expected)
 
 
-def test_the_input_is_left_as_it_was():
+def test_the_input_is_not_changed():
     x = normal(1, 1, 8, 8, 8)
     kept = x.clone()
     network()(x)
@@ -206,7 +206,7 @@ def test_the_settings_rebuild_a_network_that_computes_the_same(settings):
 def test_artifact_removal_of_deepinv_takes_the_network(mode):
     physics = MissingWedgeOperator((8, 9, 10), (-60, 60), noise_model=GaussianNoise(0.1)).double()
     net, y = network(), physics.A(normal(2, 1, 8, 9, 10))
-    # On what is measured the operator, its adjoint and its pseudo-inverse are the identity.
+    # On measured data the operator, its adjoint and its pseudo-inverse are the identity.
     assert_close(ArtifactRemoval(net, mode=mode)(y, physics), net(y))
 
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_the_reference_program_is_read(tmp_path, wrap, width, le
     assert all(p.requires_grad for p in loaded.parameters())
 
 
-def test_axes_zyx_turn_the_network_with_the_volume(tmp_path):
+def test_axes_zyx_permute_the_network_with_the_volume(tmp_path):
     path = put(tmp_path, network().float().state_dict())
     theirs, ours = (load_icecream_checkpoint(path, axes=axes).double() for axes in ("yxz", "zyx"))
     x = normal(1, 1, 8, 12, 16)
@@ -272,7 +272,7 @@ def test_unknown_axes_are_refused(tmp_path):
 
 
 class Malicious:
-    """Leaves a file behind if its pickle is run."""
+    """An object whose pickle creates a folder if it is run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_name(tmp_path, zipped):
             assert "model_iteration_1.pt" in str(error)
 
 
-def test_a_file_that_is_not_there_is_told_as_such(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_icecream_checkpoint(tmp_path / "nothing.pt")
 
@@ -398,7 +398,7 @@ def test_views_share_one_call():
     assert batches == [6]
 
 
-def test_under_autocast_the_answer_has_the_inputs_precision():
+def test_under_autocast_the_output_has_the_precision_of_the_input():
     net = network().float()
     seen = []
     net.final_conv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -408,12 +408,12 @@ def test_under_autocast_the_answer_has_the_inputs_precision():
     assert answer.dtype == torch.float32
 
 
-def test_a_reconstructor_takes_a_physics_and_ignores_it():
+def test_the_reconstructor_ignores_the_physics():
     model, y = TwoViewReconstructor(network()), normal(1, 2, 8, 8, 8)
     assert torch.equal(model(y, physics=None), model(y, object()))
 
 
 @pytest.mark.fault(73)
-def test_a_measurement_that_is_no_batch_of_volumes_is_refused():
+def test_a_measurement_that_is_not_a_batch_of_volumes_is_refused():
     with pytest.raises(ValueError, match="y must be a non-empty batch of volumes"):
         TwoViewReconstructor(network())(normal(2, 8, 8, 8))

@@ -1,4 +1,4 @@
-"""Pictures: that they are drawn, and that they show what they say."""
+"""Tests that pictures are drawn and show what they claim."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ DUAL_AXIS = TiltGeometry([-50, 40]) | TiltGeometry([-60, 60], "x") | TiltGeometr
 
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
-    """The figures that are saved."""
+    """Return the list of the figures that are saved."""
     saved, save = [], Figure.savefig
 
     def keep(figure, *args, **kwargs):
@@ -33,7 +33,7 @@ def figures(monkeypatch) -> list[Figure]:
 
 
 def assert_picture(path):
-    """The file is a picture with something in it, and nothing else was left beside it."""
+    """Assert that the file is a picture with some content, and the only file in its folder."""
     pixels = imread(path)
     assert pixels.ndim == 3
     assert pixels[..., :3].std() > 0.01
@@ -107,7 +107,7 @@ def test_the_losses_of_a_run_are_drawn(tmp_path, rows):
 
 
 def drawn(tmp_path, figures, table):
-    """The axes with the losses of a table."""
+    """Return the axes with the losses of a table."""
     (tmp_path / "losses.csv").write_text(table)
     report.draw_losses(tmp_path / "losses.png", tmp_path / "losses.csv")
     return figures[-1].axes[0]
@@ -172,7 +172,7 @@ def test_pyplot_and_its_global_figures_are_not_used(tmp_path):
 
 
 def noise_in(geometry, shape):
-    """White noise in the measured part of Fourier space, nothing in the missing wedge."""
+    """Return white noise in the measured part of Fourier space, with an empty missing wedge."""
     noise = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0))
     return MissingWedgeOperator(shape, geometry, support="box").A(noise)[0, 0]
 
@@ -217,7 +217,7 @@ def test_the_lines_run_along_the_edges_of_the_empty_wedge(tilt_range, tilt_axis,
     left, right, bottom, top = axes.images[0].get_extent()
 
     def seen(direction):
-        """Mean of the picture along a direction from its middle, in the coordinates of its axes."""
+        """Return the mean of two pixels along a direction from the middle, in the coordinates of the axes."""
         x, y = 0.3 * np.array(direction)
         columns = [int((sign * x - left) / (right - left) * 40) for sign in (-1, 1)]
         rows = [int((sign * y - top) / (bottom - top) * 40) for sign in (-1, 1)]
