@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
-    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
@@ -42,6 +42,7 @@ __all__ = [
     "SubtomogramPool",
     "TiledPredictor",
     "TiltGeometry",
+    "TiltRangeGenerator",
     "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
@@ -77,6 +78,7 @@ _HOMES = {
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
+    "TiltRangeGenerator": "physics",
     "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",
