@@ -10,7 +10,7 @@ from making import noisy_halves
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from equitomo import MissingWedgeOperator, TiltGeometry, fourier_shell_correlation, report
+from equitomo import MissingWedgeOperator, TiltGeometry, estimate_wedge, fourier_shell_correlation, report
 from equitomo.fourier import cosine_taper
 from equitomo.geometry import TiltAxes
 from equitomo.io import slabs_of
@@ -228,6 +228,14 @@ def test_the_lines_run_along_the_edges_of_the_empty_wedge(tilt_range, tilt_axis,
         angle = np.arctan2(y1 - y0, x1 - x0)
         inside, outside = (angle + sign * inwards * np.radians(14) for sign in (1, -1))
         assert seen((np.cos(inside), np.sin(inside))) > seen((np.cos(outside), np.sin(outside))) + 1
+
+
+def test_the_wedge_is_drawn_with_the_outermost_tilts_of_every_part(tmp_path, figures):
+    estimate = estimate_wedge(noise_in(TiltGeometry.from_range(-60, 60), (64, 64, 64)))
+    report.draw_wedge(tmp_path / "wedge.png", estimate, DUAL_AXIS)
+    lines = [line.get_xdata()[0] for line in figures[0].axes[0].lines[1:]]
+    assert lines[:2] == pytest.approx([120, 60], abs=4)
+    assert sorted(lines[2:]) == sorted(tilt % 180 for part in DUAL_AXIS.parts for tilt in part.tilt_range)
 
 
 def test_the_spectrum_of_a_plane_wave_peaks_at_its_frequency():
