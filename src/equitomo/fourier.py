@@ -189,7 +189,7 @@ def is_even(half: Tensor, length_x: int) -> bool:
     own = [0] if length_x % 2 or half.shape[-1] == 1 else [0, -1]
     planes = half[..., own]
     # A mask computed from angles, as a contrast transfer function with astigmatism, is even up to rounding only.
-    return bool((planes - mirrored(planes, (-3, -2))).abs().max() <= _ROUNDING * half.abs().max())
+    return bool((planes - mirrored(planes, (-3, -2))).abs().max() <= _ROUNDING * planes.abs().max())
 
 
 def multiplicity(length_x: int, device: torch.device | str | None = None) -> Tensor:

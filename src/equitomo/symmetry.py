@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, combinations
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ def mirrors_of(geometry: Geometry | tuple[float, float], flips: bool = True) -> 
 
     Examples
     --------
+    >>> mirrors_of((-60.0, 60.0))
+    [(), (-1,), (-2,), (-2, -1), (-3,), (-3, -1), (-3, -2), (-3, -2, -1)]
     >>> mirrors_of((-40.0, 60.0))
     [(), (-2,), (-3, -1), (-3, -2, -1)]
     >>> about_y, about_x = TiltGeometry.from_range(-40, 60), TiltGeometry.from_range(-40, 60, "x")
@@ -78,7 +80,8 @@ def mirrors_of(geometry: Geometry | tuple[float, float], flips: bool = True) -> 
     [(), (-3, -2, -1)]
     """
     parts = as_geometry(geometry).parts
-    subsets = chain.from_iterable(combinations((-3, -2, -1), n) for n in range(4))
+    # The order decides which image a seed draws, and in which order images are averaged.
+    subsets = [tuple(axis for axis in chosen if axis) for chosen in product((0, -3), (0, -2), (0, -1))]
     allowed = [axes for axes in subsets if flips or len(axes) % 2 == 0]
     return [axes for axes in allowed if all(_keeps(part, axes) for part in parts)]
 
