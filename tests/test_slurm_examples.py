@@ -77,6 +77,7 @@ def cluster(tmp_path):
     return submit
 
 
+@pytest.mark.slow
 def test_a_network_for_a_table_and_its_predictions_in_parts(cluster, tmp_path):
     trained = cluster("train.sh", "table.csv", "run", "--tilts", "-60,60", *SMALL, *HERE)
     assert trained.returncode == 0, trained.stderr
@@ -87,6 +88,7 @@ def test_a_network_for_a_table_and_its_predictions_in_parts(cluster, tmp_path):
         assert len(list((tmp_path / "results").glob("*.mrc"))) == task
 
 
+@pytest.mark.slow
 def test_a_reconstruction_for_each_line_of_a_list(cluster, tmp_path):
     done = cluster("reconstruct.sh", "list", "runs", *SMALL, *HERE, SLURM_ARRAY_TASK_ID=2, SLURM_ARRAY_JOB_ID=7)
     assert done.returncode == 0, done.stderr
@@ -110,6 +112,7 @@ def test_a_job_that_was_stopped_goes_back_into_the_queue_and_resumes(cluster, tm
     assert "--resume" in cluster(script, *inputs, **variables).stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_before_its_first_checkpoint_begins_again(cluster, tmp_path):
     arguments = ["train.sh", "table.csv", "run", "--tilts", "-60,60", *SMALL, *HERE]
     assert cluster(*arguments).returncode == 0
