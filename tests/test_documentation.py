@@ -33,7 +33,7 @@ def test_every_public_name_has_a_docstring_with_an_example_or_an_error_section()
 
 
 def faults_shown(source: str) -> set[int]:
-    """Return the entries of docs/faults.md that the tests of a file are marked with, directly or by a table of cases."""
+    """Return the entries of docs/faults.md that a file's tests are marked with, directly or by a table of cases."""
     module = ast.parse(source).body
     tables = {ast.unparse(node.targets[0]): node.value for node in module if isinstance(node, ast.Assign)}
     tests = [node for node in module if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]

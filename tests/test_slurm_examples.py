@@ -41,7 +41,7 @@ sys.exit(max(128 - status if status < 0 else status for status in found))
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Write two tomograms, a table and a list; srun starts its tasks on this machine, scontrol records its arguments."""
+    """Write two tomograms, a table and a list; srun starts its tasks here, scontrol records its arguments."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "tasks.py").write_text(SRUN)
