@@ -149,6 +149,7 @@ def test_demo_needs_no_input_and_leaves_everything(tmp_path):
     assert read_volume(tmp_path / "demo" / "reconstruction.mrc").data.shape == (32, 32, 32)
 
 
+@pytest.mark.slow
 def test_what_demo_leaves_can_be_reconstructed_again(tmp_path):
     run("demo", "--out", tmp_path / "demo", "--size", "32", *TINY, *TILED)
     files = [tmp_path / "demo" / name for name in ("even.mrc", "odd.mrc")]
@@ -930,6 +931,7 @@ def test_a_mask_without_the_mark_is_read_if_it_is_asked_for(tmp_path, capsys, co
 # Exit statuses and the shell -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.fault(58, 59)
 def test_a_stopped_run_goes_on_to_the_bit_wherever_it_was_stopped():
     """A few of the random moments; `python tests/kills.py` tries as many as one likes."""
@@ -1062,6 +1064,7 @@ def test_the_console_script_compares_two_files(halves):
     assert "whole" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.fault(59)
 def test_a_terminated_process_saves_and_ends_with_130(halves, tmp_path):
     arguments = [*map(str, halves), *TILTS, "--out", str(tmp_path / "run"), *TINY, "--steps", "100000"]

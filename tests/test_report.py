@@ -159,6 +159,7 @@ def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_pyplot_and_its_global_figures_are_not_used(tmp_path):
     code = (
         "import sys, torch; from equitomo import report; "
