@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Shape = tuple[int, int, int]
 
-def spatial_shape(shape: Sequence[int], name: str = "shape") -> tuple[int, int, int]:
+
+def spatial_shape(shape: Sequence[int], name: str = "shape") -> Shape:
     """Return three positive lengths ``(z, y, x)``; a leading number of channels is dropped."""
     lengths = tuple(int(n) for n in shape)
     if len(lengths) not in (3, 4) or min(lengths) < 1:
@@ -29,7 +31,7 @@ def require_volumes(x: Tensor, name: str = "x") -> None:
         )
 
 
-def require_spatial(x: Tensor, shape: tuple[int, int, int], name: str = "x") -> None:
+def require_spatial(x: Tensor, shape: Shape, name: str = "x") -> None:
     """Raise an error for a batch whose last three lengths are not ``shape``."""
     require_volumes(x, name)
     if tuple(x.shape[-3:]) != shape:

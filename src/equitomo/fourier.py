@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from equitomo.checks import spatial_shape
-
-Shape = tuple[int, int, int]
+from equitomo.checks import Shape, spatial_shape
 
 _AXES = (-3, -2, -1)
-_ROUNDING = 1e-5
+# Masks that are computed from angles, such as contrast transfer functions with astigmatism, have their symmetries only
+# up to this part of their largest value.
+ROUNDING = 1e-5
 # The voxels of a grid above which a CPU filters one volume after the other: the spectra of a batch would fit neither
 # into the cache nor into the memory that the allocator has at hand, and would take up to twice the time.
 LARGEST_TOGETHER = 1 << 19
@@ -159,6 +159,14 @@ def frequencies(
     )
 
 
+def frequency_radius(
+    shape: Shape, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Return the distance of each coefficient of the half spectrum from zero frequency, in cycles per voxel."""
+    kz, ky, kx = frequencies(shape, device=device, dtype=dtype)
+    return (kz**2 + ky**2 + kx**2).sqrt()
+
+
 def mirrored(mask: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return a mask on the full, unshifted spectrum reversed along ``axes``; along all axes it is ``mask(-k)``."""
     # Index 0 holds k = 0 and stays; index i becomes N - i. A broadcast axis of length 1 is its own mirror.
@@ -188,8 +196,7 @@ def is_even(half: Tensor, length_x: int) -> bool:
     """
     own = [0] if length_x % 2 or half.shape[-1] == 1 else [0, -1]
     planes = half[..., own]
-    # A mask computed from angles, as a contrast transfer function with astigmatism, is even up to rounding only.
-    return bool((planes - mirrored(planes, (-3, -2))).abs().max() <= _ROUNDING * planes.abs().max())
+    return bool((planes - mirrored(planes, (-3, -2))).abs().max() <= ROUNDING * planes.abs().max())
 
 
 def multiplicity(length_x: int, device: torch.device | str | None = None) -> Tensor:

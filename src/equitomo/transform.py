@@ -12,20 +12,19 @@ from deepinv.transform import Transform
 from deepinv.transform.base import TransformParam
 from torch import Tensor
 
-from equitomo.checks import require_volumes
-from equitomo.fourier import full_spectrum, mirrored
+from equitomo.checks import Shape, require_volumes
+from equitomo.fourier import ROUNDING, full_spectrum, mirrored
 
 _AXES = (-3, -2, -1)
 _KEY = "element"
-_ROUNDING = 1e-5
 
 
 class MaskedOperator(Protocol):
     """An operator with a mask on the half spectrum of a grid, as :meth:`CubeRotationGroup.moving` takes it."""
 
     mask: Tensor
-    grid_shape: tuple[int, int, int]
-    volume_shape: tuple[int, int, int]
+    grid_shape: Shape
+    volume_shape: Shape
 
 
 class CubeRotationGroup(Transform):  # type: ignore[misc]
@@ -73,7 +72,7 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
         rng: torch.Generator | None = None,
         elements: tuple[int, ...] | None = None,
     ) -> None:
-        # deepinv would fold z into the channels: volumes are no videos.
+        # deepinv would fold z into the channels: volumes are not videos.
         super().__init__(n_trans=n_trans, rng=rng, flatten_video_input=False)
         chosen = range(48 if flips else 24) if elements is None else elements
         self.elements = tuple(int(g) for g in chosen)
@@ -233,7 +232,7 @@ def _identity_first(matrix: list[list[int]]) -> tuple[bool, bool, list[list[int]
 
 
 @cache
-def _permutation(g: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+def _permutation(g: int) -> tuple[Shape, tuple[int, ...]]:
     """Return the axis that each of the last three comes from, and which of them are then reversed."""
     matrix = _table()[0][g]
     order = matrix.abs().argmax(-1).tolist()
@@ -249,8 +248,12 @@ def _apply(g: int, x: Tensor) -> Tensor:
             f"element {g} of the cube's group exchanges axes of different length in a volume of {tuple(x.shape[-3:])} "
             "voxels (z, y, x): cut cubes, or draw with CubeRotationGroup.moving(operator)"
         )
-    leading = range(x.ndim - 3)
-    return x.permute(*leading, *(x.ndim + axis for axis in order)).flip(reverse)
+    return _permuted(x, order).flip(reverse)
+
+
+def _permuted(x: Tensor, order: Shape) -> Tensor:
+    """Return a tensor with its last three axes in another order."""
+    return x.permute(*range(x.ndim - 3), *(x.ndim + axis for axis in order))
 
 
 def _keeps_shape(g: int, shape: tuple[int, ...]) -> bool:
@@ -268,9 +271,7 @@ def _moves(g: int, operator: MaskedOperator) -> bool:
     lengths = [max(n for n, other in zip(mask.shape[-3:], shape, strict=True) if other == own) for own in shape]
     mask = mask.expand(*mask.shape[:-3], *lengths)
     order, reverse = _permutation(g)
-    leading = range(mask.ndim - 3)
-    turned = mask.permute(*leading, *(mask.ndim + axis for axis in order))
+    turned = _permuted(mask, order)
     # In Fourier space a reversed axis keeps k = 0 at index 0; see fourier.mirrored.
     turned = mirrored(turned, reverse) if reverse else turned
-    # A mask that is computed, as with a contrast transfer function, has its symmetries up to rounding.
-    return bool((turned - mask).abs().max() > _ROUNDING * mask.abs().max())
+    return bool((turned - mask).abs().max() > ROUNDING * mask.abs().max())

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equitomo.checks import Shape
 from equitomo.io import SLAB_BYTES, Index, slabs_of
 
 __all__ = ["Filled", "Index", "Shape", "VolumeLike", "Voxels", "as_voxels", "middle_of"]
-
-Shape = tuple[int, int, int]
 
 
 @runtime_checkable

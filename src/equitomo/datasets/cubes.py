@@ -15,10 +15,8 @@ from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts, require_fit
 from equitomo.draws import CUBES, draw_integers
 from equitomo.geometry import Geometry
-from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics import WedgeOperator
 from equitomo.volumes import Shape
-
-WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 
 
 class Cubes(Dataset[dict[str, Any]]):

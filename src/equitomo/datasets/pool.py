@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.datasets.cubes import Cubes, SubtomogramDataset, WedgeOperator, central_cube, cube_at
+from equitomo.datasets.cubes import Cubes, SubtomogramDataset, central_cube, cube_at
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts
 from equitomo.datasets.statistics import ReadingStoppedError
 from equitomo.draws import CUBES, SLOTS, TOMOGRAMS, draw_integers
+from equitomo.physics import WedgeOperator
 from equitomo.volumes import Shape
 
 _log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ MIDDLE = 192
 _BLOCK = 4  # voxels per side of the blocks whose means are kept
 # In robust standard deviations from the median: values beyond do not enter a scale. A Gaussian loses nothing by it.
 _CLIP = 6.0
+_Float = TypeVar("_Float", np.float32, np.float64)
 
 
 class ReadingStoppedError(Exception):
@@ -226,7 +228,7 @@ class _Collector:
         sums[tuple(slice(number[0], number[-1] + 1) for number in numbers)] += block
 
 
-def clipped(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def clipped(values: NDArray[_Float]) -> NDArray[_Float]:
     """Return the values, none more than six robust standard deviations from the median."""
     centre = float(np.median(values))
     spread = 1.4826 * float(np.median(np.abs(values - centre)))

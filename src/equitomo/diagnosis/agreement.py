@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.fourier import frequencies, hann, irfftn, rfftn
+from equitomo.checks import spatial_shape
+from equitomo.datasets import clipped
+from equitomo.fourier import frequency_radius, hann, irfftn, rfftn
 from equitomo.volumes import VolumeLike, middle_of
 
 # The middle of a volume is enough to find a shift or a mirror; smaller parts resemble each other by chance.
@@ -105,9 +107,12 @@ def compare_halves(first: VolumeLike, second: VolumeLike) -> HalvesAgreement:
     if min(first.shape) < _LEAST:
         return HalvesAgreement()
     one, other = _middle(first), _middle(second)
-    shape = (one.shape[0], one.shape[1], one.shape[2])
+    shape = spatial_shape(one.shape)
     weight, spectrum = _weight(shape), _whitened(one)
-    found = {axes: _peak(spectrum, _whitened(other.flip(_numbers(axes))) * weight, shape) for axes in _MIRRORS}
+    found = {}
+    for axes in _MIRRORS:
+        mirrored = other.flip(["zyx".index(axis) for axis in axes])
+        found[axes] = _peak(spectrum, _whitened(mirrored) * weight, shape)
     axes = max(found, key=lambda name: found[name].height)
     peak = found[axes]
     others = max(other.height for name, other in found.items() if name != axes)
@@ -123,31 +128,24 @@ def compare_halves(first: VolumeLike, second: VolumeLike) -> HalvesAgreement:
     return HalvesAgreement(inverted=peak.inverted, peak=peak.at_zero)
 
 
-def _numbers(axes: str) -> list[int]:
-    return ["zyx".index(axis) for axis in axes]
-
-
 def _middle(volume: VolumeLike) -> Tensor:
     cut = middle_of(volume, _MOST)
     # Hot voxels and gold would outweigh everything else.
-    centre = cut.median()
-    spread = 6 * 1.4826 * (cut - centre).abs().median()
-    cut = cut.clamp(centre - spread, centre + spread) if spread > 0 else cut
+    cut = torch.from_numpy(clipped(cut.numpy()))
     return (cut - cut.mean()) * hann(cut.shape)
 
 
 def _weight(shape: tuple[int, int, int]) -> Tensor:
     """Return 1 in the ball of low frequencies, without zero frequency, and 0 elsewhere."""
-    kz, ky, kx = frequencies(shape, dtype=torch.float32)
-    radius = (kz**2 + ky**2 + kx**2).sqrt()
+    radius = frequency_radius(shape, dtype=torch.float32)
     return ((radius > 0) & (radius <= _LOW_PASS)).float()
 
 
 def _whitened(volume: Tensor) -> Tensor:
     """Return the spectrum scaled to equal power in every shell."""
     spectrum = rfftn(volume)
-    kz, ky, kx = frequencies((volume.shape[0], volume.shape[1], volume.shape[2]), dtype=torch.float32)
-    shell = ((kz**2 + ky**2 + kx**2).sqrt() / _LOW_PASS * _SHELLS).long().clamp_max(_SHELLS)
+    radius = frequency_radius(spatial_shape(volume.shape), dtype=torch.float32)
+    shell = (radius / _LOW_PASS * _SHELLS).long().clamp_max(_SHELLS)
     power = torch.bincount(shell.flatten(), spectrum.abs().square().flatten().double(), minlength=_SHELLS + 1)
     power = power / torch.bincount(shell.flatten(), minlength=_SHELLS + 1).clamp_min(1)
     return spectrum / power.sqrt().clamp_min(1e-30).float()[shell]

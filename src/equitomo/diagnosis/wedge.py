@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equitomo.checks import spatial_shape
 from equitomo.datasets.statistics import MIDDLE
-from equitomo.fourier import frequencies, hann, rfftn
+from equitomo.fourier import frequencies, frequency_radius, hann, rfftn
 from equitomo.geometry import Geometry, TiltGeometry, TiltUnion, as_geometry
 from equitomo.volumes import VolumeLike, middle_of
 
@@ -226,7 +226,7 @@ class _Spectrum:
     def of(cls, volumes: list[Tensor]) -> _Spectrum:
         power, shape = _windowed_power(volumes)
         kz, ky, kx = (k.expand(power.shape) for k in frequencies(shape, dtype=torch.float32))
-        radius = (kz**2 + ky**2 + kx**2).sqrt()
+        radius = frequency_radius(shape, dtype=torch.float32)
         # Close to zero frequency the window is wider than any sector, and gradients of the background prevail.
         lowest = max(0.06, 3 / min(shape))
         kept = (radius > lowest) & (radius <= 0.5)

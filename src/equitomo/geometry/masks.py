@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.checks import spatial_shape
+from equitomo.checks import Shape, spatial_shape
 from equitomo.fourier import frequencies, mirrored
 from equitomo.geometry.tilts import Geometry, TiltAxes, TiltGeometry, as_geometry, shared_axes
 
 Support = Literal["ball", "box"]
 Sampling = Literal["range", "fan"]
-Shape = tuple[int, int, int]
 
 # Angles and radii are compared in float64; a coefficient on the very edge counts as inside.
 _EDGE = 1e-9

@@ -6,7 +6,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from equitomo.fourier import filtered_mean_square
-from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics import PaddedMissingWedgeOperator, WedgeOperator
 
 
 def check_margin(margin: int) -> int:
@@ -37,12 +37,13 @@ def measured_mean_square(physics: Physics, u: Tensor, margin: int = 0) -> Tensor
     Examples
     --------
     >>> import torch
+    >>> from equitomo.physics import MissingWedgeOperator
     >>> physics, u = MissingWedgeOperator((8, 8, 8), (-60.0, 60.0)), torch.randn(2, 1, 8, 8, 8)
     >>> torch.allclose(measured_mean_square(physics, u), mean_square(physics.A(u)))
     True
     """
     # Without padding and without a margin nothing is cut off, and the spectrum alone gives the value.
-    whole = isinstance(physics, MissingWedgeOperator | PaddedMissingWedgeOperator) and not margin
+    whole = isinstance(physics, WedgeOperator) and not margin
     if whole and physics.grid_shape == tuple(u.shape[-3:]):
         return filtered_mean_square(u, physics.mask)
     return mean_square(measured_inside(physics, u, margin))

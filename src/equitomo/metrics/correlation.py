@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.fourier import frequencies
+from equitomo.fourier import frequencies, frequency_radius
 from equitomo.metrics.regions import (
     EDGE,
     NYQUIST,
     Array,
     as_batch,
-    frequency_radius,
     inside,
     region_sums,
     shells,
@@ -163,7 +162,7 @@ def conical_fsc(
         raise ValueError(f"`half_angle` must be more than 0 and at most 90 degrees, got {half_angle}")
     shape = spatial_shape(first.shape)
     device = first.device if isinstance(first, Tensor) else None
-    side = math.cos(math.radians(half_angle)) * frequency_radius(shape, device) - EDGE
+    side = math.cos(math.radians(half_angle)) * frequency_radius(shape, device=device) - EDGE
     cones = {axis: k.abs() >= side for axis, k in zip("zyx", frequencies(shape, device=device), strict=True)}
     return {
         axis: fourier_shell_correlation(first, second, voxel_size=voxel_size, mask=cone, n_shells=n_shells)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.fourier import frequencies, multiplicity, rfftn
+from equitomo.fourier import frequencies, frequency_radius, multiplicity, rfftn
 from equitomo.geometry import Geometry, wedge_mask
 from equitomo.volumes import Shape
 
@@ -23,9 +23,8 @@ Labels = Callable[[slice], Tensor]
 
 NYQUIST = 0.5
 EDGE = 1e-9  # radii are compared in float64; a coefficient exactly on an edge counts as inside
-_TOGETHER = (
-    1 << 16
-)  # coefficients whose products are held at once: those of a whole spectrum would take several times it
+# Coefficients whose products are held at once: those of a whole spectrum would take several times its memory.
+_TOGETHER = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -139,14 +138,8 @@ def _on_half_spectrum(mask: Tensor, shape: Shape, device: Device) -> Tensor:
 
 def nyquist_ball(shape: Shape, device: Device) -> Tensor:
     """Return the mask of all frequencies up to Nyquist except zero."""
-    radius = frequency_radius(shape, device)
+    radius = frequency_radius(shape, device=device)
     return (radius > 0) & (radius <= NYQUIST + EDGE)
-
-
-def frequency_radius(shape: Shape, device: Device) -> Tensor:
-    """Return the distance of each coefficient of the half spectrum from zero frequency, in cycles per voxel."""
-    kz, ky, kx = frequencies(shape, device=device)
-    return (kz**2 + ky**2 + kx**2).sqrt()
 
 
 def as_batch(volume: Array) -> Tensor:

@@ -2,6 +2,12 @@
 
 from equitomo.physics.generator import TiltRangeGenerator
 from equitomo.physics.streamed import apply_by_planes
-from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator, WedgeOperator
 
-__all__ = ["MissingWedgeOperator", "PaddedMissingWedgeOperator", "TiltRangeGenerator", "apply_by_planes"]
+__all__ = [
+    "MissingWedgeOperator",
+    "PaddedMissingWedgeOperator",
+    "TiltRangeGenerator",
+    "WedgeOperator",
+    "apply_by_planes",
+]

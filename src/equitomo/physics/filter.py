@@ -7,11 +7,10 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from equitomo.checks import require_spatial, require_volumes, spatial_shape
+from equitomo.checks import Shape, require_spatial, require_volumes, spatial_shape
 from equitomo.fourier import filtered, is_even, laid_out
 from equitomo.geometry import Geometry, MaskPlanes, Planes, Sampling, Support, WedgeMask
 
-Shape = tuple[int, int, int]
 MaskMaker = Callable[[Shape], Tensor]
 
 

@@ -9,7 +9,7 @@ from deepinv.physics.generator import PhysicsGenerator
 from torch import Tensor
 
 from equitomo.geometry import TiltGeometry, TiltUnion
-from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics.wedge import WedgeOperator
 
 
 class TiltRangeGenerator(PhysicsGenerator):  # type: ignore[misc]
@@ -47,7 +47,7 @@ class TiltRangeGenerator(PhysicsGenerator):  # type: ignore[misc]
 
     def __init__(
         self,
-        physics: MissingWedgeOperator | PaddedMissingWedgeOperator,
+        physics: WedgeOperator,
         *,
         low: tuple[float, float] = (-70.0, -40.0),
         high: tuple[float, float] = (40.0, 70.0),

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from equitomo.checks import Shape
 from equitomo.fourier import filtered, frequencies, irfftn, laid_out, rfftn
-
-Shape = tuple[int, int, int]
 
 
 class InsideFilter:

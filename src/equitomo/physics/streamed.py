@@ -38,14 +38,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo.checks import spatial_shape
+from equitomo.checks import Shape, spatial_shape
 from equitomo.geometry import Planes, TiltAxes
 from equitomo.io import release, scratch_array
-from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics.wedge import WedgeOperator
 from equitomo.resources import Retry
-
-WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
-Shape = tuple[int, int, int]
 
 # The bytes of the transforms of planes or sections that are taken at a time, and how many such arrays are held at once.
 SLAB_BYTES = 1 << 24
@@ -87,6 +84,7 @@ def apply_by_planes(
 
     Examples
     --------
+    >>> from equitomo.physics import PaddedMissingWedgeOperator
     >>> operator = PaddedMissingWedgeOperator((8, 8, 8), (-60.0, 60.0))
     >>> x = np.random.default_rng(0).normal(size=(12, 9, 10)).astype(np.float32)
     >>> y = np.empty_like(x)

@@ -10,10 +10,10 @@ import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics
 from torch import Tensor
 
-from equitomo.checks import require_spatial, spatial_shape
+from equitomo.checks import Shape, require_spatial, spatial_shape
 from equitomo.fourier import filtered, irfftn, rfftn
 from equitomo.geometry import Geometry, Sampling, Support, WedgeMask
-from equitomo.physics.filter import FourierFilter, MaskMaker, Shape, made_mask, mask_maker
+from equitomo.physics.filter import FourierFilter, MaskMaker, made_mask, mask_maker
 from equitomo.physics.inside import InsideFilter
 
 # Singular values below this part of the largest one count as zero in the pseudo-inverse.
@@ -116,7 +116,7 @@ class MissingWedgeOperator(FourierFilter, DecomposablePhysics):  # type: ignore[
         """Return the real volumes of a half spectrum."""
         return irfftn(x, self.grid_shape)
 
-    # The half spectrum is no orthonormal basis, but V V^T = 1 on volumes, and all that is ever used is
+    # The half spectrum is not an orthonormal basis, but V V^T = 1 on volumes, and all that is ever used is
     # V diag(m) V^T, with U = V.
     def U(self, x: Tensor) -> Tensor:
         """Return the same as :meth:`V`."""
@@ -166,7 +166,7 @@ class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[
 
     where :math:`P` pads each axis with zeros. A cube cut from a tomogram is not periodic; padding keeps
     what leaves it on one side from coming back on the other, as the reference program does with
-    ``padding=2``. :math:`A` is self-adjoint, with norm at most one where the mask is, but no projection:
+    ``padding=2``. :math:`A` is self-adjoint, with norm at most one where the mask is, but not a projection:
     :math:`A^2 \ne A`, many singular values lie between zero and one, and :math:`A^+` is ill-posed. Use
     :meth:`prox_l2`, not ``A_dagger``.
 
@@ -175,17 +175,12 @@ class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[
 
     Parameters
     ----------
-    img_size
-        Voxels ``(z, y, x)``, or ``(C, z, y, x)``; the beam is along z.
-    geometry
-        A :class:`~equitomo.geometry.TiltGeometry`, a union of several, or a pair ``(low, high)`` of degrees about the y
-        axis; ``None`` if ``mask`` is given.
+    img_size, geometry, support, low_pass, sampling, extent, device, **kwargs
+        As for :class:`MissingWedgeOperator`. The extent of a fan is that of the volume, not of its padding.
     mask
         As for :class:`MissingWedgeOperator`; it is a mask of the padded grid, whose shape a function is called with.
     padding
         The ratio of the padded lengths to the volume's, at least 1.
-    support, low_pass, sampling, extent, device, **kwargs
-        As for :class:`MissingWedgeOperator`. The extent of a fan is that of the volume, not of its padding.
 
     Raises
     ------
@@ -269,6 +264,9 @@ class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[
         if solver in ("minres", "BiCGStab"):
             raise ValueError(f"deepinv solves prox_l2 wrongly with solver={solver!r} here: use 'CG' or 'lsqr'")
         return cast(Tensor, super().prox_l2(z, y, gamma, solver=solver, **kwargs))
+
+
+WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 
 
 def _with_channel(img_size: Sequence[int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.fourier import frequencies, irfftn, rfftn
+from equitomo.fourier import frequency_radius, irfftn, rfftn
 
 _EDGE_WIDTH = 0.8  # standard deviation of the blur at every edge, in voxels
 _BEADS_PER_VOXEL = 4.0
@@ -184,8 +184,8 @@ class _Scene:
         margin = math.ceil(5 * _EDGE_WIDTH)
         shape = (self.shape[0] + 2 * margin, self.shape[1] + 2 * margin, self.shape[2] + 2 * margin)
         sharp = _splat(torch.cat(self.beads), shape)
-        kz, ky, kx = frequencies(shape, device=self.device, dtype=torch.float32)
-        blur = torch.exp(-2 * (math.pi * _EDGE_WIDTH) ** 2 * (kz**2 + ky**2 + kx**2))
+        radius = frequency_radius(shape, device=self.device, dtype=torch.float32)
+        blur = torch.exp(-2 * (math.pi * _EDGE_WIDTH * radius) ** 2)
         smooth = irfftn(rfftn(sharp) * blur, shape)[margin:-margin, margin:-margin, margin:-margin]
         return smooth.clamp(min=0).contiguous()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.geometry import TiltAxes, TiltGeometry
+from equitomo.geometry import TiltGeometry
 
 
 def project(volume: Tensor, geometry: TiltGeometry, *, width: int | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def project(volume: Tensor, geometry: TiltGeometry, *, width: int | None = None)
     if volume.ndim != 3:
         raise ValueError(f"`volume` must be (z, y, x), got shape {tuple(volume.shape)}")
     tilts = _tilts(geometry)
-    planes = _to_planes(volume, geometry.axes)
+    planes = volume.movedim(geometry.axes.along, 0)
     n_beam = math.ceil(math.hypot(*planes.shape[-2:])) + 1
     s = _from_centre(n_beam, volume)[:, None]
     t = _from_centre(planes.shape[-1] if width is None else width, volume)
@@ -120,7 +120,7 @@ def filtered_backprojection(series: Tensor, geometry: TiltGeometry, shape: Seque
     for view, tilt, step in zip(filtered, tilts, _angular_steps(tilts), strict=True):
         t = across * math.cos(tilt) + z_beam * math.sin(tilt)
         planes += step * _sample(view[:, None], torch.zeros_like(t), t)
-    return _from_planes(planes, geometry.axes)
+    return planes.movedim(0, geometry.axes.along).contiguous()
 
 
 def _tilts(geometry: TiltGeometry) -> list[float]:
@@ -152,15 +152,6 @@ def _ramp_filter(series: Tensor) -> Tensor:
 
 def _from_centre(n: int, like: Tensor) -> Tensor:
     return torch.arange(n, device=like.device, dtype=like.dtype) - (n - 1) / 2
-
-
-def _to_planes(volume: Tensor, axes: TiltAxes) -> Tensor:
-    """Return the planes across the tilt axis, ``(along the tilt axis, z, across)``."""
-    return volume.movedim(axes.along, 0)
-
-
-def _from_planes(planes: Tensor, axes: TiltAxes) -> Tensor:
-    return planes.movedim(0, axes.along).contiguous()
 
 
 def _sample(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
