@@ -272,7 +272,7 @@ NOTES = {
     "28 no voxel size": (unknown_size, "files", r"no voxel size in the header"),
     "29 thinnest along y": (thin_in_y, "axes", r"thinnest along y, .*must be along z.*clip rotx"),
     "47 a grey mask": (grey_mask, "mask", r"mask is not binary"),
-    "no cubes": (flat_voxels, "files", r"no cubes, \(20\.0, 10\.0, 10\.0\) Å"),
+    "no cubes": (flat_voxels, "files", r"not cubes, \(20\.0, 10\.0, 10\.0\) Å"),
     "no wedge to be seen": (no_wedge, "wedge", r"does not show the missing wedge"),
 }
 
@@ -327,7 +327,7 @@ def test_prediction_says_the_same_once_and_goes_on(name, pair, trained, capsys):
     [
         (outlier, r"even\.mrc holds values \d+ standard deviations from the mean"),
         (wrong_sign, r"even\.mrc: the tilts seem to have the opposite sign"),
-        (flat_voxels, r"even\.mrc: the voxels are no cubes"),
+        (flat_voxels, r"even\.mrc: the voxels are not cubes"),
     ],
 )
 def test_prediction_of_one_half_looks_at_it(fault, message, pair, trained, capsys):

@@ -211,7 +211,7 @@ def test_a_grey_mask_is_a_note(halves):
 
 
 def test_voxels_that_are_no_cubes_are_a_note(halves):
-    message = r"no cubes, \(20\.0, 10\.0, 10\.0\) Å"
+    message = r"not cubes, \(20\.0, 10\.0, 10\.0\) Å"
     assert_only(found(*halves, voxel_size=(20.0, 10.0, 10.0)), "note", "files", message, "resample")
 
 

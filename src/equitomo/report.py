@@ -150,7 +150,7 @@ def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: Geometry) ->
     path
         The picture to write.
     estimate
-        What :func:`equitomo.estimate_wedge` found in the spectrum.
+        The wedge that :func:`equitomo.estimate_wedge` found in the spectrum.
     geometry
         The declared tilts.
 

@@ -32,7 +32,7 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device or the host had no memory left; torch says so in several ways."""
+    """Return whether an error says that a device or the host had no memory left, which torch words in several ways."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)
@@ -47,11 +47,11 @@ class Retry(Generic[Plan]):
     Parameters
     ----------
     plan
-        How the first attempt is made, for example with how many cubes at once.
+        The plan of the first attempt, for example the number of cubes at once.
     smaller
         Returns a plan that takes less memory than the given one, or ``None`` if there is none.
     describe
-        Returns what the log calls a plan.
+        Returns the words for a plan in the log.
 
     Attributes
     ----------

@@ -92,9 +92,9 @@ class Filled:
     Parameters
     ----------
     voxels
-        What is read.
+        The voxels to read.
     value
-        What stands for voxels that are NaN or infinite.
+        The value that replaces voxels that are NaN or infinite.
 
     Examples
     --------
@@ -117,7 +117,7 @@ class Filled:
 
     @property
     def mapped(self) -> Any:
-        """What :func:`equitomo.io.release` is to release of these voxels."""
+        """The array whose memory :func:`equitomo.io.release` releases."""
         return getattr(self.voxels, "mapped", None)
 
     def __getitem__(self, index: Any, /) -> NDArray[Any]:
@@ -133,7 +133,7 @@ class Filled:
 
 
 class _InMemory:
-    """A tensor or an array behind the protocol."""
+    """A tensor or an array that satisfies the protocol."""
 
     def __init__(self, volume: Tensor | NDArray[Any]) -> None:
         if isinstance(volume, Tensor):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from equitomo.datasets.halves import differ_in_size
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts, require_fit
 from equitomo.draws import CUBES, draw_integers
@@ -59,11 +60,14 @@ class Cubes(Dataset[dict[str, Any]]):
         for pair in self.pairs:
             require_fit(pair.shape, self.shape, pair.name)
         self._masks = {} if physics is None else _masks_of(self.pairs, physics)
+        self._starts: list[ValidStarts] = []
+        # The number of valid starts of each pair and of those before it.
+        self._ends: list[int] = []
 
     @property
-    @abstractmethod
     def n_starts(self) -> int:
         """Number of different cubes that can be drawn."""
+        return int(self._ends[-1])
 
     @property
     @abstractmethod
@@ -79,6 +83,11 @@ class Cubes(Dataset[dict[str, Any]]):
         tuple
             The cubes, on the device of the volumes, and for each the number of the pair it was cut from.
         """
+
+    def _add_starts(self, pair: TomogramPair, mask: Tensor | None, min_fraction: float) -> None:
+        """Find the valid starts of the next pair."""
+        self._starts.append(ValidStarts(pair.shape, mask, self.shape, min_fraction, pair.name))
+        self._ends.append((self._ends[-1] if self._ends else 0) + self._starts[-1].count)
 
     def close(self) -> None:
         """End reading in the background; :meth:`batch` begins it again."""
@@ -156,12 +165,7 @@ class SubtomogramDataset(Cubes):
         for pair in self.pairs:
             # Read lazy pairs now: the mask may depend on the volumes, and what cannot be used is refused here.
             _ = pair.volumes
-        self._starts = [ValidStarts(pair.shape, pair.mask, self.shape, min_fraction, pair.name) for pair in self.pairs]
-        self._ends = np.cumsum([starts.count for starts in self._starts])
-
-    @property
-    def n_starts(self) -> int:
-        return int(self._ends[-1])
+            self._add_starts(pair, pair.mask, min_fraction)
 
     @property
     def example(self) -> Tensor:
@@ -208,7 +212,7 @@ def require_one_voxel_size(pairs: Sequence[TomogramPair]) -> None:
     known = [(pair, pair.voxel_size) for pair in pairs if pair.voxel_size is not None]
     for pair, sizes in known[1:]:
         reference, expected = known[0]
-        if any(abs(one - other) > 0.01 * max(one, other) for one, other in zip(sizes, expected, strict=True)):
+        if differ_in_size(sizes, expected):
             raise ValueError(
                 f"the voxel sizes of {reference.name} and {pair.name} differ, {expected} and {sizes} Å (z, y, x): "
                 "bring them to one scale, correct the header that is wrong, or pass `mixed_voxel_sizes=True`"

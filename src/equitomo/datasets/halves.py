@@ -1,4 +1,4 @@
-"""Which volumes can be the halves of one tomogram."""
+"""Check whether two volumes can be the halves of one tomogram."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ _EQUAL = 0.999
 
 
 def require_one_grid(first: Volume, second: Volume) -> None:
-    """Refuse one file for both halves, and volumes that differ in shape or voxel size.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
-    """
+    """Refuse one file for both halves, and volumes that differ in shape or voxel size."""
     if first.path.exists() and second.path.exists() and first.path.samefile(second.path):
         raise ValueError(f"{first.path} and {second.path} are the same file: give the two half tomograms")
     if first.shape != second.shape:
@@ -29,12 +23,16 @@ def require_one_grid(first: Volume, second: Volume) -> None:
             f"the two volumes differ in shape: {first.path} has {first.shape} and {second.path} {second.shape} voxels "
             "(z, y, x); give the halves of one tomogram, reconstructed alike"
         )
-    for one, other in zip(first.voxel_size, second.voxel_size, strict=True):
-        if abs(one - other) > 0.01 * max(one, other):
-            raise ValueError(
-                f"the two volumes differ in voxel size: {first.path} has {first.voxel_size} and {second.path} "
-                f"{second.voxel_size} Å (z, y, x); correct the header that is wrong"
-            )
+    if differ_in_size(first.voxel_size, second.voxel_size):
+        raise ValueError(
+            f"the two volumes differ in voxel size: {first.path} has {first.voxel_size} and {second.path} "
+            f"{second.voxel_size} Å (z, y, x); correct the header that is wrong"
+        )
+
+
+def differ_in_size(sizes: Sequence[float], others: Sequence[float]) -> bool:
+    """Return whether two voxel sizes differ by more than one part in a hundred along an axis."""
+    return any(abs(one - other) > 0.01 * max(one, other) for one, other in zip(sizes, others, strict=True))
 
 
 def require_usable_halves(
@@ -42,21 +40,8 @@ def require_usable_halves(
 ) -> None:
     """Refuse halves that are constant, hold invalid voxels or have no independent noise.
 
-    Parameters
-    ----------
-    statistics
-        The statistics of both halves, or of a single volume.
-    labels
-        The name of each in errors.
-    name
-        The name of the pair in errors.
-    nan
-        ``"mean"`` allows voxels that are NaN or infinite, unless all are.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
+    Errors call the halves, or the single volume, by the ``labels`` and the pair by the ``name``. With ``nan="mean"``
+    voxels that are NaN or infinite are allowed, unless all are.
     """
     for label, one in zip(labels, statistics, strict=True):
         require_usable(one, label, nan=nan)

@@ -43,7 +43,7 @@ class TomogramPair:
         Ångström per voxel along ``(z, y, x)``, or one number. ``None`` takes it from the files, if they say.
     mask
         A volume that is non-zero where the specimen is; ``"auto"`` finds the specimen with
-        :func:`~equitomo.specimen_mask`; ``None`` is for everywhere.
+        :func:`~equitomo.specimen_mask`; with ``None`` the whole volume counts as specimen.
     normalization
         ``"robust"`` subtracts one mean and divides by one deviation, taken over both halves with outliers
         clipped; ``"scale"`` only divides.
@@ -70,7 +70,7 @@ class TomogramPair:
     labels : tuple of str
         The name of each half in messages.
     mask_is_given : bool
-        Whether the mask is a volume, and not to be found.
+        Whether the mask was given as a volume: not ``None``, and not ``"auto"``.
     mask_is_binary : bool or None
         Whether a given mask holds only zeros and ones; ``None`` before it was read.
 
@@ -79,7 +79,9 @@ class TomogramPair:
     ValueError
         If the halves are one file, differ in shape or by more than one part in a hundred in voxel size, or the mask
         has another shape. When the voxels are read (at once, unless the pair is lazy): if the halves are equal or
-        nearly equal, constant, or hold NaN or infinite values, or the mask is empty.
+        nearly equal, constant, or hold NaN or infinite values, or the mask is empty or holds such values.
+    OSError
+        When the voxels are read: if a file cannot be read.
 
     Examples
     --------
@@ -251,13 +253,7 @@ class TomogramPair:
 
     @property
     def scale(self) -> IntensityScale:
-        """The map between the input's intensities and ``volumes``.
-
-        Raises
-        ------
-        ValueError
-            If the halves cannot be used.
-        """
+        """The map between the input's intensities and ``volumes``."""
         if self._scale is None:
             require_usable_halves(self.statistics, self.labels, self.name, nan=self.nan)
             self._scale = IntensityScale.of(*self.statistics, normalization=self._normalization)
@@ -265,15 +261,7 @@ class TomogramPair:
 
     @property
     def volumes(self) -> Tensor:
-        """The halves on the common scale, float32 of shape (views, z, y, x), read when first needed and kept.
-
-        Raises
-        ------
-        ValueError
-            If the halves cannot be used.
-        OSError
-            If a file cannot be read.
-        """
+        """The halves on the common scale, float32 of shape (views, z, y, x), read when first needed and kept."""
         if self._volumes is None:
             self._volumes = self.load_volumes()
         return self._volumes
@@ -285,13 +273,7 @@ class TomogramPair:
 
     @property
     def mask(self) -> Tensor | None:
-        """True where the specimen is, ``(z, y, x)``; ``None`` for everywhere. It is made when first needed and kept.
-
-        Raises
-        ------
-        ValueError
-            If the mask is empty or has invalid voxels, or the halves cannot be used.
-        """
+        """True where the specimen is, ``(z, y, x)``; ``None`` for everywhere. It is made when first needed and kept."""
         if self._mask is None and self._mask_given is not None:
             self._mask = self.load_mask(self._volumes)
         return self._mask
@@ -302,16 +284,14 @@ class TomogramPair:
         Parameters
         ----------
         stopped
-            Asked between pieces of the files whether to stop reading.
+            A function that is called between pieces of the files; reading stops when it returns True.
 
         Raises
         ------
         ReadingStoppedError
             If ``stopped`` returned True.
-        ValueError
-            If the halves cannot be used.
-        OSError
-            If a file cannot be read.
+        ValueError, OSError
+            As for the class.
         """
         volumes = torch.empty((self.n_views, *self.shape), device=self._device)
         if self._scale is None and self._statistics is None:

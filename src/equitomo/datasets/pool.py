@@ -16,7 +16,6 @@ from torch import Tensor
 
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, central_cube, cube_at
 from equitomo.datasets.pair import TomogramPair
-from equitomo.datasets.starts import ValidStarts
 from equitomo.datasets.statistics import ReadingStoppedError
 from equitomo.draws import CUBES, SLOTS, TOMOGRAMS, draw_integers
 from equitomo.physics import WedgeOperator
@@ -46,27 +45,17 @@ class SubtomogramPool(Cubes):
     ----------
     pairs
         The tomograms. Each is read once at the beginning to find its scale and its valid starts.
-    side
-        Voxels per side of a cube; three numbers ``(z, y, x)`` for cubes with unequal sides.
-    length
-        Number of cubes the dataset counts, e.g. steps times batch size.
+    side, length, seed, min_fraction, mixed_voxel_sizes, physics
+        As for :class:`~equitomo.SubtomogramDataset`.
     memory
         Bytes that tomograms may take, those in use and the one that is being read together.
     exchange_every
         Number of cubes after which one tomogram is exchanged for the next.
-    seed
-        Source of the draws.
-    min_fraction
-        Share of a cube's voxels that must lie inside the pair's mask, where it has one.
-    mixed_voxel_sizes
-        Accept tomograms whose voxel sizes differ.
-    physics
-        See :class:`~equitomo.SubtomogramDataset`.
 
     Attributes
     ----------
     n_held : int
-        Turns in memory at a time.
+        Number of turns whose tomograms are in memory at the same time.
 
     Raises
     ------
@@ -99,17 +88,12 @@ class SubtomogramPool(Cubes):
         self.exchange_every = int(exchange_every)
         self.n_held = _turns_held([pair.n_bytes for pair in self.pairs], memory)
         self._survey(min_fraction)
-        self._ends = np.cumsum([starts.count for starts in self._starts])
         self._first = draw_integers(self.seed, range(1), 2**63, TOMOGRAMS)[0] * 2
         self._n_intervals = -(-self.length // self.exchange_every)
         self._held: dict[int, Tensor] = {}
         self._current: int | None = None
         self._ahead: _Reading | None = None
         self._warn_of_unvisited()
-
-    @property
-    def n_starts(self) -> int:
-        return int(self._ends[-1])
 
     @property
     def example(self) -> Tensor:
@@ -155,12 +139,11 @@ class SubtomogramPool(Cubes):
 
     def _survey(self, min_fraction: float) -> None:
         """Read every tomogram once, to check it and to find its scale and its valid starts."""
-        self._starts = []
         for number, pair in enumerate(self.pairs, 1):
             _log.info("reading tomogram %d of %d: %s", number, len(self.pairs), pair.name)
             volumes = pair.load_volumes()
             mask = pair.load_mask(volumes)
-            self._starts.append(ValidStarts(pair.shape, mask, self.shape, min_fraction, pair.name))
+            self._add_starts(pair, mask, min_fraction)
             if number == 1:
                 self._example = central_cube(volumes, self.shape).clone()
             # The statistics of many tomograms would take more memory than the tomograms in use.

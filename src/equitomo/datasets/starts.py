@@ -13,7 +13,7 @@ from equitomo.volumes import Shape
 
 
 class ValidStarts:
-    """The valid starts of one volume, in (z, y, x) order, found by rank.
+    """The places in one volume where a cube with enough specimen begins, numbered in (z, y, x) order.
 
     Without a mask only the shape is kept, with one a bit per start: 1/64 of the memory of a pair.
 
@@ -46,7 +46,7 @@ class ValidStarts:
         self.count = int(math.prod(self._shape) if self._row_ends is None else self._row_ends[-1])
 
     def locate(self, rank: int) -> Shape:
-        """Return the start of a rank below ``count``."""
+        """Return the start with the number ``rank``, from 0 to ``count - 1``."""
         if self._rows is None or self._row_ends is None:
             start = np.unravel_index(rank, self._shape)
             return int(start[0]), int(start[1]), int(start[2])
@@ -60,14 +60,14 @@ def require_fit(shape: Shape, cube: Shape, name: str) -> None:
     """Refuse cubes that are larger than a volume, or empty."""
     if any(not 1 <= side <= n for side, n in zip(cube, shape, strict=True)):
         most = f"the largest side that does is {min(shape)}" if _is_cube(cube) else f"sides up to {shape} do"
-        raise ValueError(f"cubes of {_said(cube)} voxels do not fit into {name} of {shape} (z, y, x): {most}")
+        raise ValueError(f"cubes of {_sides(cube)} voxels do not fit into {name} of {shape} (z, y, x): {most}")
 
 
 def _is_cube(cube: Shape) -> bool:
     return len(set(cube)) == 1
 
 
-def _said(cube: Shape) -> str:
+def _sides(cube: Shape) -> str:
     return str(cube[0]) if _is_cube(cube) else str(cube)
 
 
@@ -86,8 +86,8 @@ def _table(
         # Rounded down, so that the share in the message is one that works.
         share = math.floor(1e6 * fullest / n_voxels) / 1e6
         raise ValueError(
-            f"no cube of {_said(cube)} voxels in {name} holds a share of {min_fraction:g} of specimen by its mask, the "
-            f"fullest one holds {share:.6f}: lower `min_specimen` (`min_fraction` of a dataset) to at most that, or "
+            f"no cube of {_sides(cube)} voxels in {name} holds a share of {min_fraction:g} of specimen by its mask, "
+            f"the fullest one holds {share:.6f}: lower `min_specimen` (`min_fraction` of a dataset) to at most that, or "
             "widen the mask"
         )
     return np.concatenate(rows), ends

@@ -25,7 +25,7 @@ _Float = TypeVar("_Float", np.float32, np.float64)
 
 
 class ReadingStoppedError(Exception):
-    """Reading was asked to stop before the end of the file."""
+    """Reading was stopped on request before the end of the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +85,9 @@ class HalfStatistics:
         volume
             Voxels ``(z, y, x)``, in memory or in a file.
         into
-            Tensor of the same shape that takes the voxels of the same pass.
+            A tensor of the same shape to copy the voxels into, in the same pass.
         stopped
-            Asked between pieces whether to stop reading.
+            A function that is called between pieces; reading stops when it returns True.
         most_samples
             Number of samples at most.
 
@@ -132,16 +132,16 @@ class _Collector:
         self.corner = [(n - min(n, MIDDLE)) // 2 for n in shape]
         self.middle = np.empty([min(n, MIDDLE) for n in shape], np.float32)
         n_layers, *layer = (-(-n // _BLOCK) for n in shape)
-        # Of the layers of blocks one in so many is kept, lest the means take more memory than the samples.
+        # One layer of blocks in so many is kept, or the means would take more memory than the samples.
         self.keep_every = -(-n_layers * math.prod(layer) // most_samples)
         self.sums = np.zeros((-(-n_layers // self.keep_every), *layer))
-        # The number of invalid voxels of each block, made when the first one is met.
+        # The number of invalid voxels of each block; the array is made when the first such voxel is found.
         self.n_invalid_in: NDArray[np.float64] | None = None
         self.n_invalid, self.first_invalid = 0, n_voxels
         self.total, self.low, self.high = 0.0, math.inf, -math.inf
 
     def add(self, place: Index, block: NDArray[np.float32]) -> None:
-        """Take in the voxels at a place."""
+        """Add the voxels at a place."""
         box = [range(*part.indices(n)) for part, n in zip(place, self.shape, strict=True)]
         self._keep_middle(box, block)
         self._keep_samples(box, block)

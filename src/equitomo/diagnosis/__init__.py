@@ -1,4 +1,4 @@
-"""Judging a pair of half tomograms before the long work on it: the halves, the wedge, what looks wrong."""
+"""Judge a pair of half tomograms before a long training: whether the halves fit each other and the declared tilts."""
 
 from equitomo.diagnosis.agreement import HalvesAgreement, compare_halves
 from equitomo.diagnosis.findings import Finding, Severity, diagnose

@@ -56,7 +56,7 @@ class HalvesAgreement:
 
     @property
     def faults(self) -> list[tuple[str, str]]:
-        """What is wrong, each with its remedy; empty if nothing is."""
+        """The faults that were found, each with its remedy; empty if there are none."""
         found = []
         if self.inverted:
             found.append(("the halves are anticorrelated: the contrast of one is inverted", "multiply it by -1"))

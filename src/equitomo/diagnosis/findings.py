@@ -30,8 +30,8 @@ class Finding:
     Parameters
     ----------
     severity
-        ``"ok"`` for what is as it should be, ``"note"`` for what may surprise, ``"warning"`` for what makes a
-        reconstruction worse, ``"error"`` for what makes it wrong or impossible.
+        ``"ok"`` if nothing is wrong, ``"note"`` if the pair can be used but may surprise, ``"warning"`` if the
+        reconstruction will be worse, ``"error"`` if it will be wrong or impossible.
     subject
         What the finding is about: ``"files"``, ``"tilts"``, ``"voxels"``, ``"scale"``, ``"mask"``, ``"halves"``,
         ``"wedge"`` or ``"axes"``.
@@ -61,7 +61,7 @@ class Finding:
 
 
 def diagnose(pair: TomogramPair) -> list[Finding]:
-    """Return what is in order in a pair and what is not, or why it cannot be used.
+    """Return the findings about a pair: what is in order, what is wrong, or why it cannot be used.
 
     The halves are compared for a shift, a mirror, an inverted contrast and their scale, the declared tilts with the
     spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers, a grey mask and voxels that are not cubes
@@ -98,7 +98,7 @@ def diagnose(pair: TomogramPair) -> list[Finding]:
 
 
 def _of_unusable(pair: TomogramPair) -> Iterator[Finding]:
-    """Yield the errors that constructing a pair in memory raises; they say themselves how to mend what was found."""
+    """Yield the errors that constructing a pair in memory raises; their messages contain the remedy."""
     usable = True
     for label, one in zip(pair.labels, pair.statistics, strict=True):
         try:
@@ -123,7 +123,7 @@ def _of_files(pair: TomogramPair) -> Iterator[Finding]:
         yield Finding(
             "note",
             "files",
-            f"the voxels are no cubes, {tuple(round(size, 3) for size in sizes)} Å (z, y, x), but the tilts are taken "
+            f"the voxels are not cubes, {tuple(round(size, 3) for size in sizes)} Å (z, y, x), but the tilts are taken "
             "as angles between voxels",
             "resample the tomogram to cubes",
         )
@@ -177,7 +177,7 @@ def _of_halves(pair: TomogramPair) -> list[Finding]:
 
 
 def _resolution(pair: TomogramPair) -> str:
-    """Return how far down the middles of two halves agree, empty for volumes of a single section."""
+    """Return the resolution to which two halves agree as a phrase, which is empty for a single section."""
     if min(pair.shape) < 2:
         return ""
     size = None if pair.voxel_size is None else min(pair.voxel_size)
@@ -227,7 +227,7 @@ def _faded(middle: Tensor) -> Tensor:
 
 
 def _of_wedge(pair: TomogramPair) -> Iterator[Finding]:
-    """Yield what the spectrum says about the declared tilts: of the first half, unless the second one is wrong.
+    """Yield what the spectrum says about the declared tilts: of the first half, unless only the second one disagrees.
 
     The sum of two halves that are turned or mirrored against each other would have another wedge than either.
     """

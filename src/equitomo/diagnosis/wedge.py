@@ -169,7 +169,7 @@ def judge_geometry(
     geometry = as_geometry(geometry)
     if isinstance(geometry, TiltUnion):
         return WedgeVerdict(
-            "unclear", "the missing wedge was not looked for: several tilt series leave no single sector"
+            "unclear", "the missing wedge cannot be checked: several tilt series leave a gap that is not one sector"
         )
     if estimate.tilt_range is None or estimate.tilt_axis is None:
         return WedgeVerdict("unclear", f"the spectrum does not show the missing wedge: {estimate.reason}")
@@ -326,7 +326,7 @@ def _table(ring: Tensor, angle: Tensor, values: Tensor) -> Tensor:
 
 
 def _judged(spectrum: _Spectrum, fit: _Fit) -> WedgeEstimate:
-    """Return the wedge that a sector is, or why it is none."""
+    """Return the wedge that a sector stands for, or the reason why it is not a wedge."""
 
     def unclear(reason: str) -> WedgeEstimate:
         return WedgeEstimate(contrast=fit.contrast, explained=fit.explained, reason=reason)

@@ -98,7 +98,7 @@ def wedge_mask(
 
 
 class WedgeMask:
-    """A wedge mask that can be made for any shape: what :func:`wedge_mask` takes, but for the shape.
+    """A wedge mask for any shape: an object that holds the other arguments of :func:`wedge_mask`.
 
     Operators take it, like any function from a shape to a mask, as ``mask=``.
 
@@ -303,7 +303,7 @@ class MaskPlanes:
 
 
 def _measured(grid: Shape, part: TiltGeometry, wedge: WedgeMask, volume: Shape) -> Tensor:
-    """Return what one series measures in a plane across its tilt axis, for both signs of its two frequencies."""
+    """Return the mask of one series in a plane across its tilt axis, for both signs of its two frequencies."""
     axes = part.axes
     k_beam, k_across = _plane_frequencies(grid, axes)
     if wedge.sampling == "range":

@@ -59,7 +59,7 @@ class TiltGeometry:
     continuous
         Whether ``angles`` are only the two ends of a continuous range; see :meth:`from_range`.
     weights
-        How strongly each tilt counts, from 0 to 1, in the order of ``angles``; ``None`` counts all fully. They become
+        The weight of each tilt, from 0 to 1, in the order of ``angles``; ``None`` gives each the weight 1. They become
         the values of the mask, see :func:`wedge_mask`.
 
     Raises
@@ -145,7 +145,7 @@ class TiltGeometry:
 
     @property
     def parts(self) -> tuple[TiltGeometry, ...]:
-        """The geometry alone, so that single-axis and dual-axis geometries are read alike."""
+        """The geometry itself as the only part, so that one loop serves single-axis and dual-axis geometries."""
         return (self,)
 
     def __or__(self, other: Geometry) -> Geometry:

@@ -30,7 +30,7 @@ def fei_metadata(header: MrcHeader, n_sections: int) -> Array | None:
 
 
 def fei_voxel_size(header: MrcHeader) -> Axes | None:
-    """Return the pixel size in ångström along ``(z, y, x)``, that along z being that along x, or None if unknown."""
+    """Return the voxel size in ångström along ``(z, y, x)``, or None if unknown; along z it is taken from x."""
     metadata = fei_metadata(header, 1)
     if metadata is None:
         return None

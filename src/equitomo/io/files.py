@@ -1,4 +1,4 @@
-"""Read and write volumes, in whatever format."""
+"""Read and write volumes in all formats of the package."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from .zarr_metadata import is_zarr
 from .zarr_read import read_zarr
 from .zarr_write import creating_zarr, require_zarr_place, stored_bytes, write_zarr
 
-# Room for the header of an MRC file, all but the longest extended headers included.
+# Room for the header of an MRC file, and for all but the longest extended headers.
 _HEADER_BYTES = 1 << 20
 
 

@@ -39,7 +39,7 @@ def read_header(path: Path, permissive: bool, notes: list[str]) -> tuple[MrcHead
 
 
 def _require_one_volume(path: Path, header: MrcHeader, notes: list[str]) -> None:
-    """Refuse pictures and stacks of volumes; note a file that calls itself a stack of images."""
+    """Refuse pictures and stacks of volumes; note a file whose header declares a stack of images."""
     nz, mz = field(header.record, "nz"), field(header.record, "mz")
     if header.ispg >= 401:
         raise FileFormatError(
@@ -50,11 +50,11 @@ def _require_one_volume(path: Path, header: MrcHeader, notes: list[str]) -> None
             f"{path}: a single section (nz = 1), expected a volume; give the tomogram, not a projection or a slice"
         )
     if header.ispg == 0 and mz == 1:
-        notes.append(f"calls itself a stack of {nz} images (ispg 0, mz 1); used as a volume with {nz} sections")
+        notes.append(f"the header declares a stack of {nz} images (ispg 0, mz 1); used as a volume")
 
 
 def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
-    """Return cell over sampling along ``(z, y, x)``, 0 where neither it nor an FEI extended header says."""
+    """Return the voxel size, cell over sampling, along ``(z, y, x)``; 0 where the file does not state one."""
     record = header.record
     if any(float(record["cellb"][name]) not in (0.0, 90.0) for name in ("alpha", "beta", "gamma")):
         notes.append("the cell angles are not right angles; the voxels are used as if they were")
@@ -69,7 +69,7 @@ def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
         z /= nz
     # Programs write 1 Å where they do not know it.
     if (0.0 in sizes or sizes == [1.0] * 3) and (known := fei_voxel_size(header)):
-        notes.append(f"the voxel size of {known[2]:.4g} Å is that of the FEI extended header; the header states none")
+        notes.append(f"the voxel size of {known[2]:.4g} Å comes from the FEI extended header; the header has none")
         return known
     if 0.0 in sizes:
         notes.append("no voxel size in the header; give it where ångström matter")

@@ -84,7 +84,7 @@ def header_at(origin: Axes) -> MrcHeader:
 
 
 def checked_record(path: Path, head: bytes, size: int, permissive: bool, notes: list[str]) -> Array:
-    """Return the header of a file of ``size`` bytes in its byte order, or an error that says what is wrong."""
+    """Return the header of a file of ``size`` bytes in its byte order, or raise an error that says what is wrong."""
     if len(head) < HEADER_BYTES:
         what = "is empty" if not head else f"has only {size} bytes{_looks_like(head)}"
         raise FileFormatError(
@@ -110,7 +110,7 @@ def checked_record(path: Path, head: bytes, size: int, permissive: bool, notes: 
 
 
 def stated_size(head: bytes) -> int | None:
-    """Return the bytes that a header asks for, 0 if it cannot be used, None if it is no MRC header."""
+    """Return the bytes that a header asks for, 0 if it cannot be used, None if it is not an MRC header."""
     if len(head) < HEADER_BYTES:
         return None
     orders = _byte_orders(head)
@@ -253,7 +253,7 @@ def _check_numbers(path: Path, record: Array) -> None:
 
 
 def _reason_for_unsigned_bytes(record: Array) -> str:
-    """Return why bytes are unsigned, or nothing: MRC2014 says signed, IMOD wrote unsigned ones for long."""
+    """Return why bytes are read as unsigned, or an empty text: they are signed in MRC2014 and were not in old IMOD."""
     flags = _imod_flags(record)
     if flags is not None:
         return "" if flags & 1 else "IMOD's flag says so"

@@ -18,14 +18,14 @@ from .unpacking import is_packed, open_unpacked
 
 @dataclass(frozen=True, eq=False)
 class MrcVoxels:
-    """The voxels of an MRC file, which is opened where they are read and not kept open until then.
+    """The voxels of an MRC file, which is opened only while they are read.
 
     Parameters
     ----------
     path
         The file.
     head
-        Its first bytes, by which a file that took its place is recognised.
+        The first bytes of the file; if they differ later, another file has taken its place.
     offset
         Bytes before the first voxel.
     stored_shape, stored_dtype
@@ -89,14 +89,7 @@ class MrcVoxels:
 
         The file is read in large pieces, as disks and networks like it best, and something wrong with it is an error;
         through a map of the file the program would be killed. A piece must be copied before the next one is asked for,
-        which comes in the same memory.
-
-        Raises
-        ------
-        OSError
-            If the file is gone, cannot be read to the end, or has become shorter or another one.
-        FileFormatError
-            If a packed file is damaged.
+        which comes in the same memory. Errors are raised as by :meth:`equitomo.io.Volume.slabs`.
         """
         n_sections, *section = self.stored_shape
         section_bytes = math.prod(section) * self.stored_dtype.itemsize

@@ -1,4 +1,4 @@
-"""A volume, and what its file says about it."""
+"""A volume and the metadata of its file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .zarr_voxels import ZarrVoxels
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A volume and what its file says about it.
+    """A volume and the metadata of its file.
 
     Sliced like an array by integers and slices without steps, it gives arrays ``(z, y, x)``. :meth:`slabs` reads the
     whole file once and keeps nothing in memory.
@@ -29,7 +29,7 @@ class Volume:
     voxel_size
         Along ``(z, y, x)`` in ångström; 0 if the file does not say.
     header
-        The rest of the header, for :func:`write_volume`. For other formats one that holds what they say.
+        The header, for :func:`write_volume`. For other formats than MRC it is a new one with the origin alone.
     path
         The file it was read from.
     """
@@ -60,7 +60,7 @@ class Volume:
 
     @property
     def mapped(self) -> Any:
-        """What :func:`release` is to release of this volume."""
+        """The array whose memory :func:`release` releases."""
         return getattr(self.voxels, "mapped", self.voxels)
 
     def __getitem__(self, index: Any, /) -> Array:

@@ -1,4 +1,4 @@
-"""The metadata of an OME-Zarr store: where its voxels are, on which axes, and how large they are."""
+"""The metadata of an OME-Zarr store: the folder of the voxels, their axes and their size."""
 
 import errno
 import json
@@ -56,9 +56,8 @@ class Level:
 
 def is_zarr(path: Path) -> bool:
     """Return whether a path is in a Zarr store, judged by its name or by the content of the folder."""
-    return not path.is_file() and (
-        any(part.lower().endswith(".zarr") for part in path.parts) or any((path / name).is_file() for name in _NODES)
-    )
+    named = any(part.lower().endswith(".zarr") for part in path.parts)
+    return not path.is_file() and (named or _is_node(path))
 
 
 def find_level(path: Path, notes: list[str]) -> Level:
@@ -135,7 +134,7 @@ def _multiscales(path: Path) -> tuple[Path, Any]:
             break
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "no such Zarr store; check the name and the folder", str(path))
-    within = sorted(node.name for node in path.iterdir() if any((node / name).is_file() for name in _NODES))
+    within = sorted(node.name for node in path.iterdir() if _is_node(node))
     hint = f"it holds {', '.join(within[:5])}; give {path}/NAME if one is an image" if within else "export it again"
     raise FileFormatError(f"{path}: no image of OME-Zarr: nothing here has the attribute 'multiscales'; {hint}")
 
@@ -151,7 +150,12 @@ def _attributes(folder: Path) -> dict[str, Any] | None:
         return inner
     if (path := folder / ".zattrs").is_file():
         return read_json(path)
-    return {} if any((folder / name).is_file() for name in _NODES) else None
+    return {} if _is_node(folder) else None
+
+
+def _is_node(folder: Path) -> bool:
+    """Return whether a folder is a group or an array of Zarr."""
+    return any((folder / name).is_file() for name in _NODES)
 
 
 def _one_image(group: Path, images: Any) -> dict[str, Any]:

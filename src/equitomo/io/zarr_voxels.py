@@ -110,13 +110,7 @@ class ZarrVoxels:
         return self._read((z, y, x))[tuple(slice(None) if isinstance(part, slice) else 0 for part in index)]
 
     def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
-        """Yield boxes of whole chunks of about ``n_bytes``, each with its place in the volume.
-
-        Raises
-        ------
-        FileFormatError
-            If a chunk is damaged or missing.
-        """
+        """Yield boxes of whole chunks of about ``n_bytes``, each with its place; errors as for :meth:`Volume.slabs`."""
         steps = list(self._reordered(self.array.chunks))
         for axis in (2, 1, 0):
             room = n_bytes // (math.prod(steps) * self.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""What the operators share: a mask on the half spectrum of a grid, and how it is made for another shape."""
+"""The part that both operators share: a mask on the half spectrum of a grid, and the masks for other shapes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class FourierFilter:
         return mask
 
     def update_parameters(self, **kwargs: Any) -> None:
-        """Take over ``mask`` after checking it, and whatever else deepinv updates."""
+        """Update the parameters as deepinv does, after checking ``mask``."""
         if kwargs.get("mask") is not None:
             _check_mask(kwargs["mask"], self.grid_shape)
             self._is_updated = True
@@ -121,7 +121,7 @@ class FourierFilter:
         return {}
 
     def _maker_for(self, shape: Shape) -> MaskMaker | None:
-        """Return what makes the mask for another shape; ``None`` if the operator's own mask is of that shape."""
+        """Return the function that makes the mask for another shape; ``None`` if the operator's own mask has it."""
         if not self._is_updated and self._maker is not None:
             return self._maker
         if shape != self.volume_shape:
@@ -148,7 +148,7 @@ def mask_maker(
     sampling: Sampling,
     extent: float | None,
 ) -> MaskMaker | Tensor:
-    """Return what makes an operator's mask: that of a geometry, or the one that was given."""
+    """Return the function that makes the mask of a geometry, or the mask or function that was given."""
     if mask is None and geometry is not None:
         return WedgeMask(geometry, support=support, low_pass=low_pass, sampling=sampling, extent=extent)
     if mask is None or geometry is not None:
