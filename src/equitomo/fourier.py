@@ -279,7 +279,7 @@ def _inverse(spectrum: Tensor, grid: Shape, shape: Shape, along_y: bool) -> Tens
     else:
         spectrum = spectrum.movedim(-1, -3)
     volume: Tensor = torch.fft.irfft(spectrum, n=grid[2])
-    # A copy lets go of what was cut off; and torch's forward mode takes no view here.
+    # A copy frees the memory of the part that was cut off; and torch's forward mode accepts no view here.
     return volume if shape[2] == grid[2] else volume[..., : shape[2]].contiguous()
 
 

@@ -81,7 +81,7 @@ def checked_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def known_fault(torch_version: str, cudnn_version: int | None) -> str | None:
-    """Return what is known to be wrong with 16-bit 3-D convolutions in these versions, or None.
+    """Return the known fault of 16-bit 3-D convolutions in these versions, or None.
 
     ``cudnn_version`` is an integer such as 91002 for 9.10.2, or ``None`` without a GPU.
     """
@@ -101,7 +101,7 @@ def _cudnn_version(device: torch.device) -> int | None:
 
 
 def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return what is wrong with one convolution and its gradients, compared with float32 in a few milliseconds."""
+    """Return the fault of one convolution and its gradients, if they differ from float32; this takes milliseconds."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 24, 24, 24, generator=generator).to(device, memory_format=torch.channels_last_3d)
     weight = torch.randn(16, 16, 3, 3, 3, generator=generator).to(device) / 21

@@ -18,7 +18,7 @@ from equitomo.fourier import cosine_edges
 from equitomo.geometry import Geometry, TiltAxes, TiltGeometry
 from equitomo.io import atomic_file, release
 from equitomo.metrics import FourierShellCorrelation
-from equitomo.volumes import Shape, VolumeLike, Voxels, as_voxels
+from equitomo.volumes import VolumeLike, Voxels, as_voxels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,10 +165,7 @@ def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: Geometry) ->
     # From 0 to 180 degrees the missing sector about the beam is in one piece; 100 degrees are a tilt of -80.
     axes.semilogy(estimate.angle, np.maximum(estimate.power, 1e-5), color="tab:blue")
     declared = [tilt for part in geometry.parts for tilt in part.tilt_range]
-    for tilts, colour, name in (
-        (estimate.tilt_range, "tab:blue", "estimated"),
-        (declared, "tab:red", "declared"),
-    ):
+    for tilts, colour, name in ((estimate.tilt_range, "tab:blue", "estimated"), (declared, "tab:red", "declared")):
         for number, tilt in enumerate(tilts):
             label = None if number else name
             axes.axvline(tilt % 180, color=colour, linewidth=0.8, linestyle="--", label=label)
@@ -226,7 +223,7 @@ def _planes(volume: VolumeLike, along: int, n_planes: int) -> Iterator[Tensor]:
 
 def _show_slices(row: Sequence[Axes], voxels: Voxels, voxel_size: Sequence[float] | None) -> None:
     """Show the sections through the middles of the three axes, with one grey scale."""
-    slices = [np.array(voxels[_through_middle(voxels.shape, axis)], np.float32) for axis in range(3)]
+    slices = [np.array(voxels[(*(slice(None),) * axis, voxels.shape[axis] // 2)], np.float32) for axis in range(3)]
     low, high = np.percentile(np.concatenate([plane.ravel() for plane in slices]), [0.5, 99.5])
     for axes, plane, axis in zip(row, slices, range(3), strict=True):
         down, across = (other for other in range(3) if other != axis)
@@ -235,10 +232,6 @@ def _show_slices(row: Sequence[Axes], voxels: Voxels, voxel_size: Sequence[float
         if voxel_size is not None:
             _scale_bar(axes, voxels.shape[across], voxel_size[across])
             axes.set_aspect(voxel_size[down] / voxel_size[across])
-
-
-def _through_middle(shape: Shape, axis: int) -> tuple[int | slice, ...]:
-    return tuple(n // 2 if number == axis else slice(None) for number, n in enumerate(shape))
 
 
 def _show_spectrum(

@@ -1,4 +1,4 @@
-"""Predictions that treat mirror images alike."""
+"""Average a network over mirror images of its input."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class MirrorAveraged(nn.Module):
     so that :math:`\bar f(R x) = R \bar f(x)` for each of them. If the truth is as likely as its mirror images, the
     mean is not worse than the single predictions, since their errors differ. Reversing the tilt axis never moves the
     wedge, nor does reversing both other axes; reversing one of these needs a range that is symmetric about zero, with
-    symmetric weights if there are any. That makes eight calls of the network, or four; for a union of geometries those
-    images are left that move the wedge of none of its parts.
+    symmetric weights if there are any. This takes eight calls of the network for a symmetric range, and four for
+    others. For a union of geometries only the images are used that leave the wedge of each part where it is.
 
     A range counts as symmetric if its two ends differ in size by 2 degrees at most, less than the usual step between
     tilts, and weights count as symmetric if those of opposite tilts differ by 0.05 at most.

@@ -92,10 +92,10 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
     ) -> CubeRotationGroup:
         """Return the group, drawing only elements that move the operator's mask and keep the volume's shape.
 
-        An element that maps the wedge onto itself teaches nothing about it. For a cube and a range that is
-        symmetric about zero 40 of the 48 elements are left (20 of the 24 rotations), for other ranges 44. Elements
-        that would exchange axes of different length are left out. If the operator has several masks, for samples or
-        views, an element is drawn if it moves one of them.
+        A network learns nothing about the wedge from an element that maps the wedge onto itself. For a cube and a range
+        that is symmetric about zero 40 of the 48 elements are left (20 of the 24 rotations), for other ranges 44.
+        Elements that would exchange axes of different length are left out. If the operator has several masks, for samples
+        or views, an element is drawn if it moves one of them.
 
         Parameters
         ----------
@@ -171,7 +171,7 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
         return torch.stack(moved)
 
     def invert_params(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters of the inverse, which deepinv would get by negation and which is looked up here."""
+        """Return the parameters of the inverse. They are looked up; deepinv would negate the element."""
         inverted = super().invert_params({k: v for k, v in params.items() if k != _KEY})
         if _KEY in params:
             inverted[_KEY] = _parameter(_inverted(torch.as_tensor(params[_KEY])))

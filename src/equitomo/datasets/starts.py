@@ -87,8 +87,8 @@ def _table(
         share = math.floor(1e6 * fullest / n_voxels) / 1e6
         raise ValueError(
             f"no cube of {_sides(cube)} voxels in {name} holds a share of {min_fraction:g} of specimen by its mask, "
-            f"the fullest one holds {share:.6f}: lower `min_specimen` (`min_fraction` of a dataset) to at most that, or "
-            "widen the mask"
+            f"the fullest one holds {share:.6f}: lower `min_specimen` (`min_fraction` of a dataset) to at most that, "
+            "or widen the mask"
         )
     return np.concatenate(rows), ends
 

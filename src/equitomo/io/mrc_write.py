@@ -42,7 +42,7 @@ def creating_mrc(plan: WritingPlan) -> Iterator[Array]:
 
 @contextmanager
 def _new_file(plan: WritingPlan) -> Iterator[tuple[BinaryIO, Array]]:
-    """Open a file that has its header, without statistics, and give the header too."""
+    """Open a new file, write a header without statistics, and yield both."""
     record = _new_header(plan)
     with atomic_file(plan.path, overwrite=plan.overwrite, n_bytes=stated_size(record.tobytes()) or 0) as file:
         file.write(record.tobytes() + (plan.like.header.extended if plan.like else b""))
@@ -50,7 +50,7 @@ def _new_file(plan: WritingPlan) -> Iterator[tuple[BinaryIO, Array]]:
 
 
 def _finish(file: BinaryIO, record: Array, statistics: tuple[float, float, float, float]) -> None:
-    """Write the header again, now with the statistics of the voxels."""
+    """Write the header again, this time with the statistics of the voxels."""
     for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
         record[name] = value
     if record["mode"] == 12:
@@ -62,7 +62,7 @@ def _finish(file: BinaryIO, record: Array, statistics: tuple[float, float, float
 
 
 def _new_header(plan: WritingPlan) -> Array:
-    """Return the header of a volume, with everything that is worth keeping from another one's."""
+    """Return the header of a volume; labels, origin and extended header are those of ``plan.like``."""
     like, shape = plan.like, plan.shape
     record = like.header.record.copy() if like else np.zeros((), HEADER_DTYPE.newbyteorder("="))
     keep_sampling = like is not None and like.shape == shape and int(record["mz"]) not in (0, 1)

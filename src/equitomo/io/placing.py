@@ -1,4 +1,4 @@
-"""Write files that take their names only when they are complete, and never at the cost of another file."""
+"""Write files that take their names only when they are complete, and never replace a file unasked."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ PARTIAL = ".????????.partial"
 
 
 def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0, folder: bool = False) -> Path:
-    """Raise an error, before any work, if the target could not be written; with ``folder`` it may be a folder."""
+    """Raise an error, before any work, if the target could not be written; ``folder`` allows it to be a folder."""
     target = valid_path(target)
     try:
         if not stat.S_ISDIR(target.parent.stat().st_mode):
@@ -38,7 +38,7 @@ def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int =
 
 @contextmanager
 def atomic_file(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[BinaryIO]:
-    """Open a new file beside the target that takes its name at the end of the ``with`` block, unless that fails."""
+    """Open a temporary file beside the target; it takes the target's name if the ``with`` block ends without error."""
     target = require_place(target, overwrite=overwrite, n_bytes=n_bytes)
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     # A link that someone else put there must be neither followed nor replaced.
@@ -59,7 +59,7 @@ def atomic_file(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0
 
 @contextmanager
 def atomic_folder(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[Path]:
-    """Make a folder beside the target that takes its name at the end of the ``with`` block, unless that fails."""
+    """Make a temporary folder beside the target; it takes the target's name if the block ends without error."""
     target = require_place(target, overwrite=overwrite, n_bytes=n_bytes, folder=True)
     partial, old = (target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
     try:
@@ -90,7 +90,7 @@ def atomic_folder(target: str | Path, *, overwrite: bool = False, n_bytes: int =
 
 
 def write_atomically(target: str | Path, content: bytes, *, overwrite: bool = False) -> None:
-    """Write a small file, whole or not at all."""
+    """Write a small file completely, or leave nothing behind."""
     with atomic_file(target, overwrite=overwrite, n_bytes=len(content)) as file:
         file.write(content)
 

@@ -1,4 +1,4 @@
-"""STAR files, as RELION and others write them."""
+"""Read the tables in STAR files, which RELION and other programs write."""
 
 import re
 from collections.abc import Iterator

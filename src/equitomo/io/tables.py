@@ -1,4 +1,4 @@
-"""Tables of tomograms: a line for each, with its halves, tilts and mask."""
+"""Read tables of tomograms: one line for each tomogram, with its halves, tilts and mask."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ LABELS = {
     "rlnTomoTiltSeriesStarFile": "tilts",
     "rlnMaskName": "mask",
 }
-# A tomogram made from all tilts; it is taken as the first half where a table names no halves.
+# A tomogram made from all tilts; it is used as the first half if a table names no halves.
 WHOLE = "rlnTomoReconstructedTomogram"
 LIMITS = ("rlnTiltMin", "rlnTiltMax")
 # The number of a line, counted from 1, and its values by column.
@@ -71,8 +71,8 @@ def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
     path
         The table.
     need_second
-        False: a line may lack the second half, the column may be missing, and if no table of a STAR file has both
-        halves the first one with first halves, or with whole tomograms (``rlnTomoReconstructedTomogram``), is taken.
+        If False, the second half and its column are optional. If no table of a STAR file then has both halves, the
+        first table with first halves, or with whole tomograms (``rlnTomoReconstructedTomogram``), is read.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from .mrc_header import field
 from .opening import read_text
 from .star import Lines, star_tables
 
-# One angle and where it stands: a line, counted from 1, or a section, counted from 0.
+# One angle and its place in the file: a line, counted from 1, or a section, counted from 0.
 Found = tuple[str, float]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

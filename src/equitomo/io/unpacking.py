@@ -17,14 +17,15 @@ _MAX_TRAILING = 1 << 16
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[BinaryIO]:
-    """Open an MRC file, unpacked where its content says that it is packed, with errors that name it."""
+    """Open an MRC file, and unpack it if its content is packed; errors name the file."""
     with open_regular(path, "an MRC file") as file:
         magic = file.read(3)
         file.seek(0)
-        stream = cast(
-            BinaryIO,
-            gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b\x08" else bz2.BZ2File(file) if magic == b"BZh" else file,
-        )
+        stream = file
+        if magic == b"\x1f\x8b\x08":
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        elif magic == b"BZh":
+            stream = cast(BinaryIO, bz2.BZ2File(file))
         try:
             yield stream
         except (EOFError, OSError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""The arguments of writing a volume, and the conversion of its voxels, for all formats."""
+"""Check the arguments of writing a volume, and convert its voxels, for all formats."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,7 @@ def plan_writing(
     label: str | None,
     overwrite: bool,
 ) -> WritingPlan:
-    """Return the plan, or raise a ValueError that names the argument that is wrong."""
+    """Return the plan, or raise a ValueError that names the wrong argument."""
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"`data` must have three axes (z, y, x), none empty, got shape {shape}")
     if dtype not in ("float32", "float16"):

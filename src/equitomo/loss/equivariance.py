@@ -20,12 +20,12 @@ from equitomo.transform import CubeRotationGroup
 Term = Literal["estimate", "data"]
 Stop = Literal["none", "source", "target", "both"]
 _Move = Callable[[Tensor], Tensor]
-# Between the streams of the several draws of one loss.
+# The difference between the numbers of the streams of successive draws in one loss.
 _APART = 1 << 8
 
 
 class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
-    r"""Ask that a reconstruction which is rotated and measured again be reconstructed alike.
+    r"""Compare a reconstruction with the one after rotating it, measuring it again and reconstructing it again.
 
     .. math:: \mathcal{L}_{\text{equi}} = \tfrac12 \sum_v \mathbb{E}_g
         \lVert A_g \{ f(A R_g f(y_v)) - R_g f(y_{\bar v}) \} \rVert^2, \qquad A_g = R_g A R_g^{-1}
@@ -197,10 +197,8 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
         if elements is not None:
             return [_element_pair(transform, elements)]
         if draws is not None:
-            table, streams = (
-                torch.tensor(transform.elements),
-                range(ELEMENTS, ELEMENTS + _APART * transform.n_trans, _APART),
-            )
+            table = torch.tensor(transform.elements)
+            streams = range(ELEMENTS, ELEMENTS + _APART * transform.n_trans, _APART)
             drawn = [draws.integers(len(table), stream) for stream in streams]
             return [_element_pair(transform, table[numbers]) for numbers in drawn]
         return [_element_pair(transform, transform.draw(len(x))) for _ in range(transform.n_trans)]

@@ -1,4 +1,4 @@
-"""Noise2Noise where the tilt series measures."""
+"""The Noise2Noise loss, in the measured part of Fourier space."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Noise2NoiseLoss(Loss):  # type: ignore[misc]
     is the other view. The norm is the mean over voxels, so with two views the value is the mean over all. Of more views
     each predicts each other one, and the value is the mean over the ordered pairs.
 
-    If the operator has one mask per view, a residual is masked by that of the view it is compared with: where that view
-    was not measured it says nothing.
+    If the operator has one mask per view, a residual is masked by the mask of the target view, because the target
+    contains no information where it was not measured.
 
     Parameters
     ----------

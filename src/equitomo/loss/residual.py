@@ -25,7 +25,7 @@ def inside(u: Tensor, margin: int) -> Tensor:
 
 
 def measured_inside(physics: Physics, u: Tensor, margin: int) -> Tensor:
-    """Return ``physics.A(u)`` without its outermost ``margin`` voxels, computed the cheaper way if there is one."""
+    """Return ``physics.A(u)`` without its outermost ``margin`` voxels, in the fastest way that the operator has."""
     if margin and isinstance(physics, PaddedMissingWedgeOperator) and 2 * margin < min(u.shape[-3:]):
         return physics.A_inside(u, margin)
     return inside(physics.A(u), margin)

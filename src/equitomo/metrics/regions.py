@@ -73,7 +73,7 @@ def region_masks(
 
 
 class RegionSums(NamedTuple):
-    """Sums over the coefficients of each region, by which the last axis counts; float64.
+    """Sums over the coefficients of each region, one region per index of the last axis, in float64.
 
     ``cross`` sums the real part of the cross spectrum, ``first`` and ``second`` sum the two power spectra, all of
     shape (batch, regions). ``n_coefficients`` counts the coefficients of the full spectrum in each region.

@@ -51,7 +51,7 @@ class InsideFilter:
         self._spectrum = laid_out(self._shifted(spectrum).to(torch.promote_types(mask.dtype, torch.complex64)))
 
     def fits(self, mask: Tensor, margin: int) -> bool:
-        """Return whether this is the filter of a mask, which has not changed since, and of a margin."""
+        """Return whether the filter was made for this mask, unchanged since then, and this margin."""
         return self.margin == margin and self._mask is mask and self._version == mask._version
 
     def __call__(self, x: Tensor) -> Tensor:

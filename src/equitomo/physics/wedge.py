@@ -127,15 +127,15 @@ class MissingWedgeOperator(FourierFilter, DecomposablePhysics):  # type: ignore[
         return self.V_adjoint(x)
 
     def noise(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Add noise, and keep of it what a reconstruction from these tilts can hold."""
-        # Not the mask itself: it would weight once more what is measured already.
+        """Add noise, projected onto the coefficients that a reconstruction from these tilts can contain."""
+        # Not the mask itself, which would weight the measured part a second time.
         return filtered(super().noise(x, **kwargs), (self.mask != 0).to(self.mask), self.grid_shape)
 
     def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
         """Apply the pseudo-inverse: divide by the mask, except where it is zero or below 1e-5 of its largest value."""
         self.update_parameters(**kwargs)
         self._require_fit(y)
-        # deepinv's takes negative values of a mask for zeros.
+        # deepinv's own pseudo-inverse treats negative values of a mask as zeros.
         size = self.mask.abs()
         kept = size > _SMALLEST * size.amax((-3, -2, -1), keepdim=True)
         return filtered(y, torch.where(kept, self.mask, torch.inf).reciprocal(), self.grid_shape)
