@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from equitomo._middle import Volume as Voxels
 from equitomo.cli.machine import require_memory
 from equitomo.cli.options import OneOrMany, PredictFiles, Prediction, Reading, RunGeometry
 from equitomo.cli.reading import read_geometry, read_halves, read_one, warn_of_geometry, warn_of_halves
@@ -25,6 +24,7 @@ from equitomo.precision import chosen_device
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import load_checkpoint, load_network
+from equitomo.volumes import VolumeLike as Voxels
 
 Options = dict[type, Any]
 Job = Callable[[], None]
@@ -94,7 +94,7 @@ class Ready:
     def write(self, progress: Progress, *, finishing: Callable[[], None] = lambda: None) -> None:
         """Predict into the file; ``finishing`` is called when all is computed, before the file takes its name."""
         self.predictor.progress = progress
-        halves = [volume.data for volume in self.volumes]
+        halves: list[Any] = [volume.data for volume in self.volumes]
         shape, like = halves[0].shape, self.volumes[0]
         with creating_volume(self.out, shape, like=like, dtype=self.dtype, overwrite=self.overwrite) as data:
             intensities = (self.scale.mean, self.scale.scale)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
+from equitomo.checks import spatial_shape
 from equitomo.geometry import TiltAxes, TiltGeometry
 
 
