@@ -45,7 +45,7 @@ def require_memory_of_step(trainer: Trainer) -> None:
         If the host's memory does not hold a step as configured, or a GPU's not even one cube.
     """
     config, device = trainer.config, trainer.device
-    n_cubes, free = trainer.n_at_once, free_on(device)
+    n_cubes, free = trainer.plan.n_at_once, free_on(device)
     if free is None:
         return
     cubes = f"a step with {n_cubes} {'cube' if n_cubes == 1 else 'cubes'} of {config.side} voxels at once"

@@ -7,7 +7,6 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -102,6 +101,14 @@ class Trainer:
         Steps done.
     world : World
         Number of this process among those that train together.
+    learner : Learner
+        The network that is trained, its moving average and its optimiser.
+    objective : Objective
+        The operators and the losses.
+    dataset : SubtomogramDataset or SubtomogramPool
+        The cubes.
+    fingerprint : dict
+        Class, settings and state of the method's parts, by which a resumed run is recognised.
 
     Raises
     ------
@@ -164,15 +171,15 @@ class Trainer:
         )
         _require_views(self.dataset.pairs, method)
         self._geometries = list(dict.fromkeys(pair.geometry for pair in self.dataset.pairs))
-        self._learner = Learner(method.network, config, self.device, init)
-        self._objective = Objective(self._learner.network, method, config.cube_shape, self._geometries, self.device)
+        self.learner = Learner(method.network, config, self.device, init)
+        self.objective = Objective(self.learner.network, method, config.cube_shape, self._geometries, self.device)
+        self.fingerprint = _fingerprint(method, self.learner.network, self.objective)
         n_own = len(self.world.share(range(config.batch)))
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
-        self._within_memory = Retry(plan, lambda plan: plan.smaller(self._learner.network), str)
+        self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
         self.step = 0
-        self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self._learner.scaler.is_enabled() else _PATIENCE)
-        # On a CPU nothing is waited for, and a step may take minutes.
-        self._read_every = 1 if self.device.type == "cpu" else _WRITE_EVERY
+        self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self.learner.scaler.is_enabled() else _PATIENCE)
+        self._read_every = read_every(self.device)
         # The step of the latest checkpoint.
         self._saved = -1
         # The losses of the latest steps, on the device; and those that are read, but not written.
@@ -235,7 +242,7 @@ class Trainer:
     @property
     def network(self) -> nn.Module:
         """A copy of the network for prediction, with the averaged weights if there are any."""
-        return self._learner.for_prediction()
+        return self.learner.for_prediction()
 
     def save(self) -> Path | None:
         """Write a checkpoint now; return its path, or ``None`` if the run has no folder or another process writes."""
@@ -244,15 +251,15 @@ class Trainer:
         if self._folder is None:
             return None
         state = {
-            "network": network_settings(self._learner.network),
+            "network": network_settings(self.learner.network),
             "fingerprint": self.fingerprint,
             "config": self.config.as_dict(),
             "geometries": self.geometries,
             "skipped": self._skipped.total,
             "consecutive": self._skipped.consecutive,
-            **self._learner.state(),
+            **self.learner.state(),
         }
-        tensors = self._learner.tensors()
+        tensors = self.learner.tensors()
         self._saved = self.step
         keep_every = self.config.keep_every
         return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
@@ -262,35 +269,22 @@ class Trainer:
         """The different tilts, as a checkpoint holds them."""
         return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in self._geometries]
 
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """The description of the method by which a resumed run is recognised."""
-        terms = self._objective.terms
-        return {
-            "network": describe(self._learner.network, values=False),
-            "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
-            "operators": [describe(part.physics) for part in terms],
-            "augmentations": [describe(augmentation) for augmentation in self.method.augmentations],
-            "cut_margin": self.method.cut_margin,
-            "n_views": self.method.n_views,
-        }
-
     @property
     def bytes_to_write(self) -> int:
         """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
-        one = checkpoint_bytes(self._learner.network, ema=bool(self.config.ema_decay))
+        one = checkpoint_bytes(self.learner.network, ema=bool(self.config.ema_decay))
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
-        return (kept + 3) * one + self.config.steps * LossTable.row_bytes(len(self._objective.names))
+        return (kept + 3) * one + self.config.steps * LossTable.row_bytes(len(self.objective.names))
 
     @property
-    def n_at_once(self) -> int:
-        """Cubes of this process that go through the network together."""
-        return self._within_memory.plan.n_at_once
+    def plan(self) -> MemoryPlan:
+        """How many cubes of this process go through the network together, and whether activations are kept."""
+        return self._within_memory.plan
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format in which the network computes."""
-        return self._learner.dtype
+        return self.learner.dtype
 
     def bytes_kept(self, n_cubes: int) -> int:
         """Return the bytes that so many cubes at once keep for the backward pass, each storage counted once."""
@@ -302,8 +296,8 @@ class Trainer:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._gradient(range(n_cubes), n_cubes)
-        self._learner.rewind_buffers()
+            self.gradient(range(n_cubes), n_cubes)
+        self.learner.rewind_buffers()
         return sum(kept.values())
 
     @property
@@ -313,7 +307,7 @@ class Trainer:
 
     @property
     def _table(self) -> LossTable | None:
-        return None if self._folder is None else LossTable(self._folder, self._objective.names)
+        return None if self._folder is None else LossTable(self._folder, self.objective.names)
 
     def _replace(self) -> None:
         """Remove the run that this one replaces."""
@@ -330,7 +324,7 @@ class Trainer:
     def _stop(self, number: signal.Signals) -> NoReturn:
         if self.step != self._saved:
             # The step may have been left in the middle.
-            self._learner.rewind_buffers()
+            self.learner.rewind_buffers()
             self.save()
         # A process that ends may make torchrun end the one that writes.
         self.world.wait()
@@ -355,16 +349,16 @@ class Trainer:
         # DistributedDataParallel exchanges during the backward pass, and what failed in the middle of that cannot be
         # repeated. As every cube has the same weight, though not every process, the sum is the gradient of the batch,
         # also where shares are uneven.
-        statistics = self._learner.running_statistics
-        self.world.add([losses, *self._learner.gradients, *statistics])
+        statistics = self.learner.running_statistics
+        self.world.add([losses, *self.learner.gradients, *statistics])
         if self.world.size > 1:
             for mean in statistics:
                 mean /= self.world.size
-        bad = self._learner.update(losses.sum(), self.step)
+        bad = self.learner.update(losses.sum(), self.step)
         return torch.cat([losses, bad[None]])
 
     def _fitting(self, indices: range) -> Tensor:
-        """Return the losses as :meth:`_gradient` does, with as many cubes at once as fit."""
+        """Return the losses as :meth:`gradient` does, with as many cubes at once as fit."""
         try:
             return self._within_memory(lambda plan: self._planned(indices, plan))
         except (MemoryError, RuntimeError) as error:
@@ -377,19 +371,19 @@ class Trainer:
             ) from error
 
     def _planned(self, indices: range, plan: MemoryPlan) -> Tensor:
-        if plan.checkpointing and hasattr(self._learner.network, "checkpointing"):
-            vars(self._learner.network)["checkpointing"] = True
-        return self._gradient(indices, plan.n_at_once)
+        if plan.checkpointing and hasattr(self.learner.network, "checkpointing"):
+            vars(self.learner.network)["checkpointing"] = True
+        return self.gradient(indices, plan.n_at_once)
 
-    def _gradient(self, indices: range, n_at_once: int) -> Tensor:
+    def gradient(self, indices: range, n_at_once: int) -> Tensor:
         """Give the parameters the gradient of the batch's mean losses, some cubes at a time, and return the losses.
 
         Everything drawn depends on a cube's own index, and every cube has the weight of one in the batch: the grouping
         of the cubes changes the order of the sums only.
         """
-        self._learner.network.zero_grad()
+        self.learner.network.zero_grad()
         # An attempt that failed may have changed them.
-        self._learner.rewind_buffers()
+        self.learner.rewind_buffers()
         parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
         with freed_on_failure():
             return torch.stack([self._backward(part) for part in parts]).sum(0)
@@ -400,9 +394,9 @@ class Trainer:
         geometries = [self.dataset.pairs[source].geometry for source in sources]
         draws = Draws(self.config.seed, indices)
         y = self._changed(y.to(self.device, non_blocking=True), geometries, draws)
-        with autocast(self._learner.dtype, self.device):
-            losses: Tensor = self._objective(y, geometries, draws).sum(1) / self.config.batch
-        self._learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+        with autocast(self.learner.dtype, self.device):
+            losses: Tensor = self.objective(y, geometries, draws).sum(1) / self.config.batch
+        self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
     def _changed(self, y: Tensor, geometries: Sequence[Geometry], draws: Draws) -> Tensor:
@@ -425,7 +419,7 @@ class Trainer:
         if self.world.is_first:
             self._skipped.warn_of_many(self.step)
             if self._progress is not None:
-                losses = dict(zip(self._objective.names, rows[-1], strict=False))
+                losses = dict(zip(self.objective.names, rows[-1], strict=False))
                 self._progress(self.step, {**losses, "skipped": self.skipped})
         if self._skipped.are_too_many:
             self._give_up()
@@ -460,7 +454,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.config, self.geometries, self.fingerprint)
-        self._learner.restore(checkpoint)
+        self.learner.restore(checkpoint)
         self.step = self._saved = checkpoint.state["step"]
         self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]
 
@@ -468,8 +462,8 @@ class Trainer:
         """Refuse processes that did not read the same: their gradients would be of different things."""
         if self.world.size == 1:
             return
-        tensors = [self.dataset.example, *self._learner.network.state_dict().values()]
-        given = (self.step, self._learner.dtype, self.config, self.geometries, self.dataset.n_starts, self.fingerprint)
+        tensors = [self.dataset.example, *self.learner.network.state_dict().values()]
+        given = (self.step, self.learner.dtype, self.config, self.geometries, self.dataset.n_starts, self.fingerprint)
         self.world.require_equal(
             b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
             "the processes of this training do not have the same settings, tomograms, method, initial weights or "
@@ -481,9 +475,27 @@ class Trainer:
         if self.preview is None or not self.world.is_first or not every or self.step % every:
             return
         cube = _cropped(self.dataset.example, self.method.cut_margin).mean(0)
-        with torch.inference_mode(), autocast(self._learner.dtype, self.device):
+        with torch.inference_mode(), autocast(self.learner.dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())
+
+
+def _fingerprint(method: Method, network: nn.Module, objective: Objective) -> dict[str, Any]:
+    """Return the description of a method by which a resumed run is recognised, before training changes anything."""
+    terms = objective.terms
+    return {
+        "network": describe(network, values=False),
+        "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
+        "operators": [describe(part.physics) for part in terms],
+        "augmentations": [describe(augmentation) for augmentation in method.augmentations],
+        "cut_margin": method.cut_margin,
+        "n_views": method.n_views,
+    }
+
+
+def read_every(device: torch.device) -> int:
+    """Return after how many steps losses are read: on a CPU nothing is waited for, and a step may take minutes."""
+    return 1 if device.type == "cpu" else _WRITE_EVERY
 
 
 def _require_views(pairs: Sequence[Pair], method: Method) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 # Two values that the same formula gives on two machines differ by less.
 _TOLERANCE = 1e-4
 # Attributes that say where and how a module runs, and not what it computes.
-_INCIDENTAL = {"training", "device", "name"}
+_INCIDENTAL = {"training", "checkpointing", "device", "name"}
 
 
 def describe(part: object, *, values: bool = True) -> dict[str, Any]:
