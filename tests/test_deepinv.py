@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -37,6 +38,7 @@ from equitomo import (
     ScaleEquivariantUNet3D,
     SubtomogramDataset,
     TiltGeometry,
+    TiltRangeGenerator,
     TwoViewReconstructor,
 )
 
@@ -167,6 +169,64 @@ def their_loss_tests(monkeypatch) -> ModuleType:
     theirs = importlib.import_module("deepinv.tests.test_loss")
     monkeypatch.delitem(sys.modules, "dummy", raising=False)
     return theirs
+
+
+@pytest.fixture
+def their_generator_tests(monkeypatch, request) -> ModuleType:
+    """deepinv's tests of generators, made to find ours; settings of torch that importing them changes are restored."""
+    request.config.addinivalue_line("markers", "indirect: used by deepinv's tests of generators")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    theirs = importlib.import_module("deepinv.tests.test_generators")
+
+    def find_generator(name, size, device, dtype, psf_size=None, rng=None):
+        # Their functions know the parameters of each of their generators by its name.
+        (key,) = {"SigmaGenerator": ["sigma"], "GaussianBlurGenerator": ["filter"]}.get(name, ["mask"])
+
+        class Named(TiltRangeGenerator):
+            def step(self, *args, **kwargs):
+                return {key: super().step(*args, **kwargs)["mask"]}
+
+        physics = GENERATED[name](MissingWedgeOperator)((16, 15, 18))
+        return Named(physics, device=device, dtype=dtype, rng=rng), size, [key]
+
+    monkeypatch.setattr(theirs, "find_generator", find_generator)
+    return theirs
+
+
+GENERATED = {
+    "SigmaGenerator": lambda kind: lambda size: kind(size, (-60, 60)),
+    "GaussianBlurGenerator": lambda kind: (
+        lambda size: kind(size, TiltGeometry.from_range(-60, 60) | TiltGeometry.from_range(-60, 60, "x"))
+    ),
+}
+each_rng = pytest.mark.parametrize("seed", [None, 0])
+
+
+@each_rng
+@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("check", ["test_generation_newparams", "test_generation_seed", "test_average"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_generator_passes_the_checks_of_deepinv(check, name, seed, dtype, their_generator_tests):
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    getattr(their_generator_tests, check)(name=name, device=CPU, dtype=dtype, rng=rng)
+
+
+@each_rng
+def test_the_generator_passes_the_shape_check_of_deepinv(seed, their_generator_tests):
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    their_generator_tests.test_shape("SigmaGenerator", (5, 5), CPU, torch.float32, rng)
+
+
+@each_rng
+@pytest.mark.parametrize("together", [True, False])
+def test_a_mixture_of_generators_passes_the_check_of_deepinv(together, seed, their_generator_tests):
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    names = ["SigmaGenerator", "SigmaGenerator"]
+    check = their_generator_tests.test_generator_mixture
+    with pytest.warns(UserWarning, match="same keys and shapes") if together else nullcontext():
+        check(names, (5, 5), torch.float32, together, CPU, rng)
 
 
 class Circles(torch.utils.data.Dataset):

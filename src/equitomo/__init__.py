@@ -15,14 +15,14 @@ if TYPE_CHECKING:
         TomogramPair,
         specimen_mask,
     )
-    from equitomo.geometry import TiltGeometry, wedge_mask
+    from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
     from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
     from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
-    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
@@ -43,6 +43,8 @@ __all__ = [
     "SubtomogramPool",
     "TiledPredictor",
     "TiltGeometry",
+    "TiltRangeGenerator",
+    "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
     "TwoViewReconstructor",
@@ -77,6 +79,8 @@ _HOMES = {
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
+    "TiltRangeGenerator": "physics",
+    "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",
     "TwoViewReconstructor": "models",

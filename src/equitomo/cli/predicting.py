@@ -19,7 +19,7 @@ from equitomo.cli.reading import read_geometry, read_halves, read_one, warn_of_g
 from equitomo.datasets import IntensityScale, Normalization, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor
-from equitomo.io import Volume, bytes_to_create, creating_volume, named, require_writable
+from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
@@ -105,7 +105,7 @@ class Ready:
 def prepare(options: Options) -> Job:
     """Check what the prediction of one tomogram was given; the work that is left."""
     files, given = options[PredictFiles], options[OneOrMany]
-    out = named(files.out)
+    out = valid_path(files.out)
     require_writable(out, overwrite=files.overwrite)
     require_other(out, given.first, given.second)
     devices = chosen_devices(files.device)

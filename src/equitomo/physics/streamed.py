@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.fourier import mirrored
-from equitomo.geometry import TiltAxes
+from equitomo.geometry import Planes, TiltAxes
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.resources import Retry
@@ -118,17 +117,10 @@ def apply_by_planes(
 def streaming_needs(operator: WedgeOperator, shape: Shape) -> tuple[int, int]:
     """Bytes of the arrays that :func:`apply_by_planes` works with, and of its scratch file."""
     plan = _Plan.of(operator, shape)
-    memory = _HELD * max(_SLAB_BYTES, plan.plane_bytes, plan.section_bytes)
+    memory = _HELD * max(_SLAB_BYTES, plan.plane_bytes, plan.section_bytes) + plan.masks.n_bytes
     if plan.planes_shape is None:
         return memory, 0
     return memory, int(np.prod(plan.planes_shape)) * plan.planes_dtype.itemsize
-
-
-class _Planes(Protocol):
-    constant: bool
-    n_planes: int
-
-    def __call__(self, start: int, stop: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -138,13 +130,12 @@ class _Plan:
     axes: TiltAxes
     lengths: Shape
     grid: Shape
-    masks: _Planes
+    masks: Planes
 
     @classmethod
     def of(cls, operator: WedgeOperator, shape: Shape) -> _Plan:
-        grid, masks = _masks_of(operator, shape)
-        axes = operator.geometry.axes
-        return cls(axes, _turned(shape, axes), _turned(grid, axes), masks)
+        grid, masks = operator.planes(shape)
+        return cls(masks.axes, _turned(shape, masks.axes), _turned(grid, masks.axes), masks)
 
     @property
     def planes_shape(self) -> Shape | None:
@@ -257,39 +248,6 @@ def _filtered(planes: Tensor, masks: Tensor) -> Tensor:
     spectrum = torch.fft.ifft(spectrum)[..., :z].transpose(-1, -2)
     filtered: Tensor = torch.fft.irfft(spectrum, n=grid_s) if real else torch.fft.ifft(spectrum)
     return filtered[..., :s]
-
-
-def _masks_of(operator: WedgeOperator, shape: Shape) -> tuple[Shape, _Planes]:
-    if operator.volume_shape != shape:
-        return operator.planes(shape)
-    if len(operator.mask) > 1:
-        raise ValueError(
-            f"the operator holds masks for {len(operator.mask)} samples and was given one volume: update(mask=...) "
-            "with one mask"
-        )
-    return operator.grid_shape, _MaskPlanes(operator.mask[0, 0], operator.grid_shape, operator.geometry.axes)
-
-
-class _MaskPlanes:
-    """Planes of a mask that is there, on the half spectrum of a grid."""
-
-    def __init__(self, mask: Tensor, grid: Shape, axes: TiltAxes) -> None:
-        self._axes, self._length_x = axes, grid[2]
-        self.constant = mask.shape[axes.along] == 1
-        self.n_planes = grid[axes.along] // 2 + 1
-        # Not copied: a mask may have length 1 wherever it is constant.
-        lengths = [grid[0], grid[1], grid[2] // 2 + 1]
-        lengths[axes.along] = 1 if self.constant else lengths[axes.along]
-        self._mask = mask.expand(lengths)
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        if self._axes.along == -1:
-            return self._mask[..., start:stop].permute(2, 0, 1).float()
-        rows = torch.arange(start, stop, device=self._mask.device)
-        half = self._mask[:, rows]
-        # m(kz, ky, -kx) = m(-kz, -ky, kx), and the half spectrum holds both signs of ky.
-        opposite = self._mask[:, -rows % self._mask.shape[1], 1 : (self._length_x + 1) // 2]
-        return torch.cat((half, mirrored(opposite, (-3,)).flip(-1)), -1).transpose(0, 1).float()
 
 
 def _turned(shape: Shape, axes: TiltAxes) -> Shape:
