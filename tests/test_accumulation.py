@@ -66,7 +66,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_whole_batch(pairs, n_at_once)
     y, sources = trainer.dataset.batch(indices)
     assert set(sources) == {0, 1}
     trainer.objective.zero_grad()
-    expected = trainer.objective(y, [pairs[source].geometry for source in sources], Draws(0, indices)).mean(1)
+    expected = trainer.objective(y, [pairs[source].geometries for source in sources], Draws(0, indices)).mean(1)
     expected.sum().backward()
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-13, atol=0)
     torch.testing.assert_close(found, gradients(trainer), rtol=1e-11, atol=1e-16)

@@ -21,7 +21,7 @@ LAYERS = (
     ("geometry",),
     ("physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate"),
-    ("diagnosis", "training < methods", "wedge_estimate"),
+    ("diagnosis", "training < methods"),
     ("report",),
     ("run",),
     ("cli < __main__",),

@@ -109,7 +109,7 @@ def train_with_torchs_own(folder: Path) -> None:
     for step in range(SETTINGS["steps"]):
         own = made.world.share(range(step * SETTINGS["batch"], (step + 1) * SETTINGS["batch"]))
         y, sources = made.dataset.batch(own)
-        geometries = [made.dataset.pairs[source].geometry for source in sources]
+        geometries = [made.dataset.pairs[source].geometries for source in sources]
         optimizer.zero_grad()
         # Torch takes the mean over the processes, whose shares are equal here.
         losses(y, geometries, Draws(made.config.seed, own)).sum(0).mean().backward()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from equitomo.datasets import (
         IntensityScale,
-        StoredTomogramPair,
         SubtomogramDataset,
         SubtomogramPool,
         TomogramPair,
         specimen_mask,
     )
+    from equitomo.diagnosis import Finding, diagnose, estimate_wedge, judge_geometry
     from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
-    from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 __all__ = [
     "CubeRotationGroup",
+    "Finding",
     "IcecreamTrainer",
     "IntensityScale",
     "MaskedEquivarianceLoss",
@@ -38,7 +38,6 @@ __all__ = [
     "Noise2NoiseLoss",
     "PaddedMissingWedgeOperator",
     "ScaleEquivariantUNet3D",
-    "StoredTomogramPair",
     "SubtomogramDataset",
     "SubtomogramPool",
     "TiledPredictor",
@@ -50,6 +49,7 @@ __all__ = [
     "TwoViewReconstructor",
     "Volume",
     "__version__",
+    "diagnose",
     "estimate_wedge",
     "fourier_shell_correlation",
     "judge_geometry",
@@ -66,6 +66,7 @@ __all__ = [
 # checks its arguments without waiting for torch.
 _HOMES = {
     "CubeRotationGroup": "transform",
+    "Finding": "diagnosis",
     "IcecreamTrainer": "methods",
     "IntensityScale": "datasets",
     "MaskedEquivarianceLoss": "loss",
@@ -74,7 +75,6 @@ _HOMES = {
     "Noise2NoiseLoss": "loss",
     "PaddedMissingWedgeOperator": "physics",
     "ScaleEquivariantUNet3D": "models",
-    "StoredTomogramPair": "datasets",
     "SubtomogramDataset": "datasets",
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
@@ -85,9 +85,10 @@ _HOMES = {
     "TrainingConfig": "training",
     "TwoViewReconstructor": "models",
     "Volume": "io",
-    "estimate_wedge": "wedge_estimate",
+    "diagnose": "diagnosis",
+    "estimate_wedge": "diagnosis",
     "fourier_shell_correlation": "metrics",
-    "judge_geometry": "wedge_estimate",
+    "judge_geometry": "diagnosis",
     "load_icecream_checkpoint": "models",
     "load_network": "training",
     "read_tilts": "io",

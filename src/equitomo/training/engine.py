@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
-from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
+from equitomo.datasets import TomogramPair, cubes_of
 from equitomo.draws import Draws
-from equitomo.geometry import TiltGeometry as Geometry
+from equitomo.geometry import Geometry
 from equitomo.precision import autocast
 from equitomo.resources import Retry, is_out_of_memory
 from equitomo.training.checkpoint import (
@@ -38,7 +38,6 @@ from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import Objective, learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
-Pair = TomogramPair | StoredTomogramPair
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
@@ -130,7 +129,7 @@ class Trainer:
 
     def __init__(
         self,
-        pairs: Pair | Sequence[Pair],
+        pairs: TomogramPair | Sequence[TomogramPair],
         method: Method,
         config: TrainingConfig | None = None,
         *,
@@ -158,21 +157,22 @@ class Trainer:
         self._replaces = overwrite and not resume
         self._progress, self.preview = progress, preview
         self.device = self.world.device(config.device)
-        margin = method.cut_margin
+        margin, (z, y, x) = method.cut_margin, config.cube_shape
         self.dataset = cubes_of(
-            (pairs,) if isinstance(pairs, (TomogramPair, StoredTomogramPair)) else pairs,
-            config.cube_shape[0] + 2 * margin,
+            pairs,
+            (z + 2 * margin, y + 2 * margin, x + 2 * margin),
             length=config.steps * config.batch,
             memory=round(config.memory * 2**30) or None,
-            stretch=config.exchange_every * config.batch,
+            exchange_every=config.exchange_every * config.batch,
             seed=config.seed,
             min_fraction=config.min_specimen,
             mixed_voxel_sizes=config.mixed_voxel_sizes,
         )
-        _require_views(self.dataset.pairs, method)
-        self._geometries = list(dict.fromkeys(pair.geometry for pair in self.dataset.pairs))
+        # The tilts of each tomogram: those of both halves, or of the one volume that the method sees.
+        self._tilts = [_seen_tilts(pair, method) for pair in self.dataset.pairs]
         self.learner = Learner(method.network, config, self.device, init)
-        self.objective = Objective(self.learner.network, method, config.cube_shape, self._geometries, self.device)
+        different = list(dict.fromkeys(self._tilts))
+        self.objective = Objective(self.learner.network, method, config.cube_shape, different, self.device)
         self.fingerprint = _fingerprint(method, self.learner.network, self.objective)
         n_own = len(self.world.share(range(config.batch)))
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
@@ -267,7 +267,7 @@ class Trainer:
     @property
     def geometries(self) -> list[dict[str, Any]]:
         """The different tilts, as a checkpoint holds them."""
-        return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in self._geometries]
+        return [geometry.as_dict() for geometry in dict.fromkeys(chain.from_iterable(self._tilts))]
 
     @property
     def bytes_to_write(self) -> int:
@@ -391,11 +391,10 @@ class Trainer:
     def _backward(self, indices: range) -> Tensor:
         """Add the gradient of what some cubes contribute to the mean losses, and return the contribution."""
         y, sources = self.dataset.batch(indices)
-        geometries = [self.dataset.pairs[source].geometry for source in sources]
-        draws = Draws(self.config.seed, indices)
-        y = self._changed(y.to(self.device, non_blocking=True), geometries, draws)
+        tilts, draws = [self._tilts[source] for source in sources], Draws(self.config.seed, indices)
+        y = self._changed(y.to(self.device, non_blocking=True), [first for first, *_ in tilts], draws)
         with autocast(self.learner.dtype, self.device):
-            losses: Tensor = self.objective(y, geometries, draws).sum(1) / self.config.batch
+            losses: Tensor = self.objective(y, tilts, draws).sum(1) / self.config.batch
         self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
@@ -498,14 +497,21 @@ def read_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else _WRITE_EVERY
 
 
-def _require_views(pairs: Sequence[Pair], method: Method) -> None:
-    """Refuse tomograms with fewer volumes than the method compares."""
-    for pair in pairs:
-        if method.n_views > 2:
+def _seen_tilts(pair: TomogramPair, method: Method) -> tuple[Geometry, ...]:
+    """Return the tilts of each view that the method sees of a tomogram, and refuse one with other views."""
+    if method.n_views == 1:
+        if len(set(pair.geometries)) > 1:
             raise ValueError(
-                f"{pair.name}: the method {method.name} needs {method.n_views} half tomograms, got 2: "
-                "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
+                f"{pair.name}: the method {method.name} takes the mean of the halves, whose tilts differ: give one "
+                "volume of all tilts"
             )
+        return pair.geometries[:1]
+    if pair.n_views != method.n_views:
+        raise ValueError(
+            f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
+            "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
+        )
+    return pair.geometries
 
 
 def _cropped(y: Tensor, margin: int) -> Tensor:
