@@ -20,6 +20,7 @@ from asserting import (
 )
 from deepinv.physics import GaussianNoise
 
+from equitomo import TiledPredictor
 from equitomo.fourier import frequencies, mirrored
 from equitomo.geometry import TiltGeometry, WedgeMask, wedge_mask
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, apply_by_planes, streamed
@@ -150,6 +151,16 @@ def test_by_planes_a_union_or_a_weighted_geometry_is_the_same_operator(kind, geo
     apply_by_planes(operator, x, out)
     expected = operator.resized(x.shape).A(torch.from_numpy(x)[None, None])[0, 0].numpy()
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@each_kind
+@pytest.mark.parametrize("wedge", ["global", "tile"])
+def test_a_predictor_empties_the_wedge_with_any_mask(kind, wedge):
+    x = normal(12, 12, 12, dtype=torch.float32)
+    operator = kind((4, 4, 4), mask=contrast)
+    settings = {"tile": 12, "margin": 0, "blend": 0, "precision": "float32"}
+    found = TiledPredictor(torch.nn.Identity(), operator, wedge=wedge, **settings)(x)
+    assert_close(found, operator.resized((12, 12, 12)).A(x[None, None])[0, 0], 1e-5)
 
 
 def test_a_mask_with_planes_of_its_own_is_never_made_as_a_whole():

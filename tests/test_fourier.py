@@ -293,7 +293,7 @@ def test_a_batch_too_large_for_the_cache_is_filtered_volume_by_volume_alike(monk
     masks = torch.rand(3, 1, 8, 7, 5, dtype=torch.float64)
     together = fourier.filtered(x, masks, (8, 7, 8))
     (gradient,) = torch.autograd.grad(together.square().sum(), x)
-    monkeypatch.setattr(fourier, "_LARGEST_TOGETHER", 1)
+    monkeypatch.setattr(fourier, "LARGEST_TOGETHER", 1)
     apart = fourier.filtered(x, masks, (8, 7, 8))
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-14)
     torch.testing.assert_close(torch.autograd.grad(apart.square().sum(), x)[0], gradient, rtol=0, atol=1e-13)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from equitomo.draws import ELEMENTS, Draws, draw_integers
 from equitomo.fourier import full_spectrum
+from equitomo.geometry import TiltGeometry
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
@@ -21,6 +22,7 @@ from equitomo.transform import CubeRotationGroup
 
 OPERATORS = [MissingWedgeOperator, PaddedMissingWedgeOperator]
 GROUP = CubeRotationGroup()
+UNION = TiltGeometry.from_range(-60, 60) | TiltGeometry.from_range(-50, 20, "x")
 AXES = (-3, -2, -1)
 each_operator = pytest.mark.parametrize("kind", OPERATORS)
 each_range = pytest.mark.parametrize("tilts", [(-60.0, 60.0), (-50.0, 20.0)])
@@ -198,6 +200,28 @@ def test_masked_equivariance_is_equation_five_for_every_element(kind, tilts, sid
     assert_close(actual, expected)
     weights = normal(48, seed=5)
     assert_close(parameter_gradient(actual @ weights, model), parameter_gradient(expected @ weights, model))
+
+
+@each_operator
+@pytest.mark.parametrize("geometry", [TiltGeometry.from_range(-60, 60), UNION], ids=str)
+def test_in_thin_cubes_it_is_equation_five_for_every_element_that_moves(kind, geometry, model):
+    physics = kind((4, 6, 6), geometry).double()
+    group = CubeRotationGroup.moving(physics)
+    y = normal(len(group.elements), 2, 4, 6, 6)
+    actual = MaskedEquivarianceLoss(group, weight=1.0)(
+        x_net=model(y), y=y, physics=physics, model=model, elements=torch.tensor(group.elements)
+    )
+    expected = [
+        textbook(
+            model.network,
+            physics,
+            sample,
+            lambda u, g=g: GROUP.transform(u, element=g),
+            turned_operator(physics, g),
+        )
+        for g, sample in zip(group.elements, y, strict=True)
+    ]
+    assert_close(actual, torch.stack(expected))
 
 
 @each_operator
