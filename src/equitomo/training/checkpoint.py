@@ -209,7 +209,8 @@ def network_settings(network: nn.Module) -> dict[str, Any] | None:
     """Return the settings by which :func:`rebuilt_network` makes a network, ``None`` for one of another class."""
     if type(network) is not ScaleEquivariantUNet3D:
         return None
-    return {"width": network.final_conv.in_channels, "levels": len(network.encoders)}
+    settings = {"width": network.final_conv.in_channels, "levels": len(network.encoders)}
+    return settings | ({"residual": True} if getattr(network, "residual", False) else {})
 
 
 def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:

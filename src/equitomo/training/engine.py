@@ -66,11 +66,12 @@ class Trainer:
     Started by ``torchrun`` or ``srun``, the processes share each batch and end with the same weights, those of one
     process up to rounding. The first one writes all files and reports.
 
-    Random losses repeat their numbers in a resumed run if they draw them from ``draws``, which every loss gets, from
-    torch's global generator or from a ``torch.Generator`` among their attributes: the generators are seeded before each
-    call, from the seed of the run, the index of the first cube of the call and the number of the loss. Other sources,
-    as Python's and numpy's, are not seeded. What is drawn from generators depends on how many cubes go through the
-    network at once; what is drawn from ``draws.integers`` does not.
+    Losses and operators must not keep anything of their own from one step to the next: only the state of the network is
+    saved. Random losses repeat their numbers in a resumed run if they draw them from ``draws``, which every loss gets,
+    from torch's global generator, or from a ``torch.Generator`` among the attributes of the loss or the operator. The
+    generators are seeded before each call, from the seed of the run, the index of the first cube of the call and the
+    number of the loss. Other sources, as those of Python and numpy, are not seeded. The numbers of generators depend on
+    how many cubes go through the network at once; those of ``draws.integers`` do not.
 
     Parameters
     ----------
@@ -462,7 +463,10 @@ class Trainer:
         if self.world.size == 1:
             return
         tensors = [self.dataset.example, *self.learner.network.state_dict().values()]
-        given = (self.step, self.learner.dtype, self.config, self.geometries, self.dataset.n_starts, self.fingerprint)
+        # Of the parts only what does not depend on how a processor rounds.
+        parts = [self.fingerprint["network"], *self.fingerprint["losses"].values(), *self.fingerprint["operators"]]
+        texts = [(part["class"], part["text"]) for part in parts]
+        given = (self.step, self.learner.dtype, self.config, self.geometries, self.dataset.n_starts, texts)
         self.world.require_equal(
             b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
             "the processes of this training do not have the same settings, tomograms, method, initial weights or "
@@ -510,6 +514,13 @@ def _seen_tilts(pair: TomogramPair, method: Method) -> tuple[Geometry, ...]:
         raise ValueError(
             f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
             "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
+        )
+    if method.augmentations and len(set(pair.geometries)) > 1:
+        # Exchanging parts of the halves, or mirroring them, presumes that both have one wedge.
+        raise ValueError(
+            f"{pair.name}: the method {method.name} changes cubes in ways that presume equal tilts of both halves: "
+            "give the tilts of the whole series for both, or take a method without augmentations, as "
+            "`method='icecream'`"
         )
     return pair.geometries
 
