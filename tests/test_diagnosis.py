@@ -231,8 +231,11 @@ def test_a_wedge_that_does_not_show_is_a_note_and_so_is_a_volume_thin_along_anot
 # Real and realistic tomograms ------------------------------------------------------------------------
 
 
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("cryo_dose_mid", "real_mt13pf")]
+
+
 @real_data
-@pytest.mark.parametrize("name", ["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"])
+@pytest.mark.parametrize("name", ["cryo_tiny_mid", *LONG])
 def test_real_and_realistic_halves_are_judged_right(name):
     first, second = (torch.tensor(read_volume(DATA / name / f"{half}.mrc").as_float32()) for half in ("even", "odd"))
 
