@@ -24,7 +24,8 @@ from equitomo.cli.reading import Declared, declared_in, declared_pair, declared_
 from equitomo.datasets import SubtomogramDataset, TomogramPair, read_geometry, require_one_voxel_size
 from equitomo.diagnosis import diagnose, estimate_wedge
 from equitomo.io import TableRow, bytes_to_create, read_volume, require_place
-from equitomo.training import IcecreamTrainer, TrainingConfig
+from equitomo.methods import IcecreamTrainer
+from equitomo.training import TrainingConfig
 from equitomo.training.memory import IN_BACKWARD, cubes_at_once
 
 Options = dict[type, Any]
@@ -198,13 +199,13 @@ def _draw_the_wedge(table: _Table, pair: TomogramPair, picture: str | None) -> N
 
 def _look_at_the_cubes(table: _Table, pair: TomogramPair, config: TrainingConfig) -> None:
     def count() -> int:
-        return SubtomogramDataset(pair, config.side, length=1, min_fraction=config.min_specimen).n_starts
+        return SubtomogramDataset(pair, config.cube_shape[0], length=1, min_fraction=config.min_specimen).n_starts
 
     starts = table.attempt("cubes", count)
     if starts is not None:
         of_mask = "" if pair.mask is None else f" within a mask of {float(pair.mask.float().mean()):.0%}"
         table("ok", "cubes", f"{starts:,} different cubes of {config.side} voxels{of_mask}")
-    elif min(pair.shape) < config.side:
+    elif min(pair.shape) < min(config.cube_shape):
         stride = 2 ** (config.levels - 1)
         table("note", "cubes", f"--side {min(pair.shape) // stride * stride} is the largest that fits")
 
@@ -249,7 +250,9 @@ class _Trial:
         pair = copy.copy(pair)
         pair._mask_given = pair._mask = None
         trainer = IcecreamTrainer(pair, _small(config) if _on_cpu(config) else config)
-        share = trainer.config.batch * trainer.config.side**3 / (config.batch * config.side**3)
+        share = (
+            trainer.config.batch * math.prod(trainer.config.cube_shape) / (config.batch * math.prod(config.cube_shape))
+        )
         try:
             # The first step also sets things up.
             trainer.train(until=1)
@@ -262,7 +265,11 @@ class _Trial:
             # What does not grow with the cubes, weights above all, is kept once.
             one, two = trainer.bytes_kept(1), trainer.bytes_kept(2)
             n_at_once = min(cubes_at_once(config, trainer.device), config.batch)
-            kept = 2 * one - two + (two - one) * n_at_once * config.side**3 / trainer.config.side**3
+            kept = (
+                2 * one
+                - two
+                + (two - one) * n_at_once * math.prod(config.cube_shape) / math.prod(trainer.config.cube_shape)
+            )
         return cls(trainer.device, seconds / share, kept, trainer.bytes_to_write)
 
 
@@ -271,8 +278,9 @@ def _on_cpu(config: TrainingConfig) -> bool:
 
 
 def _small(config: TrainingConfig) -> TrainingConfig:
-    side = min(config.side, _TIMED_STRIDES * 2 ** (config.levels - 1))
-    return replace(config, side=side, margin=config.margin * side // config.side, batch=_TIMED_CUBES)
+    side = min(*config.cube_shape, _TIMED_STRIDES * 2 ** (config.levels - 1))
+    margin = config.margin * side // min(config.cube_shape)
+    return replace(config, side=side, margin=margin, batch=_TIMED_CUBES)
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:

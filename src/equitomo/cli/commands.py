@@ -39,10 +39,11 @@ from equitomo.cli.reading import PairInput, read_halves, read_pair, read_table_o
 from equitomo.datasets import TomogramPair, read_geometry, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_atomically, write_volume
+from equitomo.methods import IcecreamTrainer
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
 from equitomo.resources import is_out_of_memory
 from equitomo.simulate import simulate_halves
-from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
+from equitomo.training import TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, leave
 from equitomo.volumes import VolumeLike as Voxels
 
@@ -127,7 +128,7 @@ def _prepare_reconstruct(options: Options) -> Job:
 def _prepare_demo(options: Options) -> Job:
     demo: Demo = options[Demo]
     folder = Path(options[RunFolder].out)
-    if demo.size < options[TrainingConfig].side:
+    if demo.size < max(options[TrainingConfig].cube_shape):
         raise ValueError(f"--size {demo.size} is less than the side of a training cube, {options[TrainingConfig].side}")
 
     geometry = TiltGeometry(range(-60, 61, 3))
@@ -199,19 +200,18 @@ def _trainer(
     pairs: TomogramPair | Sequence[TomogramPair],
     initial: Initial,
 ) -> IcecreamTrainer:
-    resume = options[RunFolder].resume
     trainer = IcecreamTrainer(
         pairs,
         options[TrainingConfig],
-        out=folder if resume else None,
-        resume=resume,
+        out=folder,
+        resume=options[RunFolder].resume,
+        overwrite=options[RunFolder].overwrite,
         init=initial.network,
         preview=_Preview(folder / "previews"),
     )
     if Prediction in options:
         # Tiles that do not fit are to be refused before the training, not after it.
         make_predictor(trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config)
-    trainer.out = folder
     return trainer
 
 
@@ -241,7 +241,7 @@ def _train(trainer: IcecreamTrainer, folder: Path) -> None:
 
         def show(step: int, losses: dict[str, float]) -> None:
             nonlocal clock
-            shown = {name: f"{losses[name]:.4f}" for name in ("data", "equivariance")}
+            shown = {name: f"{value:.4f}" for name, value in losses.items() if name != "skipped"}
             if isinstance(trainer.preview, _Preview) and trainer.preview.change:
                 shown["change"] = trainer.preview.change
             bar.set_postfix(shown, refresh=False)
@@ -254,8 +254,7 @@ def _train(trainer: IcecreamTrainer, folder: Path) -> None:
                 took = time.perf_counter() - clock
                 tqdm.write(f"No GPU is used: a step takes {duration(took)}, all that are left {duration(left * took)}")
 
-        trainer.progress = show
-        trainer.train()
+        trainer.train(progress=show)
     leave()
     skipped = f", {trainer.skipped} steps skipped" if trainer.skipped else ""
     print(f"Trained {config.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from equitomo import resources
-from equitomo.training import IcecreamTrainer
+from equitomo.training import Trainer
 from equitomo.training.memory import bytes_of_step
 
 LESS_MEMORY = "--micro_batch 1, --checkpointing true or a smaller --side or --width needs less"
@@ -36,7 +36,7 @@ def require_memory(n_bytes: float, what: str, remedy: str) -> None:
         raise ValueError(f"{what} takes about {readable(n_bytes)} of memory and {readable(free)} are free: {remedy}")
 
 
-def require_memory_of_step(trainer: IcecreamTrainer) -> None:
+def require_memory_of_step(trainer: Trainer) -> None:
     """Refuse a training whose steps cannot fit, and say if fewer cubes than configured will go through at once.
 
     Raises
@@ -45,7 +45,7 @@ def require_memory_of_step(trainer: IcecreamTrainer) -> None:
         If the host's memory does not hold a step as configured, or a GPU's not even one cube.
     """
     config, device = trainer.config, trainer.device
-    n_cubes, free = trainer.n_at_once, free_on(device)
+    n_cubes, free = trainer.plan.n_at_once, free_on(device)
     if free is None:
         return
     cubes = f"a step with {n_cubes} {'cube' if n_cubes == 1 else 'cubes'} of {config.side} voxels at once"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from equitomo.io import Volume, write_atomically
-from equitomo.training import IcecreamTrainer, TrainingInterruptedError
+from equitomo.training import Trainer, TrainingInterruptedError
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import find_world
 from equitomo.training.resuming import require_same_settings, require_same_tilts
@@ -59,7 +59,7 @@ class Manifest:
         self,
         folder: Path,
         options: Mapping[type, Any],
-        trainer: IcecreamTrainer,
+        trainer: Trainer,
         inputs: Mapping[str, Volume | Path],
         init: Any = None,
     ) -> None:

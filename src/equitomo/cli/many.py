@@ -32,7 +32,7 @@ from equitomo.geometry import TiltGeometry
 from equitomo.io import TableRow, read_table, read_volume, require_place, valid_path
 from equitomo.training import TrainingConfig
 
-_SETTINGS = ("passes", "average_first", "mirrors", "flips", "precision", "normalization")
+_SETTINGS = ("passes", "average_first", "test_time_mirrors", "flips", "precision", "normalization")
 
 
 def prepare(options: Options) -> Callable[[], int]:

@@ -242,7 +242,7 @@ class PredictFiles:
         Passes of the network, with the wedge emptied in between; as the run was configured if not given.
     average_first
         Average the halves before the network in place of after it; as the run was configured if not given.
-    mirrors
+    test_time_mirrors
         Average over mirror images that leave the wedge where it is; as the run was configured if not given.
     """
 
@@ -253,7 +253,7 @@ class PredictFiles:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     passes: int | None = None
     average_first: bool | None = None
-    mirrors: bool | None = None
+    test_time_mirrors: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,10 @@ class Trained:
         """From a run's folder or one of its checkpoints."""
         checkpoint = load_checkpoint(Path(files.run))
         state = checkpoint.state
-        asked = {name: getattr(files, name) for name in ("passes", "average_first", "mirrors", "precision")}
-        config = TrainingConfig(**{**state["config"], **{k: value for k, value in asked.items() if value is not None}})
+        asked = {name: getattr(files, name) for name in ("passes", "average_first", "test_time_mirrors", "precision")}
+        config = replace(checkpoint.config, **{k: value for k, value in asked.items() if value is not None})
         network = load_network(checkpoint.path).to(memory_format=torch.channels_last_3d)
-        hashes = {name: state["sha256"][name] for name in ("weights", "averaged") if name in state["sha256"]}
+        hashes = {name: state["sha256"][name] for name in ("weights", "ema") if name in state["sha256"]}
         return cls(network, config, state["geometries"], hashes)
 
     def geometry(self, given: RunGeometry) -> TiltGeometry:
@@ -197,7 +197,7 @@ def make_predictor(
     """
     make = partial(
         TiledPredictor,
-        MirrorAveraged(network, geometry, flips=config.flips) if config.mirrors else network,
+        MirrorAveraged(network, geometry, flips=config.flips) if config.test_time_mirrors else network,
         geometry,
         tile=prediction.tile or None,
         passes=config.passes,

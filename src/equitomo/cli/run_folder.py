@@ -21,7 +21,7 @@ from equitomo.cli.manifest import Invocation, Manifest
 from equitomo.cli.options import Prediction, RunFolder, TrainingInput
 from equitomo.cli.predicting import make_predictor
 from equitomo.io import PARTIAL, Volume, bytes_to_create, valid_path
-from equitomo.training import IcecreamTrainer
+from equitomo.training import Trainer
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import join
 
@@ -83,9 +83,7 @@ def occupied(options: RunFolder, leavings: Iterable[str]) -> Iterator[Path]:
                 break
 
 
-def ready(
-    options: Mapping[type, Any], trainer: IcecreamTrainer, files: Mapping[str, Volume | Path], init: Any
-) -> Manifest:
+def ready(options: Mapping[type, Any], trainer: Trainer, files: Mapping[str, Volume | Path], init: Any) -> Manifest:
     """Do what is left to do before the work, when all that was given is in order; the record of the run.
 
     Parameters
