@@ -353,7 +353,7 @@ def test_predict_replaces_a_file_only_if_told_to(halves, finished, tmp_path, cap
     target.write_bytes(b"precious")
     arguments = ["predict", halves[0], "--run", finished, "--out", target, "--device", "cpu", *TILED]
     assert run(*arguments) == 2
-    assert re.search(r"a\.mrc.*exists already.*--overwrite|exists already.*a\.mrc", capsys.readouterr().err)
+    assert re.search(r"a\.mrc.*exists already.*overwrite|exists already.*a\.mrc", capsys.readouterr().err)
     assert target.read_bytes() == b"precious"
     assert run(*arguments, "--overwrite") == 0
     assert mrcfile.validate(target)
@@ -652,7 +652,7 @@ def out_below_a_file(case):
 
 FAULTS = {
     "1 truncated": (truncate, r"odd\.mrc: truncated: .* asks for \d+ bytes, found \d+\. Copy or export"),
-    "2 no MAP mark": (no_map_mark, r"odd\.mrc: no MAP mark.*--permissive"),
+    "2 no MAP mark": (no_map_mark, r"odd\.mrc: no MAP mark.*permissive"),
     "12 terabytes": (three_terabytes, r"odd\.mrc: truncated: .* asks for \d{12,} bytes"),
     "19 NaN": (nan_voxels, r"second half of .*odd\.mrc holds 1 voxels.*z 3, y 4, x 5.*replace"),
     "20 constant": (constant, r"second half of .*odd\.mrc is constant \(7 throughout\)"),
@@ -698,8 +698,8 @@ FAULTS = {
     "52 no text": (configuration(b"\xff\xfe"), r"config\.yaml is not a text file"),
     "52 a long number": (configuration(b"steps: " + b"9" * 5000), r"4300 digits"),
     "52 a list for a preset": (configuration(b"preset: [tiny]"), r"preset.*\n?.*str"),
-    "53 no name for out": (settings("--out="), r"path must be the name of a file.* got ''"),
-    "53 NUL in out": (nul_in_out, r"without NUL characters, got 'a\\x00b'"),
+    "53 no name for out": (settings("--out="), r"the name of a file must not be empty.* got ''"),
+    "53 NUL in out": (nul_in_out, r"must not be empty or contain NUL characters, got 'a\\x00b'"),
     "55 out is a loop": (out_is_a_loop, r"cannot write into --out .*run: File exists"),
     "55 out without permission": (out_without_permission, r"cannot write into --out .*run: Permission denied"),
     "56 a link for the lock": (link_for_a_lock, r"cannot write into --out .*run: Too many levels of symbolic links"),
@@ -792,7 +792,7 @@ PREDICTIONS = {
     "no run": (["--run", "nowhere"], r"no sound checkpoint in nowhere"),
     "55 out in no folder": (["--out", "nowhere/a.mrc"], r"cannot write in the folder nowhere.*Give one that exists"),
     "55 out is a folder": (["--out", "."], r"taken by a folder"),
-    "53 packed out": (["--out", "a.mrc.gz"], r"path must not end in \.gz"),
+    "53 packed out": (["--out", "a.mrc.gz"], r"packed files are not written"),
     "no passes": (["--passes", "0"], r"passes must be at least 1, got 0"),
     "no such device": (["--device", "cpux"], r"device 'cpux' cannot be used here"),
     "tilts": (["--tilts", "nowhere.tlt"], r"no such file.*nowhere\.tlt"),
@@ -923,7 +923,7 @@ def test_a_mask_without_the_mark_is_read_if_it_is_asked_for(tmp_path, capsys, co
     content[208:212] = content[220:224] = bytes(4)
     (tmp_path / "mask.mrc").write_bytes(content)
     assert case.run(command) != 0
-    assert re.search(r"mask\.mrc: no MAP mark.*--permissive", "".join(capsys.readouterr()))
+    assert re.search(r"mask\.mrc: no MAP mark.*permissive", "".join(capsys.readouterr()))
     case.settings.append("--permissive")
     assert case.run(command) == 0
 
@@ -1019,7 +1019,7 @@ def test_sixteen_bits_that_are_computed_wrongly_are_refused(halves, tmp_path, mo
     monkeypatch.setattr("equitomo.precision._measured_fault", lambda dtype, device: "convolutions are wrong here")
     settings = [*TINY, "--precision", "bfloat16"]
     assert run("train", *halves, *TILTS, "--out", tmp_path / "run", *settings) == 2
-    assert "convolutions are wrong here: use precision float32" in capsys.readouterr().err
+    assert "convolutions are wrong here: pass" in capsys.readouterr().err
     assert files_in(tmp_path) == set()
 
 

@@ -13,18 +13,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from equitomo._middle import Volume as Voxels
 from equitomo.cli.machine import require_memory
 from equitomo.cli.options import OneOrMany, PredictFiles, Prediction, Reading, RunGeometry
-from equitomo.cli.reading import read_geometry, read_halves, read_one, warn_of_geometry, warn_of_halves
-from equitomo.datasets import IntensityScale, Normalization, require_usable
+from equitomo.cli.reading import read_one, warn_of_pair
+from equitomo.datasets import IntensityScale, Normalization, TomogramPair, read_geometry
 from equitomo.geometry import TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor
-from equitomo.io import Volume, bytes_to_create, creating_volume, named, require_writable
+from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import load_checkpoint, load_network
+from equitomo.volumes import VolumeLike as Voxels
 
 Options = dict[type, Any]
 Job = Callable[[], None]
@@ -94,7 +94,7 @@ class Ready:
     def write(self, progress: Progress, *, finishing: Callable[[], None] = lambda: None) -> None:
         """Predict into the file; ``finishing`` is called when all is computed, before the file takes its name."""
         self.predictor.progress = progress
-        halves = [volume.data for volume in self.volumes]
+        halves: list[Any] = [volume.data for volume in self.volumes]
         shape, like = halves[0].shape, self.volumes[0]
         with creating_volume(self.out, shape, like=like, dtype=self.dtype, overwrite=self.overwrite) as data:
             intensities = (self.scale.mean, self.scale.scale)
@@ -105,7 +105,7 @@ class Ready:
 def prepare(options: Options) -> Job:
     """Check what the prediction of one tomogram was given; the work that is left."""
     files, given = options[PredictFiles], options[OneOrMany]
-    out = named(files.out)
+    out = valid_path(files.out)
     require_writable(out, overwrite=files.overwrite)
     require_other(out, given.first, given.second)
     devices = chosen_devices(files.device)
@@ -135,9 +135,6 @@ def make_ready(
     """
     prediction: Prediction = options[Prediction]
     volumes, scale = _read_volumes(tomogram, options[Reading], trained.config.normalization)
-    name = tomogram.first if tomogram.second is None else f"{tomogram.first} and {tomogram.second}"
-    warn_of_halves(name, volumes, scale)
-    warn_of_geometry(name, volumes, tomogram.geometry)
     require_range(volumes[0].data, prediction.dtype)
     predictor = make_predictor(
         trained.network,
@@ -253,10 +250,9 @@ def progress(title: str, unit: str) -> Iterator[Progress]:
 def _read_volumes(
     tomogram: Tomogram, reading: Reading, normalization: Normalization
 ) -> tuple[list[Volume], IntensityScale]:
-    if tomogram.second is None:
-        volumes = [read_one(tomogram.first, reading)]
-    else:
-        volumes = list(read_halves(tomogram.first, tomogram.second, reading))
-    for volume in volumes:
-        require_usable(volume.data, str(volume.path))
-    return volumes, IntensityScale.of(*(volume.data for volume in volumes), normalization=normalization)
+    paths = [path for path in (tomogram.first, tomogram.second) if path is not None]
+    volumes = [read_one(path, reading) for path in paths]
+    second = volumes[1] if len(volumes) > 1 else None
+    pair = TomogramPair(volumes[0], second, tomogram.geometry, normalization=normalization, lazy=True)
+    warn_of_pair(pair)
+    return volumes, pair.scale
