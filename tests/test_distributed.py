@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from operator import itemgetter
 from pathlib import Path
 
@@ -29,8 +28,9 @@ FOLDER = Path(__file__).parent
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER", "TORCHELASTIC"))}
 PLACES = os.pathsep.join([str(Path(equitomo.__file__).parents[1]), str(FOLDER)])
 ENVIRONMENT = PLAIN | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
-# Far more seconds than any test takes: a process that is left waiting fails its test.
-TIMEOUT = 120
+# Far more than any of this takes, also on a busy machine, and far less than the hour for which a process would wait for
+# one that hangs: a process that does not notice the end of another one fails its test.
+TIMEOUT = 900
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -184,11 +184,9 @@ def test_the_environment_stays_as_it_is(together, rank):
 # Processes that end --------------------------------------------------------------------------------------
 
 
-def assert_ended_within_a_minute(run):
-    """The last checkpoint before the fault is that of step 4; the end takes two seconds on an idle machine."""
-    checkpoint = load_checkpoint(run)
-    assert checkpoint.state["step"] == 4
-    assert time.time() - checkpoint.path.stat().st_mtime < 60
+def assert_last_checkpoint_before_the_fault(run):
+    """Assert that nothing was saved after step 4. That all processes ended in time is what TIMEOUT asserts."""
+    assert load_checkpoint(run).state["step"] == 4
 
 
 @pytest.mark.slow
@@ -198,7 +196,7 @@ def test_a_process_that_ends_ends_all_under_torchrun(tmp_path, job):
     done = start_two(FOLDER / "together.py", job, tmp_path)
     assert done.returncode != 0
     assert ("this process has a fault of its own" in done.stderr) == (job == "train_and_fail")
-    assert_ended_within_a_minute(tmp_path)
+    assert_last_checkpoint_before_the_fault(tmp_path)
 
 
 @pytest.mark.slow
@@ -207,7 +205,7 @@ def test_a_killed_process_ends_the_others_also_where_nobody_watches_them(tmp_pat
     codes, messages = in_a_slurm_step("train_and_be_killed", tmp_path)
     assert codes == [1, -9]
     assert "LostProcessError: another process of this training ended" in messages[0]
-    assert_ended_within_a_minute(tmp_path)
+    assert_last_checkpoint_before_the_fault(tmp_path)
 
 
 @pytest.mark.slow

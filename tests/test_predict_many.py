@@ -421,7 +421,7 @@ def stopped(number, arguments, *, call):
                 if line.startswith("waiting"):
                     break
             child.send_signal(number)
-            child.communicate(timeout=300)
+            child.communicate(timeout=600)
         finally:
             child.kill()
     return child.returncode
@@ -537,7 +537,7 @@ def test_two_processes_make_every_tomogram_once(table, runs, expected, tmp_path)
     arguments = ["--table", table, "--run", runs / "0", "--out", tmp_path / "out", *TILED]
     command = [sys.executable, "-m", "equitomo", "predict", *map(str, arguments)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [child.communicate(timeout=300)[0] for child in both]
+    said = [child.communicate(timeout=600)[0] for child in both]
     assert [child.returncode for child in both] == [0, 0]
     made = [name for out in said for name, status in states(out).items() if status == "done"]
     assert sorted(made) == sorted(NAMES)

@@ -72,7 +72,7 @@ def cluster(tmp_path):
             **{name: str(value) for name, value in (meeting | variables).items()},
         }
         command = ["bash", SCRIPTS / script, *map(str, arguments)]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900)
 
     return submit
 
