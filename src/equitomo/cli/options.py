@@ -1,14 +1,17 @@
-"""The options of every command, as typed dataclasses; nothing heavy is imported here."""
+"""The commands as typed dataclasses, put together from groups of options; nothing heavy is imported here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from equitomo.run.settings import Prediction, TileSettings
+from equitomo.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The two half tomograms.
+    """Two half tomograms.
 
     Parameters
     ----------
@@ -24,7 +27,7 @@ class Halves:
 
 @dataclass(frozen=True)
 class HalvesOrTable:
-    """The half tomograms.
+    """Two half tomograms, or those of many specimens.
 
     Parameters
     ----------
@@ -33,8 +36,8 @@ class HalvesOrTable:
     second
         The other half: the same specimen from the other tilts, frames or doses.
     table
-        Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first, second and, if wanted, tilts,
-        tilt_axis and mask; paths are relative to its folder.
+        Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
+        tilts, tilt_axis and mask; paths are relative to its folder.
     """
 
     first: str | None = None
@@ -43,14 +46,14 @@ class HalvesOrTable:
 
     def __post_init__(self) -> None:
         if self.table is not None and self.first is not None:
-            raise ValueError("give two half tomograms or a --table of many, not both")
+            raise ValueError("give two half tomograms or a `table` of many, not both")
         if self.table is None and (self.first is None or self.second is None):
-            raise ValueError("give the two half tomograms FIRST and SECOND, or a --table of many")
+            raise ValueError("give the two half tomograms FIRST and SECOND, or a `table` of many")
 
 
 @dataclass(frozen=True)
-class OneOrMany:
-    """What to reconstruct.
+class OneOrTable:
+    """A tomogram, or many.
 
     Parameters
     ----------
@@ -59,10 +62,10 @@ class OneOrMany:
     second
         The other half, if there are two; the reconstructions are averaged.
     table
-        Many tomograms in place of one: a file (.csv, .tsv, .star) as for training, which need not have second halves;
-        what is done already is skipped.
+        Many tomograms in place of one: a file (.csv, .tsv, .star) as for training, which may lack second halves;
+        tomograms that are finished already are skipped.
     part
-        K/N, as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
+        K/N, such as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
     """
 
     first: str | None = None
@@ -72,26 +75,24 @@ class OneOrMany:
 
     def __post_init__(self) -> None:
         if (self.table is None) == (self.first is None):
-            raise ValueError("give a tomogram FIRST, if there are halves with its SECOND, or a --table of many")
-        if self.part is None:
-            return
-        if self.table is None:
-            raise ValueError("--part is a part of a table: give a --table")
-        number, slash, count = self.part.partition("/")
+            raise ValueError("give a tomogram FIRST, with its SECOND if there are halves, or a `table` of many")
+        if self.part is not None and self.table is None:
+            raise ValueError("`part` is a part of a table: give a `table`")
+        number, slash, count = (self.part or "1/1").partition("/")
         if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise ValueError(f"--part is K/N with 1 <= K <= N, as 3/10, got {self.part!r}")
+            raise ValueError(f"`part` is K/N with 1 <= K <= N, such as 3/10, got {self.part!r}")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How volumes are read.
+    """Reading volumes.
 
     Parameters
     ----------
     permissive
         Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
     nan
-        What to do about voxels that are NaN or infinite: refuse the file, or put its mean there ("mean").
+        What to do about voxels that are NaN or infinite: refuse the file, or replace them by its mean ("mean").
     """
 
     permissive: bool = False
@@ -99,32 +100,16 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How the specimen was tilted.
+class Tilts:
+    """The tilts.
 
     Parameters
     ----------
     tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60.
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60. With a
+        table, those of the tomograms for which it names none.
     tilt_axis
-        The axis of the volume that the specimen was tilted about; the beam is along z.
-    """
-
-    tilts: str
-    tilt_axis: Literal["y", "x"] = "y"
-
-
-@dataclass(frozen=True)
-class TrainingGeometry:
-    """How the specimens were tilted.
-
-    Parameters
-    ----------
-    tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60; with a
-        table those of the tomograms for which it names none.
-    tilt_axis
-        The axis of the volume that the specimen was tilted about, unless a table says so; the beam is along z.
+        The axis of the volume about which the specimen was tilted, unless a table names it; the beam is along z.
     """
 
     tilts: str | None = None
@@ -132,15 +117,15 @@ class TrainingGeometry:
 
 
 @dataclass(frozen=True)
-class RunGeometry:
-    """How the specimen was tilted, where it differs from the run.
+class OtherTilts:
+    """The tilts, where they differ from those of the run.
 
     Parameters
     ----------
     tilts
-        The tilts in degrees, a file or LOW,HIGH; those of the run if not given.
+        The tilts in degrees, a file or LOW,HIGH; by default those of the run.
     tilt_axis
-        The axis of the volume that the specimen was tilted about; that of the run if not given.
+        The axis of the volume about which the specimen was tilted; by default that of the run.
     """
 
     tilts: str | None = None
@@ -148,19 +133,19 @@ class RunGeometry:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The run.
+class Folder:
+    """The folder of the run.
 
     Parameters
     ----------
     out
         The folder of the run.
     resume
-        Go on with a run that was stopped.
+        Continue a run that was stopped.
     overwrite
         Replace what an earlier run left in the folder.
     break_lock
-        Take a folder that a process seems to use which is gone for certain.
+        Take a folder that seems to be used by a process which is certainly gone.
     """
 
     out: str
@@ -170,16 +155,17 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class TrainingInput:
-    """What else training may be given.
+class Start:
+    """Where the training looks, and what it starts from.
 
     Parameters
     ----------
     mask
-        A file that is non-zero where the specimen is, or "auto" to find it; cubes elsewhere are not used. With a table
-        "auto" is for the tomograms for which it names none.
+        A file that is non-zero where the specimen is, or "auto" to find it; cubes elsewhere are not used. With a
+        table, "auto" is for the tomograms for which it names none.
     init
-        A run or a checkpoint to start from; `equitomo convert` makes one of a checkpoint of the reference program.
+        A run or a checkpoint whose network the training starts from; `equitomo convert` makes one of a checkpoint of
+        the reference program.
     """
 
     mask: str | None = None
@@ -187,164 +173,105 @@ class TrainingInput:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """How the trained network is applied.
+class Output:
+    """The volume that is written.
 
     Parameters
     ----------
-    wedge
-        Where a second pass finds the wedge emptied: inside small tiles of its own, and only the wedge of the result
-        is the second pass's ("local"); in the whole volume ("global"); inside the tiles of both passes ("tile").
-    local_tile
-        Voxels per side of the small tiles of "local"; 0 for two strides of the network, at least 16.
-    tile
-        Voxels per side of a tile; 0 for as many as the memory of the device holds comfortably, from 112 to 240.
-    tile_margin
-        Voxels of a tile that are computed and thrown away at every face; "auto" measures for each tomogram how many
-        the network needs.
-    margin_tolerance
-        The relative error that "auto" allows in the network's values.
     dtype
-        The numbers in the output file.
+        The type of its voxels.
     """
 
-    wedge: Literal["local", "global", "tile"] = "local"
-    local_tile: int = 0
-    tile: int = 0
-    tile_margin: int | Literal["auto"] = 24
-    margin_tolerance: float = 0.01
     dtype: Literal["float32", "float16"] = "float32"
-
-    def __post_init__(self) -> None:
-        if not self.margin_tolerance > 0:
-            raise ValueError(f"margin_tolerance must be positive, got {self.margin_tolerance}")
 
 
 @dataclass(frozen=True)
-class PredictFiles:
-    """Where from and where to.
+class Picture:
+    """A picture.
+
+    Parameters
+    ----------
+    picture
+        A PNG file to draw into.
+    overwrite
+        Replace the picture if it exists.
+    """
+
+    picture: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.picture is not None and not self.picture.lower().endswith(".png"):
+            raise ValueError(f"`picture` must be the name of a .png file, got {self.picture}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is planned.
+
+    Parameters
+    ----------
+    mask
+        A file that is non-zero where the specimen is, or "auto" to find it. With a table, "auto" is for the tomograms
+        for which it names none.
+    out
+        The folder of the planned run, for the room on its disk.
+    """
+
+    mask: str | None = None
+    out: str = "."
+
+
+@dataclass(frozen=True)
+class Result:
+    """The network and the result.
 
     Parameters
     ----------
     run
         The folder of a run, or one of its checkpoints.
     out
-        The file to write; a name that ends in .zarr makes an OME-Zarr store. With a table the folder, in which files
+        The file to write; a name that ends in .zarr makes an OME-Zarr store. With a table, the folder, in which files
         are named after the first halves.
     overwrite
-        Replace the file if it is there; with a table, if it was made from something else.
+        Replace the file if it exists; with a table, if it was made from something else.
     device
-        "auto", a torch device as "cpu" or "cuda:1", or several as "cuda:0,cuda:1", which share the tiles of one
-        tomogram or the tomograms of a table.
-    precision
-        Number format of the network.
-    passes
-        Passes of the network, with the wedge emptied in between; as the run was configured if not given.
-    average_first
-        Average the halves before the network in place of after it; as the run was configured if not given.
-    mirrors
-        Average over mirror images that leave the wedge where it is; as the run was configured if not given.
+        "auto", a torch device such as "cpu" or "cuda:1", or several such as "cuda:0,cuda:1", which share the tiles of
+        one tomogram or the tomograms of a table.
     """
 
     run: str
     out: str
     overwrite: bool = False
     device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    passes: int | None = None
-    average_first: bool | None = None
-    mirrors: bool | None = None
 
 
 @dataclass(frozen=True)
 class Pickle:
-    """What to convert.
+    """A checkpoint and what becomes of it.
 
     Parameters
     ----------
     file
         A checkpoint written by torch.save: of the reference program, or of this network; also one of
         DistributedDataParallel or torch.compile.
-    """
-
-    file: str
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What it becomes.
-
-    Parameters
-    ----------
     out
         The checkpoint to write, a folder that --init and predict --run take.
     axes
-        The order of the axes of the volumes that the network was trained on: "yxz" as in the reference program, or
-        "zyx" as in this package.
+        The order of the axes of the volumes that the network was trained on: "yxz" for the reference program,
+        "zyx" for this package.
     overwrite
-        Replace a checkpoint that is there.
+        Replace an existing checkpoint.
     """
 
+    file: str
     out: str
-    axes: Literal["yxz", "zyx"] = "yxz"
+    axes: Literal["yxz", "zyx"] | None = None
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
-class CheckPlan:
-    """What the check also looks at.
-
-    Parameters
-    ----------
-    mask
-        A file that is non-zero where the specimen is, or "auto" to find it. With a table "auto" is for the tomograms
-        for which it names none.
-    out
-        The folder of the run to come: is there room on its disk?
-    picture
-        A PNG file to draw the power over the tilt into, with the declared and the found range; not with a table.
-    overwrite
-        Replace the picture if it is there.
-    """
-
-    mask: str | None = None
-    out: str = "."
-    picture: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.picture is not None and not self.picture.lower().endswith(".png"):
-            raise ValueError(f"picture must be the name of a .png file, got {self.picture}")
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """How volumes are compared.
-
-    Parameters
-    ----------
-    tilts
-        The tilts in degrees, a file or LOW,HIGH: also compare the measured part and the wedge.
-    tilt_axis
-        The axis of the volume that the specimen was tilted about.
-    picture
-        A PNG file to draw the curves into.
-    overwrite
-        Replace the picture if it is there.
-    """
-
-    tilts: str | None = None
-    tilt_axis: Literal["y", "x"] = "y"
-    picture: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.picture is not None and not self.picture.lower().endswith(".png"):
-            raise ValueError(f"picture must be the name of a .png file, got {self.picture}")
-
-
-@dataclass(frozen=True)
-class Demo:
+class Specimen:
     """The simulated specimen.
 
     Parameters
@@ -360,4 +287,96 @@ class Demo:
 
     def __post_init__(self) -> None:
         if not self.snr > 0:
-            raise ValueError(f"snr must be positive, got {self.snr}")
+            raise ValueError(f"`snr` must be positive, got {self.snr}")
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Train on two half tomograms, reconstruct them and draw pictures: the main job."""
+
+    preset: ClassVar[str] = "paper"
+    halves: Halves
+    reading: Reading
+    tilts: Tilts
+    folder: Folder
+    start: Start
+    output: Output
+    tiles: TileSettings
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Check:
+    """Look at half tomograms and the machine before the long work; status 1 if something must be mended."""
+
+    preset: ClassVar[str] = "paper"
+    halves: HalvesOrTable
+    reading: Reading
+    tilts: Tilts
+    plan: Plan
+    picture: Picture
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Simulate a specimen and its half tomograms, then reconstruct them; minutes on two CPU cores."""
+
+    preset: ClassVar[str] = "tiny"
+    specimen: Specimen
+    folder: Folder
+    output: Output
+    tiles: TileSettings
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on two half tomograms, or on those of many specimens."""
+
+    preset: ClassVar[str] = "paper"
+    halves: HalvesOrTable
+    reading: Reading
+    tilts: Tilts
+    folder: Folder
+    start: Start
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Reconstruct a tomogram, or those of a table, with a trained network."""
+
+    tomogram: OneOrTable
+    reading: Reading
+    result: Result
+    tilts: OtherTilts
+    output: Output
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert a checkpoint that torch.save wrote (a pickle: only tensors are read from it, and no code is run)."""
+
+    pickle: Pickle
+
+
+@dataclass(frozen=True)
+class Fsc:
+    """Fourier shell correlation of two volumes; with the tilts also of the measured part and of the wedge."""
+
+    halves: Halves
+    reading: Reading
+    tilts: Tilts
+    picture: Picture
+
+
+Command = Reconstruct | Check | Demo | Train | Predict | Convert | Fsc
+COMMANDS: dict[str, type[Command]] = {
+    command.__name__.lower(): command for command in (Reconstruct, Check, Demo, Train, Predict, Convert, Fsc)
+}
+POSITIONS = ("first", "second", "file")
+# The options that people use; all others stand in sections of their own.
+COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "preset", "steps", "method", "init", "resume"}
+COMMON |= {"overwrite", "device", "picture", "axes", "size"}
