@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from equitomo import report
-from equitomo._middle import Volume as Voxels
 from equitomo.cli import convert, many, predicting, run_folder, summary
 from equitomo.cli.initial import Initial
 from equitomo.cli.interruption import interruptible
@@ -41,10 +40,11 @@ from equitomo.datasets import StoredTomogramPair, TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_volume, write_whole
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
-from equitomo.precision import is_out_of_memory
+from equitomo.resources import is_out_of_memory
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, leave
+from equitomo.volumes import VolumeLike as Voxels
 
 Options = dict[type, Any]
 # The exit status, None for 0.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from equitomo.precision import is_out_of_memory
+from equitomo.resources import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equitomo._middle import InFile
 from equitomo.io import release
 from equitomo.tiling import Placement
+from equitomo.volumes import Voxels
 
 
 class Source:
@@ -26,7 +26,7 @@ class Source:
     """
 
     def __init__(
-        self, arrays: Sequence[NDArray[np.generic] | InFile], mean: float = 0.0, deviation: float = 1.0
+        self, arrays: Sequence[NDArray[np.generic] | Voxels], mean: float = 0.0, deviation: float = 1.0
     ) -> None:
         self._arrays, self._mean, self._deviation = arrays, np.float32(mean), np.float32(deviation)
         z, y, x = arrays[0].shape

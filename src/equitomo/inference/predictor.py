@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equitomo._checks import spatial_shape
-from equitomo._middle import InFile, Volume
+from equitomo.checks import spatial_shape
 from equitomo.geometry import TiltGeometry, as_geometry
 from equitomo.inference._footprint import Footprint, tile_bytes, transform_bytes
 from equitomo.inference._margins import core_errors, smallest_margin
@@ -29,11 +28,13 @@ from equitomo.physics import PaddedMissingWedgeOperator
 from equitomo.physics.streamed import apply_by_planes, streaming_needs
 from equitomo.precision import Precision
 from equitomo.tiling import Border, Placement, Tiling, shortest_tile
+from equitomo.volumes import VolumeLike as Volume
+from equitomo.volumes import Voxels
 
 Wedge = Literal["local", "global", "tile"]
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
-AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic], InFile)
+AnyVolume = TypeVar("AnyVolume", Tensor, NDArray[np.generic], Voxels)
 
 Shape = tuple[int, int, int]
 
@@ -377,7 +378,7 @@ class TiledPredictor:
         errors = self.margin_errors(volume, largest=largest, core=core, centre=centre, intensities=intensities)
         return smallest_margin(errors, tolerance)
 
-    def _slow_to_read(self, halves: Sequence[NDArray[np.generic] | InFile]) -> str:
+    def _slow_to_read(self, halves: Sequence[NDArray[np.generic] | Voxels]) -> str:
         """What is to be told of chunks that are far larger than a tile, if there are such."""
         for half in halves:
             if isinstance(half, ZarrVoxels):
@@ -505,14 +506,14 @@ def _as_operator(physics_or_geometry: WedgeOperator | TiltGeometry | tuple[float
     return PaddedMissingWedgeOperator((8, 8, 8), as_geometry(physics_or_geometry))
 
 
-def _as_array(volume: Volume) -> NDArray[np.generic] | InFile:
+def _as_array(volume: Volume) -> NDArray[np.generic] | Voxels:
     if isinstance(volume, Tensor):
         return volume.detach().float().cpu().numpy()
     # Of any type: converted tile by tile.
     return volume
 
 
-def _emptied(out: NDArray[np.floating], halves: Sequence[NDArray[np.generic] | InFile]) -> NDArray[np.floating]:
+def _emptied(out: NDArray[np.floating], halves: Sequence[NDArray[np.generic] | Voxels]) -> NDArray[np.floating]:
     """The caller's array, checked, with zeros in it."""
     if out.shape != halves[0].shape or out.dtype.kind != "f" or out.dtype.itemsize < 4:
         raise ValueError(f"out must be float32 of shape {halves[0].shape}, got {out.dtype} of shape {out.shape}")

@@ -9,13 +9,15 @@ from .placing import PARTIAL, beside, flush_folder, no_link, require_place, writ
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
-from .voxels import StoredVoxels
+from .voxels import SLAB_BYTES, Index, StoredVoxels, slabs_of
 from .zarr_voxels import ZarrVoxels
 
 __all__ = [
     "PARTIAL",
+    "SLAB_BYTES",
     "FileFormatError",
     "FileFormatWarning",
+    "Index",
     "MrcHeader",
     "StoredVoxels",
     "TableRow",
@@ -34,6 +36,7 @@ __all__ = [
     "require_place",
     "require_writable",
     "scratch_array",
+    "slabs_of",
     "write_volume",
     "write_whole",
 ]

@@ -1,13 +1,15 @@
 """A volume, and what its file says about it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .mrc_header import Array, Axes, MrcHeader
-from .voxels import StoredVoxels
+from .voxels import SLAB_BYTES, Index, StoredVoxels, slabs_of
 from .zarr_voxels import ZarrVoxels
 
 
@@ -46,6 +48,19 @@ class Volume:
         """Voxels along ``(z, y, x)``."""
         z, y, x = self.data.shape
         return z, y, x
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels."""
+        return self.data.dtype
+
+    def __getitem__(self, index: Any, /) -> Array:
+        voxels: Array = self.data[index]
+        return voxels
+
+    def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
+        """Yield pieces of about ``n_bytes``, each with its place in the volume, from front to back of the file."""
+        return slabs_of(self.data, n_bytes) if self.stored is None else self.stored.slabs(n_bytes)
 
     def as_float32(self) -> npt.NDArray[np.float32]:
         """Voxels as float32: ``data`` itself if it has that type, else a converted copy."""

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .mapped import release
 from .mrc_header import Array
 from .opening import open_regular
 from .packing import packer_of, unpacked
@@ -17,6 +18,22 @@ from .packing import packer_of, unpacked
 Index = tuple[slice, slice, slice]
 # Small enough for the allocator to use one block again and again: fresh memory costs more than reading.
 SLAB_BYTES = 1 << 22
+
+
+def slabs_of(volume: Any, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
+    """Yield pieces of about ``n_bytes`` of an array ``(z, y, x)``, each with its place, in the order of the memory.
+
+    What is no array but is sliced like one is cut along z. The memory of a map is given back after each piece.
+    """
+    axis = int(np.argmax(np.abs(getattr(volume, "strides", (1, 0, 0)))))
+    n = volume.shape[axis]
+    step = max(1, n_bytes // max(1, math.prod(volume.shape) // max(1, n) * volume.dtype.itemsize))
+    for start in range(0, n, step):
+        place = [slice(0, length) for length in volume.shape]
+        place[axis] = slice(start, min(start + step, n))
+        index = (place[0], place[1], place[2])
+        yield index, volume[index]
+        release(volume)
 
 
 @dataclass(frozen=True)
