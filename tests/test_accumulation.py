@@ -7,7 +7,7 @@ import torch
 from making import noisy_pair
 
 from equitomo import IcecreamTrainer, TrainingConfig
-from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.training.memory import cubes_at_once
 
 TINY = {

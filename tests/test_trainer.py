@@ -22,7 +22,7 @@ from equitomo import (
     TrainingConfig,
     load_network,
 )
-from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.optimizer import optimizer_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,34 @@ Sampling = Literal["range", "fan"]
 
 # Angles and radii are compared in float64; a coefficient on the very edge counts as inside.
 _EDGE = 1e-9
+
+
+class TiltAxes(NamedTuple):
+    """The axes of a single-axis tilt series among the last three axes ``(z, y, x)`` of a volume, counted from the last.
+
+    Parameters
+    ----------
+    beam
+        The axis of the beam, always z.
+    along
+        The tilt axis.
+    across
+        The axis at right angles to both.
+
+    Examples
+    --------
+    >>> TiltAxes.about("y")
+    TiltAxes(beam=-3, along=-2, across=-1)
+    """
+
+    beam: int
+    along: int
+    across: int
+
+    @classmethod
+    def about(cls, tilt_axis: TiltAxis) -> TiltAxes:
+        """Return the axes for a tilt axis along y or x."""
+        return cls(-3, -2, -1) if tilt_axis == "y" else cls(-3, -1, -2)
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,11 @@ class TiltGeometry:
     def tilt_range(self) -> tuple[float, float]:
         """Lowest and highest tilt in degrees."""
         return self.angles[0], self.angles[-1]
+
+    @property
+    def axes(self) -> TiltAxes:
+        """The axes of the beam, of the tilts and across both, as negative axes of ``(..., z, y, x)``."""
+        return TiltAxes.about(self.tilt_axis)
 
     @property
     def missing_angle(self) -> float:
@@ -168,8 +201,8 @@ def wedge_mask(
     _check_choices(sampling, support)
     radius = _largest_radius(support, low_pass)
     kept = _measured(shape, geometry, sampling, extent)
-    if geometry.tilt_axis == "y":
-        kept = kept[..., : shape[2] // 2 + 1]
+    # Of a mask that is constant along x the slice keeps the one value.
+    kept = kept[..., : shape[2] // 2 + 1]
     if radius is not None:
         kz, ky, kx = frequencies(shape)
         kept = kept & (kz**2 + ky**2 + kx**2 <= (radius + _EDGE) ** 2)
@@ -218,9 +251,9 @@ class WedgePlanes:
         _check_choices(sampling, support)
         self._radius = _largest_radius(support, low_pass)
         self.constant = self._radius is None
-        along = -2 if geometry.tilt_axis == "y" else -1
+        along = geometry.axes.along
         self._kept = _measured(shape, geometry, sampling, extent).squeeze(along)
-        k_beam, k_across = (k.squeeze(along) for k in _plane_frequencies(shape, geometry.tilt_axis))
+        k_beam, k_across = (k.squeeze(along) for k in _plane_frequencies(shape, geometry.axes))
         self._across = k_beam**2 + k_across**2
         self._k = torch.fft.rfftfreq(shape[along], dtype=torch.float64)
         self.n_planes = len(self._k) if self._radius is None else int((self._k <= self._radius + _EDGE).sum())
@@ -236,24 +269,27 @@ class WedgePlanes:
 
 def _measured(shape: tuple[int, int, int], geometry: TiltGeometry, sampling: Sampling, extent: float | None) -> Tensor:
     """What the tilts measure on one plane across the tilt axis, both signs of its frequencies; length 1 along it."""
-    k_beam, k_across = _plane_frequencies(shape, geometry.tilt_axis)
+    k_beam, k_across = _plane_frequencies(shape, geometry.axes)
     if sampling == "range":
         kept = _in_range(k_beam, k_across, geometry)
     else:
-        across = shape[2] if geometry.tilt_axis == "y" else shape[1]
-        kept = _in_fan(k_beam, k_across, geometry, min(shape[0], across) if extent is None else extent)
+        shortest = min(shape[geometry.axes.beam], shape[geometry.axes.across])
+        kept = _in_fan(k_beam, k_across, geometry, shortest if extent is None else extent)
     kept |= (k_beam == 0) & (k_across == 0)
-    plane_axis = -1 if geometry.tilt_axis == "y" else -2
-    return kept & mirrored(kept, (-3, plane_axis))
+    return kept & mirrored(kept, (geometry.axes.beam, geometry.axes.across))
 
 
-def _plane_frequencies(shape: tuple[int, int, int], tilt_axis: TiltAxis) -> tuple[Tensor, Tensor]:
-    """Frequencies along the beam and across the tilt axis, over the full plane of the two."""
-    z, y, x = shape
-    k_beam = torch.fft.fftfreq(z, dtype=torch.float64)[:, None, None]
-    if tilt_axis == "y":
-        return k_beam, torch.fft.fftfreq(x, dtype=torch.float64)[None, None, :]
-    return k_beam, torch.fft.fftfreq(y, dtype=torch.float64)[None, :, None]
+def _plane_frequencies(shape: tuple[int, int, int], axes: TiltAxes) -> tuple[Tensor, Tensor]:
+    """Return the frequencies along the beam and across the tilt axis, over the full plane of the two."""
+    k_beam, k_across = (_along(axis, torch.fft.fftfreq(shape[axis], dtype=torch.float64)) for axis in axes[::2])
+    return k_beam, k_across
+
+
+def _along(axis: int, values: Tensor) -> Tensor:
+    """Return values along one of three axes, with length 1 along the others."""
+    lengths = [1, 1, 1]
+    lengths[axis] = -1
+    return values.reshape(lengths)
 
 
 def _in_range(k_beam: Tensor, k_across: Tensor, geometry: TiltGeometry) -> Tensor:

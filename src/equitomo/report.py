@@ -157,7 +157,7 @@ def log_power(volume: Volume, geometry: TiltGeometry | None = None) -> Tensor:
         ``(z, x)``, or ``(z, y)`` for a tilt axis along x: the mean over the frequencies along the tilt axis, of the
         256 planes in the middle of a volume that has more.
     """
-    along = 1 if geometry is None or geometry.tilt_axis == "y" else 2
+    along = 1 if geometry is None else geometry.axes.along + 3
     shape = list(volume.shape)
     shape[along] = min(shape[along], _MOST_PLANES)
     mean = sum(float(planes.sum(dtype=torch.float64)) for planes in _planes(volume, along)) / math.prod(shape)
@@ -208,7 +208,7 @@ def _show_slice(
 
 
 def _show_spectrum(axes: Axes, spectrum: Tensor, geometry: TiltGeometry | None, limits: tuple[float, float]) -> None:
-    across = "x" if geometry is None or geometry.tilt_axis == "y" else "y"
+    across = "x" if geometry is None else "zyx"[geometry.axes.across]
     axes.imshow(spectrum.numpy(), cmap="magma", vmin=limits[0], vmax=limits[1], extent=(-0.5, 0.5, 0.5, -0.5))
     axes.set_title(f"log power, k{across} across, kz down", fontsize=9)
     for tilt in geometry.tilt_range if geometry is not None else ():

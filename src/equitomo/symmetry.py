@@ -72,7 +72,7 @@ def mirrors_of(geometry: TiltGeometry | tuple[float, float], flips: bool = True)
     geometry = as_geometry(geometry)
     low, high = geometry.tilt_range
     symmetric = abs(low + high) <= _TOLERANCE
-    across = _X if geometry.tilt_axis == "y" else _Y
+    across = geometry.axes.across
     found = []
     for chosen in product((False, True), repeat=3):
         axes = tuple(axis for axis, taken in zip((_Z, _Y, _X), chosen, strict=True) if taken)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from equitomo._draws import CUBES, draw_integers
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts
 from equitomo.datasets.stored import StoredTomogramPair
+from equitomo.draws import CUBES, draw_integers
 
 
 class Cubes(Dataset[dict[str, Tensor]]):

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo._draws import CUBES, SLOTS, TENANTS, draw_integers
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, central_cube, cube_at, require_one_voxel_size
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts
 from equitomo.datasets.stored import ReadingStoppedError, StoredTomogramPair
+from equitomo.draws import CUBES, SLOTS, TOMOGRAMS, draw_integers
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class SubtomogramPool(Cubes):
         self.n_held = _places([pair.n_bytes for pair in self.pairs], memory)
         self._survey(min_fraction)
         self._ends = np.cumsum([starts.count for starts in self._starts])
-        self._first = draw_integers(self.seed, range(1), 2**63, TENANTS)[0] * 2
+        self._first = draw_integers(self.seed, range(1), 2**63, TOMOGRAMS)[0] * 2
         self._n_stretches = -(-self.length // self.stretch)
         self._held: dict[int, Tensor] = {}
         self._current: int | None = None

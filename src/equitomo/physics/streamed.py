@@ -37,6 +37,7 @@ from torch import Tensor
 
 from equitomo.checks import spatial_shape
 from equitomo.fourier import mirrored
+from equitomo.geometry import TiltAxes
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.resources import Retry
@@ -93,7 +94,7 @@ def apply_by_planes(
     """
     plan = _Plan.of(operator, spatial_shape(source.shape))
     # Axes (t, z, s): along the tilt axis, the beam, and across both.
-    axes = (1, 0, 2) if plan.tilt_axis == "y" else (2, 0, 1)
+    axes = plan.axes.along, plan.axes.beam, plan.axes.across
     volume, result = source.transpose(axes), target.transpose(axes)
     slabs = _Slabs(source.shape, torch.device(device))
     if plan.planes_shape is None:
@@ -134,7 +135,7 @@ class _Planes(Protocol):
 class _Plan:
     """Lengths along (t, z, s) of the volume and its grid, and the mask's planes."""
 
-    tilt_axis: str
+    axes: TiltAxes
     lengths: Shape
     grid: Shape
     masks: _Planes
@@ -142,8 +143,8 @@ class _Plan:
     @classmethod
     def of(cls, operator: WedgeOperator, shape: Shape) -> _Plan:
         grid, masks = _masks_of(operator, shape)
-        tilt_axis = operator.geometry.tilt_axis
-        return cls(tilt_axis, _turned(shape, tilt_axis), _turned(grid, tilt_axis), masks)
+        axes = operator.geometry.axes
+        return cls(axes, _turned(shape, axes), _turned(grid, axes), masks)
 
     @property
     def planes_shape(self) -> Shape | None:
@@ -151,7 +152,7 @@ class _Plan:
         t, z, s = self.lengths
         if not self.masks.constant:
             return self.masks.n_planes, z, s
-        return None if self.tilt_axis == "y" else (t, z, s)
+        return None if self.axes.along == -2 else (t, z, s)
 
     @property
     def planes_dtype(self) -> np.dtype[np.generic]:
@@ -266,24 +267,23 @@ def _masks_of(operator: WedgeOperator, shape: Shape) -> tuple[Shape, _Planes]:
             f"the operator holds masks for {len(operator.mask)} samples and was given one volume: update(mask=...) "
             "with one mask"
         )
-    return operator.grid_shape, _MaskPlanes(operator.mask[0, 0], operator.grid_shape, operator.geometry.tilt_axis)
+    return operator.grid_shape, _MaskPlanes(operator.mask[0, 0], operator.grid_shape, operator.geometry.axes)
 
 
 class _MaskPlanes:
     """Planes of a mask that is there, on the half spectrum of a grid."""
 
-    def __init__(self, mask: Tensor, grid: Shape, tilt_axis: str) -> None:
-        z, y, x = grid
-        self._tilt_axis, self._length = tilt_axis, (y if tilt_axis == "y" else x)
-        self.constant = mask.shape[-2 if tilt_axis == "y" else -1] == 1
-        self.n_planes = self._length // 2 + 1
+    def __init__(self, mask: Tensor, grid: Shape, axes: TiltAxes) -> None:
+        self._axes, self._length_x = axes, grid[2]
+        self.constant = mask.shape[axes.along] == 1
+        self.n_planes = grid[axes.along] // 2 + 1
         # Not copied: a mask may have length 1 wherever it is constant.
-        along_y = 1 if self.constant and tilt_axis == "y" else y
-        along_x = 1 if self.constant and tilt_axis == "x" else x // 2 + 1
-        self._mask, self._length_x = mask.expand(z, along_y, along_x), x
+        lengths = [grid[0], grid[1], grid[2] // 2 + 1]
+        lengths[axes.along] = 1 if self.constant else lengths[axes.along]
+        self._mask = mask.expand(lengths)
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        if self._tilt_axis == "x":
+        if self._axes.along == -1:
             return self._mask[..., start:stop].permute(2, 0, 1).float()
         rows = torch.arange(start, stop, device=self._mask.device)
         half = self._mask[:, rows]
@@ -292,9 +292,8 @@ class _MaskPlanes:
         return torch.cat((half, mirrored(opposite, (-3,)).flip(-1)), -1).transpose(0, 1).float()
 
 
-def _turned(shape: Shape, tilt_axis: str) -> Shape:
-    z, y, x = shape
-    return (y, z, x) if tilt_axis == "y" else (x, z, y)
+def _turned(shape: Shape, axes: TiltAxes) -> Shape:
+    return shape[axes.along], shape[axes.beam], shape[axes.across]
 
 
 def _on(part: NDArray[np.generic], device: torch.device | str) -> Tensor:

@@ -273,8 +273,7 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
     def _mask_settings(self, shape: tuple[int, int, int]) -> dict[str, Any]:
         settings = {name: value for name, value in self._settings.items() if name != "padding"}
         if settings["extent"] is None:
-            z, y, x = shape
-            settings["extent"] = min(z, x if self.geometry.tilt_axis == "y" else y)
+            settings["extent"] = min(shape[self.geometry.axes.beam], shape[self.geometry.axes.across])
         return settings
 
     def A_inside(self, x: Tensor, margin: int) -> Tensor:
@@ -322,10 +321,10 @@ def _padded_shape(
     support: Support,
     low_pass: float | None,
 ) -> tuple[int, int, int]:
-    z, y, x = (math.ceil(padding * n) for n in shape)
+    padded = [math.ceil(padding * n) for n in shape]
     if support == "box" and low_pass is None:
-        return (z, shape[1], x) if geometry.tilt_axis == "y" else (z, y, shape[2])
-    return z, y, x
+        padded[geometry.axes.along] = shape[geometry.axes.along]
+    return padded[0], padded[1], padded[2]
 
 
 def _check_mask(mask: Tensor, shape: tuple[int, int, int]) -> None:

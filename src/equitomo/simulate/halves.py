@@ -85,7 +85,7 @@ def simulate_halves(
     if not snr > 0:
         raise ValueError(f"snr must be positive (inf for no noise), got {snr}")
     truth = simulate_specimen(shape, voxel_size=voxel_size, generator=generator)
-    n_across = truth.shape[2] if geometry.tilt_axis == "y" else truth.shape[1]
+    n_across = truth.shape[geometry.axes.across]
     n_spare = math.ceil((math.hypot(truth.shape[0], n_across) - n_across) / 2)
     series = project(truth, geometry, width=n_across + 2 * n_spare)
     power = series[..., n_spare : n_spare + n_across].var(dim=(1, 2)).mean()

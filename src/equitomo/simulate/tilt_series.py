@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.geometry import TiltAxis, TiltGeometry
+from equitomo.geometry import TiltAxes, TiltGeometry
 
 
 def project(volume: Tensor, geometry: TiltGeometry, *, width: int | None = None) -> Tensor:
@@ -56,7 +55,7 @@ def project(volume: Tensor, geometry: TiltGeometry, *, width: int | None = None)
     if volume.ndim != 3:
         raise ValueError(f"volume must be (z, y, x), got shape {tuple(volume.shape)}")
     tilts = _tilts(geometry)
-    planes = _to_planes(volume, geometry.tilt_axis)
+    planes = _to_planes(volume, geometry.axes)
     n_beam = math.ceil(math.hypot(*planes.shape[-2:])) + 1
     s = _from_centre(n_beam, volume)[:, None]
     t = _from_centre(planes.shape[-1] if width is None else width, volume)
@@ -102,21 +101,21 @@ def filtered_backprojection(series: Tensor, geometry: TiltGeometry, shape: Seque
     >>> filtered_backprojection(series, geometry, (8, 4, 16)).shape
     torch.Size([8, 4, 16])
     """
-    z, y, x = spatial_shape(shape)
+    shape = spatial_shape(shape)
     tilts = _tilts(geometry)
-    n_along, n_across = (y, x) if geometry.tilt_axis == "y" else (x, y)
+    n_beam, n_along, n_across = (shape[axis] for axis in geometry.axes)
     if series.ndim != 3 or series.shape[:2] != (len(tilts), n_along):
         raise ValueError(
             f"series must be (tilt, along the tilt axis, detector) with {len(tilts)} tilts and {n_along} "
             f"along the {geometry.tilt_axis} axis, got shape {tuple(series.shape)}"
         )
     filtered = _ramp_filter(series)
-    z_beam, across = _from_centre(z, series)[:, None], _from_centre(n_across, series)
-    planes = series.new_zeros(n_along, z, n_across)
+    z_beam, across = _from_centre(n_beam, series)[:, None], _from_centre(n_across, series)
+    planes = series.new_zeros(n_along, n_beam, n_across)
     for view, tilt, step in zip(filtered, tilts, _angular_steps(tilts), strict=True):
         t = across * math.cos(tilt) + z_beam * math.sin(tilt)
         planes += step * _sample(view[:, None], torch.zeros_like(t), t)
-    return _from_planes(planes, geometry.tilt_axis)
+    return _from_planes(planes, geometry.axes)
 
 
 def _tilts(geometry: TiltGeometry) -> list[float]:
@@ -150,13 +149,13 @@ def _from_centre(n: int, like: Tensor) -> Tensor:
     return torch.arange(n, device=like.device, dtype=like.dtype) - (n - 1) / 2
 
 
-def _to_planes(volume: Tensor, tilt_axis: TiltAxis) -> Tensor:
-    """The planes across the tilt axis, ``(along the tilt axis, z, across)``."""
-    return rearrange(volume, "z y x -> y z x" if tilt_axis == "y" else "z y x -> x z y")
+def _to_planes(volume: Tensor, axes: TiltAxes) -> Tensor:
+    """Return the planes across the tilt axis, ``(along the tilt axis, z, across)``."""
+    return volume.movedim(axes.along, 0)
 
 
-def _from_planes(planes: Tensor, tilt_axis: TiltAxis) -> Tensor:
-    return rearrange(planes, "y z x -> z y x" if tilt_axis == "y" else "x z y -> z y x").contiguous()
+def _from_planes(planes: Tensor, axes: TiltAxes) -> Tensor:
+    return planes.movedim(0, axes.along).contiguous()
 
 
 def _sample(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from equitomo._draws import ELEMENTS, draw_integers
 from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
+from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast
 from equitomo.training.augmentation import augmented
