@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from deepinv.models import Reconstructor
@@ -215,21 +216,47 @@ def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = 
     """
     if axes not in ("yxz", "zyx"):
         raise ValueError(f"axes is 'yxz' or 'zyx', got {axes!r}")
-    with Path(path).open("rb") as file:
+    network = _network_from(_find_state(_read_pickle(path), path), path)
+    if axes == "zyx":
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.copy_(rearrange(weight, "o i y x z -> o i z y x").clone())
+    return network
+
+
+def is_reference_checkpoint(path: str | Path) -> bool:
+    """Return whether the reference program surely wrote a checkpoint, by the histories of losses that it keeps there.
+
+    Raises
+    ------
+    ValueError
+        If the file holds other things than tensors and containers.
+    """
+    content = _read_pickle(path)
+    return isinstance(content, Mapping) and _OF_REFERENCE <= content.keys()
+
+
+# Names in a checkpoint of the reference program that no other program gives.
+_OF_REFERENCE = {"model_state_dict", "optimizer_state_dict", "loss_set", "diff_loss_set"}
+# The reference program keeps means of losses as scalars of numpy. Names are those of numpy 2 and 1.
+_NUMPY_SCALARS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype("f8")),
+]
+
+
+def _read_pickle(path: str | Path) -> Any:
+    with Path(path).open("rb") as file, torch.serialization.safe_globals(_NUMPY_SCALARS):
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         # A damaged file makes torch raise almost anything.
         except Exception as error:
             raise ValueError(
                 f"{path} is no checkpoint that can be read safely: it is damaged, or it holds more than tensors and "
                 "plain containers, and nothing in it is run"
             ) from error
-    network = _network_from(_find_state(content, path), path)
-    if axes == "zyx":
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight.copy_(rearrange(weight, "o i y x z -> o i z y x").clone())
-    return network
 
 
 def _find_state(content: Any, path: str | Path) -> dict[str, Tensor]:

@@ -9,6 +9,9 @@ from equitomo.run.settings import Prediction, TileSettings
 from equitomo.training.config import TrainingConfig
 
 
+_GIVE_HALVES = "give the two half tomograms FIRST and SECOND, or a `table` of many"
+
+
 @dataclass(frozen=True)
 class Halves:
     """Two half tomograms.
@@ -26,6 +29,23 @@ class Halves:
 
 
 @dataclass(frozen=True)
+class OneOrTwo:
+    """Two half tomograms.
+
+    Parameters
+    ----------
+    first
+        One half tomogram, an MRC file or an OME-Zarr store.
+    second
+        The other half: the same specimen from the other tilts, frames or doses. Methods that learn from one volume do
+        without.
+    """
+
+    first: str
+    second: str | None = None
+
+
+@dataclass(frozen=True)
 class HalvesOrTable:
     """Two half tomograms, or those of many specimens.
 
@@ -34,7 +54,8 @@ class HalvesOrTable:
     first
         One half tomogram, an MRC file or an OME-Zarr store.
     second
-        The other half: the same specimen from the other tilts, frames or doses.
+        The other half: the same specimen from the other tilts, frames or doses. Methods that learn from one volume do
+        without.
     table
         Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
         tilts, tilt_axis and mask; paths are relative to its folder.
@@ -47,8 +68,8 @@ class HalvesOrTable:
     def __post_init__(self) -> None:
         if self.table is not None and self.first is not None:
             raise ValueError("give two half tomograms or a `table` of many, not both")
-        if self.table is None and (self.first is None or self.second is None):
-            raise ValueError("give the two half tomograms FIRST and SECOND, or a `table` of many")
+        if self.table is None and self.first is None:
+            raise ValueError(_GIVE_HALVES)
 
 
 @dataclass(frozen=True)
@@ -290,12 +311,22 @@ class Specimen:
             raise ValueError(f"`snr` must be positive, got {self.snr}")
 
 
+def needs_halves(config: TrainingConfig) -> bool:
+    """Return whether the method of a configuration learns from two halves."""
+    return config.method != "equivariant_imaging"
+
+
+def _require_halves(given: OneOrTwo | HalvesOrTable, config: TrainingConfig) -> None:
+    if given.first is not None and given.second is None and needs_halves(config):
+        raise ValueError(f"{_GIVE_HALVES}: method {config.method} learns from both")
+
+
 @dataclass(frozen=True)
 class Reconstruct:
     """Train on two half tomograms, reconstruct them and draw pictures: the main job."""
 
     preset: ClassVar[str] = "paper"
-    halves: Halves
+    halves: OneOrTwo
     reading: Reading
     tilts: Tilts
     folder: Folder
@@ -303,6 +334,9 @@ class Reconstruct:
     output: Output
     tiles: TileSettings
     config: TrainingConfig
+
+    def __post_init__(self) -> None:
+        _require_halves(self.halves, self.config)
 
 
 @dataclass(frozen=True)
@@ -316,6 +350,9 @@ class Check:
     plan: Plan
     picture: Picture
     config: TrainingConfig
+
+    def __post_init__(self) -> None:
+        _require_halves(self.halves, self.config)
 
 
 @dataclass(frozen=True)
@@ -341,6 +378,9 @@ class Train:
     folder: Folder
     start: Start
     config: TrainingConfig
+
+    def __post_init__(self) -> None:
+        _require_halves(self.halves, self.config)
 
 
 @dataclass(frozen=True)

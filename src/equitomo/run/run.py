@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -215,7 +216,8 @@ class Run:
     @property
     def network(self) -> nn.Module:
         """The network that predicts, with the exponential moving average of the weights if the run keeps one."""
-        return self.trainer.network if self._network is None else self._network
+        network = self.trainer.network if self._network is None else self._network
+        return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 
     def geometry(self, tilts: str | Path | TiltGeometry | None = None, tilt_axis: TiltAxis | None = None) -> TiltGeometry:
         """Return the tilts of a tomogram to predict, by default those of the run.
@@ -283,7 +285,7 @@ class Run:
         geometry: TiltGeometry | tuple[float, float] | None = None,
         settings: TileSettings | None = None,
         *,
-        devices: Devices = "auto",
+        devices: Devices | None = "auto",
         pair: TomogramPair | None = None,
     ) -> TiledPredictor:
         """Return the predictor that ``equitomo predict`` uses.
@@ -296,7 +298,7 @@ class Run:
             :class:`~equitomo.run.TileSettings`, or a :class:`~equitomo.run.Prediction` that also replaces settings of
             the run; ``None`` for the defaults.
         devices
-            Devices of one kind, or their names with commas between them.
+            Devices of one kind, or their names with commas between them; ``None`` for that of the network.
         pair
             The tomogram on which the margin is measured if ``tile_margin`` is ``"auto"``.
 
@@ -306,12 +308,22 @@ class Run:
             If the settings and the network do not fit, or a device cannot be used.
         """
         settings = Prediction() if settings is None else settings
-        chosen = chosen_devices(devices)
+        chosen = None if devices is None else chosen_devices(devices)
         geometry = self.geometry() if geometry is None else as_geometry(geometry)
-        network = self.network.to(memory_format=torch.channels_last_3d).to(chosen[0])  # type: ignore[call-overload]
-        config = replace(self.config, **settings.changes())
+        network = self.network if chosen is None else self.network.to(chosen[0])
+        config = self.config_with(settings)
         operator = None if self._physics is None else self._physics(config.cube_shape, geometry)
         return predictor_for(network, geometry, settings, config, operator=operator, devices=chosen, pair=pair)
+
+    def config_with(self, settings: TileSettings) -> TrainingConfig:
+        """Return the settings of the run with those that a prediction replaces."""
+        return replace(self.config, **settings.changes())
+
+    def copied_to(self, device: torch.device) -> Self:
+        """Return the run with a copy of its network on a device, to predict there while others work elsewhere."""
+        copied = copy.copy(self)
+        copied._network = copy.deepcopy(self.network).to(device)
+        return copied
 
     def plan(
         self,
@@ -321,7 +333,7 @@ class Run:
         *,
         dtype: VoxelType = "float32",
         overwrite: bool = False,
-        devices: Devices = "auto",
+        devices: Devices | None = "auto",
     ) -> Plan:
         """Check the prediction of a tomogram before the work, and return it to be carried out.
 
@@ -354,7 +366,7 @@ class Run:
         *,
         dtype: VoxelType = "float32",
         overwrite: bool = False,
-        devices: Devices = "auto",
+        devices: Devices | None = "auto",
         progress: Progress | None = None,
     ) -> Path:
         """Reconstruct a tomogram into a file, and return its path. The parameters are those of :meth:`plan`.

@@ -1,4 +1,4 @@
-"""Results of a table's tomograms: what they are called, what they were made from, and who makes them now."""
+"""The tomograms of a table: their pairs, the names of their results, and the records and locks beside those."""
 
 from __future__ import annotations
 
@@ -7,18 +7,132 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
-from equitomo.cli.manifest import described, file_hash, versions
-from equitomo.cli.run_folder import locked
-from equitomo.io import PARTIAL, TableRow, write_whole
+from equitomo.datasets import TomogramPair, read_geometry
+from equitomo.geometry import TiltAxis, TiltGeometry
+from equitomo.io import PARTIAL, TableRow, read_table, write_whole
+from equitomo.run.folder import locked
+from equitomo.run.record import described, file_hash, versions
 
 
-def result_names(table: str, rows: Sequence[TableRow]) -> list[str]:
-    """For each tomogram the base name of its first half, with as many folders before it as tell it from the others.
+@dataclass(frozen=True)
+class Tomogram:
+    """A tomogram as a command or a line of a table declares it.
+
+    Parameters
+    ----------
+    first, second
+        The files of the halves; ``second`` is ``None`` for a single volume.
+    tilts
+        A file, or ``"LOW,HIGH"`` in degrees; ``None`` if they are not declared.
+    tilt_axis
+        The tilt axis.
+    mask
+        A file, ``"auto"``, or ``None``.
+    table, line
+        The table and the line in it, where it is of a table.
+    """
+
+    first: str | Path
+    second: str | Path | None
+    tilts: str | None
+    tilt_axis: TiltAxis = "y"
+    mask: str | None = None
+    table: str | Path | None = None
+    line: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        files = " and ".join(str(half) for half in (self.first, self.second) if half is not None)
+        return files if self.table is None else f"{files} (line {self.line} of {self.table})"
+
+    def geometry(self) -> TiltGeometry:
+        """Return the tilts.
+
+        Raises
+        ------
+        ValueError, OSError
+            If they are not declared, or cannot be read.
+        """
+        if self.tilts is not None:
+            return read_geometry(self.tilts, self.tilt_axis)
+        if self.table is None:
+            raise ValueError("`tilts` is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
+        raise ValueError("no tilts: name them in the column tilts, or pass `tilts` for all")
+
+    def read(self, geometry: TiltGeometry | None = None, **settings: Any) -> TomogramPair:
+        """Read the pair; of one of a table no more than the headers.
+
+        Parameters
+        ----------
+        geometry
+            The tilts; ``None`` takes the declared ones.
+        settings
+            Further arguments of :meth:`equitomo.TomogramPair.read`.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`; the message names the line of a table.
+        """
+        settings = {"lazy": self.table is not None, "name": self.name, "mask": self.mask, **settings}
+        try:
+            tilts: Any = self.tilts if geometry is None and self.tilts is not None else geometry or self.geometry()
+            return TomogramPair.read(self.first, self.second, tilts=tilts, tilt_axis=self.tilt_axis, **settings)
+        except (ValueError, OSError) as error:
+            if self.table is None:
+                raise
+            raise ValueError(f"{self.table}: line {self.line}: {error}") from error
+
+
+def tomograms_of(
+    table: str | Path,
+    *,
+    tilts: str | None = None,
+    tilt_axis: TiltAxis = "y",
+    mask: str | None = None,
+    need_second: bool = True,
+) -> list[Tomogram]:
+    """Return the tomograms of a table.
+
+    Parameters
+    ----------
+    table
+        A file as for :func:`equitomo.io.read_table`.
+    tilts, tilt_axis, mask
+        What holds for the tomograms for which the table does not say otherwise; of masks only ``"auto"``.
+    need_second
+        Refuse a table without second halves.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the table cannot be used, or ``mask`` is a file.
+    """
+    if mask not in (None, "auto"):
+        raise ValueError(f"`mask={mask!r}` cannot fit all tomograms of a table: name their masks in its column mask")
+    return [
+        Tomogram(
+            row.first,
+            row.second,
+            row.tilts or tilts,
+            row.tilt_axis or tilt_axis,
+            row.mask or mask,
+            table=table,
+            line=row.line,
+        )
+        for row in read_table(table, need_second=need_second)
+    ]
+
+
+def result_names(table: str | Path, rows: Sequence[TableRow]) -> list[str]:
+    """Return for each tomogram the name of its first half, with as many folders before it as make the names differ.
 
     ``one/even.mrc`` and ``two/even.mrc`` give ``one_even.mrc`` and ``two_even.mrc``.
 
@@ -46,26 +160,26 @@ def result_names(table: str, rows: Sequence[TableRow]) -> list[str]:
 
 
 def _place(path: Path) -> list[str]:
-    """The folders that a file is in, and its name without what tells its format."""
+    """Return the folders of a file and its name without the extensions."""
     name = path.stem if path.suffix.lower() in (".gz", ".bz2") else path.name
     return [*(part for part in path.absolute().parent.parts[1:] if part != ".."), Path(name).stem]
 
 
-class Record:
-    """What a result is made from, kept beside it as ``NAME.json``.
+class ResultRecord:
+    """The record beside a result, ``NAME.json``, of the inputs, weights and settings that it was made from.
 
     Parameters
     ----------
     result
         The file.
     inputs
-        Files, by the role they have.
+        Files, by role.
     weights
-        Hashes of the network's.
+        Hashes of the network's weights.
     settings
-        All else that the result depends on, as JSON holds it.
+        All other values on which the result depends, as JSON can hold them.
     indifferent
-        Names of settings that are taken down, and may be others.
+        Names of settings that are recorded but need not be the same.
     """
 
     def __init__(
@@ -79,14 +193,13 @@ class Record:
     ) -> None:
         self._path = result.with_name(f"{result.name}.json")
         self._inputs, self._weights, self._indifferent = inputs, weights, indifferent
-        # As it comes back from the file.
+        # The settings as they come back from the file.
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self._content: dict[str, Any] = {}
 
     def differences(self) -> list[str]:
-        """What is other now than it was for the result that is there; empty if it would come out the same.
+        """Return how the result would be made differently than it was; an empty list if it would come out the same.
 
-        An input whose size and time of change are those of the record is not read; otherwise its hash decides.
+        An input whose size and time of change are those of the record is not read; otherwise its hash is compared.
         """
         try:
             saved = json.loads(self._path.read_bytes())
@@ -106,19 +219,19 @@ class Record:
                 found.append(f"{name} was {settings.get(name)}, now {self._settings.get(name)}")
         return found
 
-    def describe(self) -> None:
-        """Take down the inputs as they are before they are used."""
+    def content(self) -> bytes:
+        """Return what the record says, with the inputs as they are now: it is asked for before they are used."""
         inputs = {role: described(path) | {"modified_ns": _modified(path)} for role, path in self._inputs.items()}
-        self._content = {"inputs": inputs, "weights": self._weights, "settings": self._settings, "versions": versions()}
+        content = {"inputs": inputs, "weights": self._weights, "settings": self._settings, "versions": versions()}
+        return json.dumps(content, indent=1).encode() + b"\n"
 
-    def write(self) -> None:
-        """Write what was taken down."""
-        write_whole(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
+    def write(self, content: bytes) -> None:
+        """Write what :meth:`content` returned."""
+        write_whole(self._path, content, overwrite=True)
 
 
 def _is_same(path: Path, saved: dict[str, Any]) -> bool:
-    size = path.stat().st_size
-    if size != saved["bytes"]:
+    if path.stat().st_size != saved["bytes"]:
         return False
     return bool(_modified(path) == saved["modified_ns"] or file_hash(path) == saved["sha256"])
 
@@ -129,9 +242,9 @@ def _modified(path: Path) -> int:
 
 @contextmanager
 def claimed(result: Path) -> Iterator[bool]:
-    """Whether this process alone may make a result now, which it may until the end of the ``with`` block.
+    """Yield whether this process alone may make a result until the end of the ``with`` block.
 
-    What a killed process left of it is removed.
+    What a killed process left of the result is removed.
     """
     with ExitStack() as stack:
         try:
