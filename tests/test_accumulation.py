@@ -18,7 +18,7 @@ TINY = {
     "steps": 4,
     "margin": 4,
     "learning_rate": 1e-3,
-    "averaging": 0.9,
+    "ema_decay": 0.9,
     "preview_every": 0,
     "precision": "float32",
     "device": "cpu",

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from asserting import assert_close
+from equitomo.training.augmentation import SECTORS, augmented, exchange_sectors
+from equitomo.training.augmentation import _kept as kept
 from making import noisy_halves
 
 from equitomo import IcecreamTrainer, TiltGeometry, TomogramPair, TrainingConfig
 from equitomo.fourier import is_even, rfftn
 from equitomo.symmetry import mirrors_of
-from equitomo.training.augmentation import SECTORS, augmented, exchange_sectors
-from equitomo.training.augmentation import _kept as kept
 
 ALL = (1 << SECTORS) - 1
 SYMMETRIC, ASYMMETRIC = TiltGeometry.from_range(-60, 60), TiltGeometry.from_range(-40, 60)

@@ -541,7 +541,7 @@ def test_what_does_not_say_what_to_look_at_is_refused(capsys, arguments, message
 def test_the_disk_is_asked_for_what_training_asks_it_for(pair):
     source = commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0))
     settings = {"width": 4, "side": 24, "steps": 7, "device": "cpu", "precision": "float32"}
-    for more in ({}, {"keep_every": 2}, {"averaging": 0.0}):
+    for more in ({}, {"keep_every": 2}, {"ema_decay": 0.0}):
         config = commands.TrainingConfig.preset("tiny", **settings | more)
         assert checking._Trial.of(source, config).written == commands.IcecreamTrainer(source, config).bytes_to_write
 

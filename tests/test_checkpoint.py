@@ -31,11 +31,11 @@ def network(seed=0, **settings):
     return ScaleEquivariantUNet3D(**SETTINGS | settings)
 
 
-def save(folder, step, *, averaged=False, **options):
+def save(folder, step, *, ema=False, **options):
     """A checkpoint whose weights are those of the network seeded by its step."""
     tensors = {"weights": network(step).state_dict(), "optimizer": {"a": torch.full((3,), float(step))}}
-    if averaged:
-        tensors["averaged"] = network(step + 1000).state_dict()
+    if ema:
+        tensors["ema"] = network(step + 1000).state_dict()
     return save_checkpoint(folder, step, tensors, {"network": SETTINGS}, **options)
 
 
@@ -102,17 +102,17 @@ def test_a_folder_of_another_name_is_no_checkpoint_and_is_left_alone(tmp_path):
 def test_the_size_of_a_checkpoint_is_known_before(tmp_path):
     weights = dict(network().state_dict())
     optimizer = {f"{name}.{key}": value.clone() for name, value in weights.items() for key in ("exp_avg", "exp_avg_sq")}
-    tensors = {"weights": weights, "optimizer": optimizer, "averaged": weights}
+    tensors = {"weights": weights, "optimizer": optimizer, "ema": weights}
     path = save_checkpoint(tmp_path, 1, tensors, {"network": SETTINGS})
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert size <= checkpoint_bytes(network(), averaged=True) <= size + 100_000
-    without = checkpoint_bytes(network(), averaged=False)
-    assert checkpoint_bytes(network(), averaged=True) - without == sum(4 * value.numel() for value in weights.values())
+    assert size <= checkpoint_bytes(network(), ema=True) <= size + 100_000
+    without = checkpoint_bytes(network(), ema=False)
+    assert checkpoint_bytes(network(), ema=True) - without == sum(4 * value.numel() for value in weights.values())
 
 
 def test_the_same_step_can_be_saved_again(run):
-    save(run / "checkpoints", 20, averaged=True)
-    assert "averaged" in load_checkpoint(run).tensors
+    save(run / "checkpoints", 20, ema=True)
+    assert "ema" in load_checkpoint(run).tensors
     assert steps(run / "checkpoints") == ["step_00000010", "step_00000020"]
 
 
@@ -126,9 +126,9 @@ def test_an_earlier_checkpoint_is_loaded_by_its_name(run):
 
 
 def test_the_averaged_weights_are_taken_unless_told_otherwise(tmp_path):
-    save(tmp_path, 5, averaged=True)
+    save(tmp_path, 5, ema=True)
     assert equal(load_network(tmp_path), network(1005))
-    assert equal(load_network(tmp_path, averaged=False), network(5))
+    assert equal(load_network(tmp_path, ema=False), network(5))
 
 
 def test_the_hashes_are_those_of_the_field_s_tool(run):
@@ -204,7 +204,7 @@ def killed(tmp_path, monkeypatch):
         patch.setattr(module.Path, "rename", die)
         # Who is killed cleans nothing up.
         patch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
-        save(tmp_path / "checkpoints", 20, averaged=True)
+        save(tmp_path / "checkpoints", 20, ema=True)
     assert steps(tmp_path / "checkpoints") == [".step_00000020.old.partial", ".step_00000020.partial"]
     return tmp_path
 
@@ -236,8 +236,8 @@ def test_a_checkpoint_that_was_being_replaced_outlives_a_failure_of_the_next(kil
 
 @pytest.mark.fault(58)
 def test_a_checkpoint_that_was_being_replaced_is_replaced_by_the_next_of_its_step(killed):
-    save(killed / "checkpoints", 20, averaged=True)
-    assert "averaged" in load_checkpoint(killed).tensors
+    save(killed / "checkpoints", 20, ema=True)
+    assert "ema" in load_checkpoint(killed).tensors
     assert steps(killed / "checkpoints") == ["step_00000020"]
 
 

@@ -251,7 +251,7 @@ def test_predict_refuses_a_disk_that_is_too_small_before_any_work(halves, finish
 
 
 def test_training_starts_from_another_run(halves, finished, tmp_path):
-    settings = [*TINY, "--init", finished, "--learning_rate", "1e-30", "--averaging", "0"]
+    settings = [*TINY, "--init", finished, "--learning_rate", "1e-30", "--ema_decay", "0"]
     assert run("train", *halves, *TILTS, "--out", tmp_path, *settings) == 0
     before, after = load_network(finished).state_dict(), load_network(tmp_path).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -78,7 +78,7 @@ def test_a_converted_checkpoint_starts_a_training_and_predicts(pickled, tmp_path
     halves = [tmp_path / "even.mrc", tmp_path / "odd.mrc"]
     for path, half in zip(halves, noisy_halves((18, 18, 18)), strict=True):
         write_volume(path, half.numpy(), voxel_size=10.0)
-    arguments = ["--tilts", "-60,60", "--out", tmp_path / "run", *TINY, "--learning_rate", "1e-30", "--averaging", "0"]
+    arguments = ["--tilts", "-60,60", "--out", tmp_path / "run", *TINY, "--learning_rate", "1e-30", "--ema_decay", "0"]
     assert run("train", *halves, *arguments, "--init", converted) == 0
     before, after = load_network(converted).state_dict(), load_network(tmp_path / "run").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -21,8 +21,8 @@ LAYERS = (
     ("geometry",),
     ("physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate"),
-    ("diagnosis", "training", "wedge_estimate"),
-    ("methods", "report"),
+    ("diagnosis", "training < methods", "wedge_estimate"),
+    ("report",),
     ("run",),
     ("cli < __main__",),
 )

@@ -19,7 +19,7 @@ from equitomo.training.checkpoint import load_checkpoint
 TINY = {"side": 16, "batch": 1, "width": 2, "levels": 2, "margin": 4, "precision": "float32", "device": "cpu"}
 ONE = 8 * 16**3
 # Two of them at a time, exchanged every three steps.
-TURNS = {"memory": 3 * ONE / 2**30, "stretch": 3, "steps": 14, "checkpoint_every": 100, "preview_every": 0}
+TURNS = {"memory": 3 * ONE / 2**30, "exchange_every": 3, "steps": 14, "checkpoint_every": 100, "preview_every": 0}
 GEOMETRIES = [(-60.0, 60.0), (-50.0, 40.0), (-60.0, 60.0), (-45.0, 45.0)]
 
 
@@ -154,7 +154,7 @@ def test_tomograms_of_a_table_take_turns_within_the_memory_given(table, tmp_path
     run = IcecreamTrainer.train
     monkeypatch.setattr(IcecreamTrainer, "train", lambda self: (seen.append(self.dataset), run(self))[1])
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
-    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--stretch", "1"]
+    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--exchange_every", "1"]
     assert train(*arguments) == 0
     assert isinstance(seen[0], SubtomogramPool)
     assert "of 3 tomograms will be visited" in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_a_file_that_breaks_during_the_training_is_named(table, tmp_path, monkey
 
     monkeypatch.setattr(IcecreamTrainer, "train", breaking)
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
-    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--stretch", "1"]
+    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--exchange_every", "1"]
     assert train(*arguments, "--steps", "40") == 74
     assert "cut or replaced" in (message := capsys.readouterr().err)
     assert "even_" in message

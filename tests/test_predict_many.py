@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_halves(folder, (16, 16, 16), seed=9)
     settings = [*("--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--steps", "1", "--margin", "4")]
-    settings += ["--device", "cpu", "--precision", "float32", "--mirrors", "false", "--average_first", "false"]
+    settings += ["--device", "cpu", "--precision", "float32", "--test_time_mirrors", "false", "--average_first", "false"]
     for seed in "01":
         arguments = [folder / "even.mrc", folder / "odd.mrc", "--tilts=-60,60", "--out", folder / seed, "--seed", seed]
         assert run("train", *arguments, *settings, "--passes", "2") == 0

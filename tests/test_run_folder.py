@@ -384,7 +384,7 @@ def test_a_resumed_run_is_recorded_beside_the_first_try(halves, trained):
 def test_a_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(halves, tmp_path, command):
     constant = [*FOUR_STEPS, "--schedule", "constant"]
     if command == "reconstruct":
-        constant += [*TILED, "--mirrors", "false"]
+        constant += [*TILED, "--test_time_mirrors", "false"]
     assert run(command, *halves, "--out", tmp_path / "one", *constant) == 0
     assert run(command, *halves, "--out", tmp_path / "two", *constant, "--steps", "2") == 0
     assert run(command, *halves, "--out", tmp_path / "two", *constant, "--resume") == 0
@@ -404,11 +404,11 @@ def test_the_remedy_is_named_where_the_schedule_depends_on_the_number_of_steps(h
 
 @pytest.mark.parametrize("command", ["train", "reconstruct"])
 def test_the_record_says_which_weights_a_run_began_with(halves, trained, tmp_path, command):
-    more = [*TILED, "--mirrors", "false"] if command == "reconstruct" else []
+    more = [*TILED, "--test_time_mirrors", "false"] if command == "reconstruct" else []
     assert run(command, *halves, "--out", tmp_path / "new", *TINY, *more, "--init", trained) == 0
     # The newest checkpoint, and of that the averaged weights.
     path = trained / "checkpoints" / "step_00000001"
-    content = (path / "averaged.safetensors").read_bytes()
+    content = (path / "ema.safetensors").read_bytes()
     expected = {"path": str(path), "step": 1, "sha256": hashlib.sha256(content).hexdigest()}
     assert record(tmp_path / "new")["init"] == expected
     assert record(trained)["init"] is None

@@ -38,7 +38,7 @@ TINY = {
     "steps": 12,
     "margin": 4,
     "learning_rate": 1e-3,
-    "averaging": 0.9,
+    "ema_decay": 0.9,
     "checkpoint_every": 5,
     "preview_every": 0,
     "precision": "float32",
@@ -214,7 +214,7 @@ def test_tilt_axes_that_are_padded_differently_train_together():
 
 
 def test_the_averaged_weights_lag_behind_the_last_ones(pair):
-    trainer = IcecreamTrainer(pair, tiny(averaging=0.99, learning_rate=1e-2)).train()
+    trainer = IcecreamTrainer(pair, tiny(ema_decay=0.99, learning_rate=1e-2)).train()
     start = IcecreamTrainer(pair, tiny()).network.state_dict()
     averaged, last = trainer.network.state_dict(), weights(trainer)
     for name in start:
@@ -222,7 +222,7 @@ def test_the_averaged_weights_lag_behind_the_last_ones(pair):
 
 
 def test_the_average_forgets_quickly_at_first_and_then_by_its_decay(pair):
-    trainer = IcecreamTrainer(pair, tiny(averaging=0.4))
+    trainer = IcecreamTrainer(pair, tiny(ema_decay=0.4))
     expected = weights(trainer)
     for step in range(12):
         trainer.train(until=step + 1)
@@ -244,8 +244,8 @@ def test_the_averaged_network_has_a_lower_loss_than_the_initial_one(pair):
     assert loss(after) < 0.9 * loss(before)
 
 
-def test_without_averaging_the_network_is_the_last_one(pair):
-    trainer = IcecreamTrainer(pair, tiny(averaging=0.0)).train()
+def test_without_ema_decay_the_network_is_the_last_one(pair):
+    trainer = IcecreamTrainer(pair, tiny(ema_decay=0.0)).train()
     assert equal(dict(trainer.network.state_dict()), weights(trainer))
 
 

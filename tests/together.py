@@ -26,7 +26,7 @@ SETTINGS = {
     "steps": 10,
     "margin": 4,
     "learning_rate": 1e-3,
-    "averaging": 0.9,
+    "ema_decay": 0.9,
     "checkpoint_every": 4,
     "preview_every": 0,
     "precision": "float32",

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
     from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
+    from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
     from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
     from equitomo.symmetry import MirrorAveraged
-    from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
+    from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
     from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
@@ -63,7 +64,7 @@ __all__ = [
 # checks its arguments without waiting for torch.
 _HOMES = {
     "CubeRotationGroup": "transform",
-    "IcecreamTrainer": "training",
+    "IcecreamTrainer": "methods",
     "IntensityScale": "datasets",
     "MaskedEquivarianceLoss": "loss",
     "MirrorAveraged": "symmetry",

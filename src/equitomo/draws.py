@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class Draws:
     """
 
     seed: int
-    indices: range
+    indices: Sequence[int]
 
     def integers(self, bound: int, stream: int) -> list[int]:
         """Return one uniform integer from 0 to ``bound - 1`` for each sample."""
@@ -43,7 +44,7 @@ class Draws:
         return torch.Generator(device).manual_seed(seed)
 
 
-def draw_integers(seed: int, indices: range, bound: int, stream: int) -> list[int]:
+def draw_integers(seed: int, indices: Sequence[int], bound: int, stream: int) -> list[int]:
     """Return one uniform integer from 0 to ``bound - 1`` for each index, whatever was drawn before.
 
     Examples

@@ -80,22 +80,23 @@ def draw_preview(path: str | Path, cube: Tensor, seen: Tensor, title: str) -> Pa
 
 
 def draw_losses(path: str | Path, losses: str | Path) -> Path:
-    """The two losses of a run's ``losses.csv`` over the steps, and their running mean."""
+    """Draw every loss of a run's ``losses.csv`` over the steps, with its running mean."""
     with Path(losses).open(newline="") as file:
         rows = list(csv.DictReader(file))
     figure, ((axes,),) = _figure(1, 1, size=(8, 4))
     steps = np.array([int(row["step"]) for row in rows])
-    names = {"data": "data, (4)", "equivariance": "equivariance, (5), weighted"}
-    for colour, (column, label) in zip(("tab:blue", "tab:orange"), names.items(), strict=True):
-        values = np.array([float(row[column]) for row in rows])
-        if len(values) and not values.any() and column == "data":  # left out of the training
-            continue
-        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
-        axes.plot(steps, _running_mean(values, max(len(values) // 50, 1)), color=colour, label=label)
-    if any(float(row[column]) > 0 for row in rows for column in names):
+    columns = [name for name in (rows[0] if rows else {}) if name not in ("step", "learning_rate", "skipped")]
+    losses_by_name = {name: np.array([float(row[name]) for row in rows]) for name in columns}
+    # A loss that was left out of the training is zero throughout.
+    drawn = {name: values for name, values in losses_by_name.items() if values.any()}
+    for number, (name, values) in enumerate(drawn.items()):
+        axes.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.6)
+        axes.plot(steps, _running_mean(values, max(len(values) // 50, 1)), color=f"C{number}", label=name)
+    if any((values > 0).any() for values in drawn.values()):
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="mean squared residual")
-    axes.legend(frameon=False)
+    axes.set(xlabel="step", ylabel="loss, weighted")
+    if drawn:
+        axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return _save(figure, path)
 

@@ -12,6 +12,7 @@ from deepinv.transform import Transform
 from torch import Tensor, nn
 
 from equitomo.checks import require_volumes
+from equitomo.draws import ELEMENTS, Draws
 from equitomo.loss._window import check_margin, inside, mean_square, measured_mean_square
 from equitomo.transform import CubeRotationGroup
 
@@ -110,7 +111,7 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
         self.source, self.target = source, target
 
     @property
-    def teaches_first_call(self) -> bool:
+    def needs_estimate_gradient(self) -> bool:
         """Whether the loss has a gradient with respect to ``x_net``."""
         through_target = self.target == "estimate" and self.stop_gradient not in ("target", "both")
         return through_target or self.stop_gradient not in ("source", "both")
@@ -122,6 +123,7 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
         physics: Physics,
         model: nn.Module,
         elements: Tensor | None = None,
+        draws: Draws | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """One value per sample.
@@ -140,6 +142,9 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
             The element of a ``CubeRotationGroup`` for each sample, integers of shape (batch,); ``None`` draws them.
         """
         require_volumes(x_net, "x_net")
+        if elements is None and draws is not None and isinstance(self.transform, CubeRotationGroup):
+            drawn = draws.integers(len(self.transform.elements), ELEMENTS)
+            elements = torch.tensor([self.transform.elements[i] for i in drawn])
         if "data" in (self.source, self.target) and y.shape != x_net.shape:
             raise ValueError(
                 f"data must be volumes like the reconstructions {tuple(x_net.shape)}, got y {tuple(y.shape)}"

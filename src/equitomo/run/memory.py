@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from equitomo import resources
-from equitomo.training import IcecreamTrainer
+from equitomo.training import Trainer
 from equitomo.training.memory import bytes_of_step
 
 LESS_MEMORY = "`micro_batch=1`, `checkpointing=True` or a smaller `side` or `width` needs less"
@@ -24,7 +24,7 @@ def require_memory(n_bytes: float, task: str, remedy: str) -> None:
         raise ValueError(f"{task} takes about {readable(n_bytes)} of memory and {readable(free)} are free: {remedy}")
 
 
-def require_memory_of_step(trainer: IcecreamTrainer) -> None:
+def require_memory_of_step(trainer: Trainer) -> None:
     """Refuse a training whose steps cannot fit, and warn if fewer cubes than configured will go through at once.
 
     Raises

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
+from equitomo.geometry import TiltGeometry
 from equitomo.io import flush_folder
 from equitomo.models import ScaleEquivariantUNet3D
+from equitomo.training.config import TrainingConfig
+from equitomo.training.fingerprint import describe, differences
 
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
@@ -35,14 +38,15 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one folder of ``checkpoints/`` holds.
+    """The contents of one folder of ``checkpoints/``.
 
     Parameters
     ----------
     path
         The folder.
     tensors
-        Groups of named tensors, one safetensors file each: ``weights``, ``averaged``, ``optimizer``.
+        Groups of named tensors, one safetensors file each: ``weights``, ``ema`` (their exponential moving average) and
+        ``optimizer``.
     state
         Everything else, as JSON: step, configuration, counters.
     """
@@ -51,13 +55,43 @@ class Checkpoint:
     tensors: Mapping[str, dict[str, Tensor]]
     state: dict[str, Any]
 
-    def group(self, *, averaged: bool = True) -> str:
-        """The weights to predict with: their moving average, where the run kept one."""
-        return "averaged" if averaged and "averaged" in self.tensors else "weights"
+    @property
+    def config(self) -> TrainingConfig:
+        """The settings of the run."""
+        return TrainingConfig.from_dict(self.state["config"])
 
-    def network(self, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
-        """The trained network."""
-        return rebuilt_network(self.state["network"], self.tensors[self.group(averaged=averaged)], self.path)
+    @property
+    def geometries(self) -> list[TiltGeometry]:
+        """The different tilts of the run's tomograms; none for a converted network."""
+        return [TiltGeometry(**settings) for settings in self.state["geometries"]]
+
+    def group(self, *, ema: bool = True) -> str:
+        """Return the name of the weights to predict with: the moving average, where the run kept one."""
+        return "ema" if ema and "ema" in self.tensors else "weights"
+
+    def network(self, make: Callable[[], nn.Module] | None = None, *, ema: bool = True) -> nn.Module:
+        """Return the trained network, as :func:`load_network` does."""
+        weights, settings = self.tensors[self.group(ema=ema)], self.state["network"]
+        if make is not None:
+            # The weights that the function draws are replaced: torch's generator stays as it was.
+            with torch.random.fork_rng():
+                network = make()
+            found = describe(network, values=False)
+        elif settings is not None:
+            return rebuilt_network(settings, weights, self.path)
+        else:
+            raise CheckpointError(
+                f"{self.path} holds the weights of a {self.state['fingerprint']['network']['class']}, which this "
+                "library cannot make by itself: pass `network`, the function that made it for the training"
+            )
+        before = self.state.get("fingerprint", {}).get("network", found)
+        if other := next(differences(before, found), None):
+            raise CheckpointError(
+                f"{self.path} holds the weights of a {before['class']}, and `network` makes another network, a "
+                f"{found['class']}: {other}"
+            )
+        load_weights(network, weights, self.path)
+        return network
 
 
 def save_checkpoint(
@@ -111,11 +145,10 @@ def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], stat
     flush_folder(final.parent)
 
 
-def checkpoint_bytes(network: torch.nn.Module, *, averaged: bool) -> int:
-    """About how large a checkpoint is: the weights, an optimiser's state (Adam's is the
-    larger, two moments), an average."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    return weights * (4 if averaged else 3) + _OTHER_BYTES
+def checkpoint_bytes(network: nn.Module, *, ema: bool) -> int:
+    """Return about how large a checkpoint is: the weights, the two moments of Adam, and a moving average."""
+    weights: int = sum(value.nbytes for value in network.state_dict().values())
+    return weights * (4 if ema else 3) + _OTHER_BYTES
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -151,26 +184,36 @@ def is_checkpoint(path: Path) -> bool:
     return (path / _STATE).is_file()
 
 
-def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
-    """The trained network of a run, or of one of its checkpoints.
+def load_network(path: str | Path, *, network: Callable[[], nn.Module] | None = None, ema: bool = True) -> nn.Module:
+    """Return the trained network of a run, or of one of its checkpoints.
 
     Parameters
     ----------
     path
         A run's folder, its ``checkpoints`` folder, or one checkpoint.
-    averaged
-        Take the moving average of the weights, where the run kept one.
+    network
+        The function that made the network for the training, where that was a network of one's own.
+    ema
+        Take the exponential moving average of the weights, where the run kept one.
 
     Raises
     ------
     CheckpointError
-        If there is no sound checkpoint, or it does not fit the network it names.
+        If there is no sound checkpoint, it does not fit the network, or the network is one that only ``network`` can
+        make.
     """
-    return load_checkpoint(Path(path)).network(averaged=averaged)
+    return load_checkpoint(Path(path)).network(network, ema=ema)
+
+
+def network_settings(network: nn.Module) -> dict[str, Any] | None:
+    """Return the settings by which :func:`rebuilt_network` makes a network, ``None`` for one of another class."""
+    if type(network) is not ScaleEquivariantUNet3D:
+        return None
+    return {"width": network.final_conv.in_channels, "levels": len(network.encoders)}
 
 
 def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:
-    """A network with weights that were saved; no initial ones are drawn from torch's generator."""
+    """Return a network with weights that were saved, without drawing initial ones from torch's generator."""
     with torch.device("meta"):
         network = ScaleEquivariantUNet3D(**settings)
     network.to_empty(device="cpu")
@@ -178,7 +221,7 @@ def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], sou
     return network
 
 
-def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
     """Load weights strictly, naming every parameter that does not fit."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -187,7 +230,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source
         shown = ", ".join(f"{name} {found.get(name)} in place of {expected.get(name)}" for name in differing[:3])
         raise CheckpointError(
             f"the weights of {source} do not fit this network, {len(differing)} parameters differ: {shown}; "
-            "use the width and levels they were trained with"
+            "use the network, `width` and `levels` they were trained with"
         )
     network.load_state_dict(dict(weights))
 
@@ -244,7 +287,8 @@ def _is_state(state: object) -> bool:
 
 def _write_tensors(path: Path, group: dict[str, Tensor]) -> str:
     # The memory layout of the training is not the file's business.
-    content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in group.items()})
+    # safetensors refuses tensors that share memory, as tied weights do.
+    content = safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in group.items()})
     _write_bytes(path, content)
     return _hash(content)
 
