@@ -17,8 +17,9 @@ from equitomo.datasets import SubtomogramDataset, TomogramPair
 from equitomo.datasets.cubes import require_one_voxel_size
 from equitomo.diagnosis import Finding
 from equitomo.io import bytes_to_create
+from equitomo.methods import IcecreamTrainer
 from equitomo.run.memory import LESS_MEMORY, duration
-from equitomo.training import IcecreamTrainer, TrainingConfig
+from equitomo.training import TrainingConfig
 from equitomo.training.memory import IN_BACKWARD, cubes_at_once
 
 _GIGA = 1e9

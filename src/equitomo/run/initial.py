@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +21,9 @@ class Initial:
     description: Any = None
 
     @classmethod
-    def of(cls, init: str | Path | nn.Module | None, *, restored: bool) -> Self:
+    def of(
+        cls, init: str | Path | nn.Module | None, *, restored: bool, network: Callable[[], nn.Module] | None = None
+    ) -> Self:
         """Read a run or a checkpoint.
 
         Parameters
@@ -29,6 +32,8 @@ class Initial:
             The folder, a network, or ``None``.
         restored
             The weights come from a checkpoint of the run itself: nothing is read, and its record describes them.
+        network
+            The function that makes the network, where that is one of the user's own.
         """
         if restored:
             return cls(description=NOT_RECORDED)
@@ -45,4 +50,4 @@ class Initial:
         description["sha256"] = state["sha256"][checkpoint.group()]
         if "converted_from" in state:
             description["converted_from"] = state["converted_from"]
-        return cls(checkpoint.network(), description)
+        return cls(checkpoint.network(network), description)

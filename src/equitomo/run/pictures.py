@@ -13,7 +13,7 @@ StepProgress = Callable[[int, dict[str, float]], None]
 
 
 class TrainingWatch:
-    """Passes the losses of a training on, and draws a fixed cube with how much it changed.
+    """Draws a fixed cube while a network is trained, and measures how much it changes.
 
     Parameters
     ----------
@@ -25,16 +25,14 @@ class TrainingWatch:
         self._folder = folder
         self._before: Tensor | None = None
         self._change: float | None = None
-        self._progress: StepProgress | None = None
 
-    def pass_on_to(self, progress: StepProgress | None) -> None:
-        """Call ``progress`` with the losses from now on."""
-        self._progress = progress
+    def with_change(self, progress: StepProgress) -> StepProgress:
+        """Return a function that calls ``progress`` with the losses and the relative change in the last picture."""
 
-    def losses(self, step: int, losses: dict[str, float]) -> None:
-        """Pass on the losses of a step, with the relative change of the cube in the last picture."""
-        if self._progress is not None:
-            self._progress(step, losses if self._change is None else losses | {"change": self._change})
+        def report(step: int, losses: dict[str, float]) -> None:
+            progress(step, losses if self._change is None else losses | {"change": self._change})
+
+        return report
 
     def preview(self, step: int, cube: Tensor, seen: Tensor) -> None:
         """Draw a cube and the network's result for it."""

@@ -23,10 +23,10 @@ import torch
 
 from equitomo.io import Volume, write_whole
 from equitomo.run.folder import MANIFEST
-from equitomo.training import TrainingConfig, TrainingInterruptedError
+from equitomo.training import Trainer, TrainingInterruptedError
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import find_world
-from equitomo.training.resuming import require_same_settings, require_same_tilts
+from equitomo.training.resuming import require_same_parts, require_same_settings, require_same_tilts
 
 # Stands for the weights that a run began with, where they are not known.
 NOT_RECORDED = "not recorded"
@@ -56,12 +56,10 @@ class Manifest:
     ----------
     folder
         The run's folder.
-    config
-        The settings of the training.
+    trainer
+        The trainer of the run.
     inputs
         The files that were read, by role.
-    geometries
-        The different tilts of the tomograms.
     init
         A description of the weights that the training began with, ``None`` if they were drawn from the seed.
     """
@@ -69,18 +67,18 @@ class Manifest:
     def __init__(
         self,
         folder: Path,
-        config: TrainingConfig,
+        trainer: Trainer,
         *,
         inputs: Mapping[str, Volume | Path],
-        geometries: list[dict[str, Any]],
         init: Any = None,
     ) -> None:
-        self._path, self._config = folder / MANIFEST, config
+        self._path, self._config = folder / MANIFEST, trainer.config
         self._on_disk = self._read()
         self._content: dict[str, Any] = {
-            "configuration": config.as_dict(),
+            "configuration": trainer.config.as_dict(),
+            "method": trainer.fingerprint,
             "inputs": {role: described(given) for role, given in inputs.items()},
-            "geometries": geometries,
+            "geometries": trainer.geometries,
             "init": init,
             "invocations": [],
         }
@@ -92,7 +90,8 @@ class Manifest:
         ------
         ValueError
             If an input of the run has changed, is missing or is new. Where the run has no checkpoint that says them,
-            settings, tilts and initial weights are compared too.
+            settings, tilts,
+            method and initial weights are compared too.
         """
         try:
             before = json.loads(self._path.read_bytes())
@@ -116,9 +115,11 @@ class Manifest:
         self._content["init"] = before.get("init", self._content["init"])
 
     def _require_same_beginning(self, before: dict[str, Any]) -> None:
-        """Refuse other tilts or initial weights; a record may be older than these entries."""
+        """Refuse other tilts, another method or other initial weights; a record may be older than these entries."""
         tilts, init = self._content["geometries"], self._content["init"]
         require_same_tilts(before.get("geometries", tilts), tilts, self._path)
+        method = self._content["method"]
+        require_same_parts(before.get("method", method), method, self._path)
         was = before.get("init", init)
         if was != NOT_RECORDED and (was or {}).get("sha256") != (init or {}).get("sha256"):
             raise ValueError(

@@ -27,7 +27,8 @@ from equitomo.run.prediction import Plan, Progress, VoxelType, chosen_devices, p
 from equitomo.run.record import Invocation, Manifest
 from equitomo.run.settings import Prediction, TileSettings
 from equitomo.run.summary import draw_reconstruction
-from equitomo.training import IcecreamTrainer, TrainingConfig
+from equitomo.methods import IcecreamTrainer
+from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 from equitomo.volumes import Shape, VolumeLike
 
@@ -68,7 +69,7 @@ class Run:
         self,
         path: Path,
         config: TrainingConfig,
-        geometries: list[dict[str, Any]],
+        geometries: Sequence[TiltGeometry],
         *,
         step: int = 0,
         network: nn.Module | None = None,
@@ -137,7 +138,8 @@ class Run:
         place = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
         with place.held(resume=resume, overwrite=overwrite, break_lock=break_lock):
-            initial = Initial.of(init, restored=resume and has_checkpoint(place.path))
+            restored = resume and has_checkpoint(place.path)
+            initial = Initial.of(init, restored=restored, network=network)
             watch = TrainingWatch(place.path / "previews")
             trainer = IcecreamTrainer(
                 pairs,
@@ -149,14 +151,14 @@ class Run:
                 resume=resume,
                 overwrite=overwrite,
                 init=initial.network,
-                progress=watch.losses,
                 preview=watch.preview,
             )
             training = _Training(trainer, place, watch, invocation or Invocation(), resume, overwrite)
             if trainer.world.is_first:
                 inputs = _inputs_of(pairs) | dict(further_inputs or {})
                 training.prepare(inputs, initial.description, None if isinstance(init, nn.Module) else init)
-        return cls(place.path, trainer.config, trainer.geometries, physics=physics, training=training)
+        geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
+        return cls(place.path, trainer.config, geometries, physics=physics, training=training)
 
     @classmethod
     def open(
@@ -184,11 +186,11 @@ class Run:
         state = checkpoint.state
         return cls(
             Path(folder),
-            TrainingConfig.from_dict(state["config"]),
-            state["geometries"],
+            checkpoint.config,
+            checkpoint.geometries,
             step=state["step"],
-            network=checkpoint.network(network=network),
-            hashes={name: state["sha256"][name] for name in ("weights", "averaged") if name in state["sha256"]},
+            network=checkpoint.network(network),
+            hashes={name: state["sha256"][name] for name in ("weights", "ema") if name in state["sha256"]},
             physics=physics,
         )
 
@@ -235,13 +237,13 @@ class Run:
             If the run knows no tilts or several, and none are given.
         """
         if tilts is not None:
-            axes = {geometry["tilt_axis"] for geometry in self._geometries}
+            axes = {geometry.tilt_axis for geometry in self._geometries}
             return read_geometry(tilts, tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
         if not self._geometries:
             raise ValueError("the checkpoint was converted and knows no tilts: pass `tilts`")
         if len(self._geometries) > 1:
             raise ValueError("the run was trained on several tilt ranges: pass the `tilts` of this tomogram")
-        geometry = TiltGeometry(**self._geometries[0])
+        geometry = self._geometries[0]
         return geometry if tilt_axis is None else replace(geometry, tilt_axis=tilt_axis)
 
     @contextmanager
@@ -274,8 +276,7 @@ class Run:
         trainer = self.trainer
         assert self._training is not None
         with self.recorded():
-            self._training.watch.pass_on_to(progress)
-            trainer.train(until)
+            trainer.train(until, None if progress is None else self._training.watch.with_change(progress))
             if trainer.world.is_first:
                 report.draw_losses(self.path / "losses.png", self.path / "losses.csv")
         return self
@@ -495,10 +496,7 @@ class _Training:
         self.folder.require_apart([*paths, *([] if init_path is None else [init_path])])
         self.folder.require_space(self.trainer.bytes_to_write)
         require_memory_of_step(self.trainer)
-        geometries = self.trainer.geometries
-        self._manifest = Manifest(
-            self.folder.path, self.trainer.config, inputs=inputs, geometries=geometries, init=init
-        )
+        self._manifest = Manifest(self.folder.path, self.trainer, inputs=inputs, init=init)
         if self._resume:
             self._manifest.resume()
 
