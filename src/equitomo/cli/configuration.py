@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ def values_of(arguments: Sequence[str], option: str) -> list[str]:
     return [value if equals else following for (name, equals, value), following in found if name == option]
 
 
-def preset_of(arguments: Sequence[str]) -> str | None:
-    """Return the preset that the configurations name, that of the last one if there are several.
+def settings_in(arguments: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """Return some settings of the configurations by name, as the last one has them, as far as they are texts.
 
     Raises
     ------
@@ -53,21 +53,21 @@ def preset_of(arguments: Sequence[str]) -> str | None:
     OSError
         If it cannot be read.
     """
-    preset = None
+    found = {}
     for source in values_of(arguments, "--config"):
-        name, text = _read(source)
+        label, text = _read(source)
         try:
             content = yaml.load(text, _PlainLoader)
         # Values that do not fit their tag, such as !!int "", make the library stumble.
         except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:
-            raise ValueError(f"{name} is not a YAML file of plain values: {error}") from error
+            raise ValueError(f"{label} is not a YAML file of plain values: {error}") from error
         except ValueError as error:
-            raise ValueError(f"{name} {error}") from error
+            raise ValueError(f"{label} {error}") from error
         values = content if isinstance(content, dict) else {}
         if "config" in values:
-            raise ValueError(f"{name} names another configuration")
-        preset = values["preset"] if isinstance(values.get("preset"), str) else preset
-    return preset
+            raise ValueError(f"{label} names another configuration")
+        found |= {name: values[name] for name in names if isinstance(values.get(name), str)}
+    return found
 
 
 def _read(source: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from equitomo.cli.configuration import preset_of, values_of
+from equitomo.cli.configuration import settings_in, values_of
 from equitomo.cli.options import COMMANDS, COMMON, POSITIONS, Command
 from equitomo.cli.wording import option_of, plain, with_options
 from equitomo.training.config import TrainingConfig
@@ -84,43 +84,54 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
         raise SystemExit(2)
 
 
-def _parser(preset: str | None) -> _Parser:
+def _parser(preset: Mapping[str, Any]) -> _Parser:
     # Settings of the parser are passed on to the commands, whatever those are made with.
-    parser = _Parser(prog="equitomo", description=_DESCRIPTION, version=version("equitomo"), allow_abbrev=False)
+    settings = {"formatter_class": _Formatter, "print_config": "--print-config", "allow_abbrev": False}
+    parser = _Parser(prog="equitomo", description=_DESCRIPTION, version=version("equitomo"), **settings)
     commands = parser.add_subcommands(required=True, dest="subcommand")
     for name, command in COMMANDS.items():
         commands.add_subcommand(name, _parser_of(name, command, preset), help=command.__doc__)
     return parser
 
 
-def _parser_of(name: str, command: type[Command], preset: str | None) -> _Parser:
-    parser = _Parser(description=command.__doc__, formatter_class=_Formatter, print_config="--print-config")
+def _parser_of(name: str, command: type[Command], preset: Mapping[str, Any]) -> _Parser:
+    parser = _Parser(description=command.__doc__, print_config="--print-config")
     parser._optionals.title = "general"
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
-    sections = {"": parser.add_argument_group("options")}
-    defaults = {}
-    if default := getattr(command, "preset", None):
-        defaults = TrainingConfig.preset(preset or default).as_dict()  # type: ignore[arg-type]
+    sections = {title: parser.add_argument_group(title) for title in ("arguments", "options")}
+    defaults, usage = {}, [f"equitomo {name}"]
+    if own := getattr(command, "preset", None):
+        defaults = _configured(preset, own).as_dict()
         text = "Training settings to start from: paper, fast or tiny."
-        sections[""].add_argument("--preset", type=str, default=preset or default, help=text)
-    usage = [f"equitomo {name}"]
-    for _, group in groups_of(command):
-        hints, texts = get_type_hints(group), _texts(group)
-        for field in fields(group):
+        sections["options"].add_argument("--preset", type=str, default=preset.get("preset", own), help=text)
+    for field, owner, kind, text in _options_of(command):
+        is_required = field.default is dataclasses.MISSING
+        if field.name in POSITIONS:
+            title = "arguments"
+        elif field.name in COMMON or is_required:
+            title = "options"
+        else:
             # The class that declares an option gives the section of those that few people use.
-            owner = next(base for base in reversed(group.__mro__) if field.name in base.__dict__.get("__annotations__", ()))
-            title = "" if field.name in (*COMMON, *POSITIONS) else f"advanced: {plain(owner.__doc__.splitlines()[0])}"
-            if title not in sections:
-                sections[title] = parser.add_argument_group(title.rstrip("."))
-            is_required = field.default is dataclasses.MISSING
-            default = defaults.get(field.name, None if is_required else field.default)
-            if is_required or field.name in POSITIONS:
-                usage.append(_usage(field.name, is_required))
-            settings = {"help": texts.get(field.name, ""), **_settings(field.name, hints[field.name], default, is_required)}
-            position = field.name in POSITIONS
-            sections[title].add_argument(field.name if position else option_of(field.name), **settings)
+            title = f"advanced: {plain(owner.__doc__).partition('.')[0]}"
+        if title not in sections:
+            sections[title] = parser.add_argument_group(title)
+        if is_required or field.name in POSITIONS:
+            usage.append(_usage(field.name, is_required))
+        default = defaults.get(field.name, None if is_required else field.default)
+        flag = field.name if field.name in POSITIONS else option_of(field.name)
+        sections[title].add_argument(flag, help=text, **_settings(field.name, kind, default, is_required))
     parser.usage = " ".join([*usage, "[options]"])
     return parser
+
+
+def _options_of(command: type[Command]) -> Iterator[tuple[Any, type[Any], Any, str]]:
+    """Yield the field of each option, with the class that declares it, its type and its description."""
+    names = names_of(command)
+    for _, group in groups_of(command):
+        hints, texts = get_type_hints(group), _texts(group, names)
+        for field in fields(group):
+            owners = (base for base in group.__mro__ if field.name in base.__dict__.get("__annotations__", ()))
+            yield field, next(owners), hints[field.name], texts.get(field.name, "")
 
 
 def _usage(name: str, is_required: bool) -> str:
@@ -137,19 +148,19 @@ def _settings(name: str, kind: Any, default: Any, is_required: bool) -> dict[str
     if name in POSITIONS:
         # Of a position that may stay empty the parser would make an option.
         return {"type": str, "metavar": name.upper()} | ({} if is_required else {"nargs": "?", "default": argparse.SUPPRESS})
-    settings = {"type": kind, "default": default, "required": is_required}
-    if not any(get_origin(one) is Literal for one in kinds):
-        settings["metavar"] = {int: "N", float: "X"}.get(kinds[0], name.upper())
-    return settings
+    choices = ",".join(str(value) for one in kinds if get_origin(one) is Literal for value in get_args(one))
+    metavar = {int: "N", float: "X"}.get(kinds[0], f"{{{choices}}}" if choices else name.upper())
+    return {"type": kind, "default": default, "required": is_required, "metavar": metavar}
 
 
-def _texts(group: type[Any]) -> dict[str, str]:
-    """Return the descriptions of a group's fields, from its docstring and those that it inherits from."""
-    found = {}
-    for base in reversed(group.__mro__[:-1]):
-        for parameter in docstring_parser.parse(base.__doc__ or "").params:
-            found |= dict.fromkeys(parameter.arg_name.split(", "), plain(parameter.description or ""))
-    return found
+def _texts(group: type[Any], names: Collection[str]) -> dict[str, str]:
+    """Return the descriptions of a group's fields, from its docstring and those of the classes that it inherits from."""
+    return {
+        name: plain(with_options((parameter.description or "").replace("``", "`"), names))
+        for base in reversed(group.__mro__[:-1])
+        for parameter in docstring_parser.parse(base.__doc__ or "").params
+        for name in parameter.arg_name.split(", ")
+    }
 
 
 # Options that are switched on by their name alone.
@@ -177,7 +188,9 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
             is_switch = equals and name[2:].replace("-", "_") in _SWITCHES
             result.append(_switch(name, value) if is_switch else name + equals + value)
         else:
-            result.append(argument)
+            # Three sides, as Z,Y,X.
+            sides = previous == "--side" and "," in argument and not argument.startswith("[")
+            result.append(f"[{argument}]" if sides else argument)
     return result
 
 
@@ -186,10 +199,17 @@ def _switch(name: str, value: str) -> str:
     return values.get(value.lower(), f"{name}={value}")
 
 
-def _preset(arguments: Sequence[str]) -> str | None:
-    """Return the preset that the command line or a configuration names: it gives the defaults of all other settings."""
-    configured, given = preset_of(arguments), values_of(arguments, "--preset")
-    found = given[-1] if given else configured
-    if found is not None:
-        TrainingConfig.preset(found)  # type: ignore[arg-type]
+def _preset(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the preset and the method that the command line or a configuration names.
+
+    They give the defaults of all other settings.
+    """
+    found = settings_in(arguments, ("preset", "method"))
+    found |= {name: given[-1] for name in ("preset", "method") if (given := values_of(arguments, f"--{name}"))}
+    _configured(found, "paper")
     return found
+
+
+def _configured(given: Mapping[str, str], preset: str) -> TrainingConfig:
+    changes = {name: value for name, value in given.items() if name != "preset"}
+    return TrainingConfig.preset(given.get("preset", preset), **changes)  # type: ignore[arg-type]
