@@ -11,12 +11,12 @@ _ARGUMENT = re.compile(r"`(\w+)(?:=(?:'([^'`]*)'|\"([^\"`]*)\"|([^`]+)))?`")
 
 
 def plain(text: str) -> str:
-    """Return a docstring's text for a terminal, in one line and without reStructuredText.
+    r"""Return a docstring's text for a terminal, in one line and without reStructuredText.
 
     Examples
     --------
-    >>> plain("``\"ball\"`` as :math:`f(y)`, see :class:`~equitomo.TomogramPair` (:cite:t:`liu2022isotropic`).")
-    '"ball" as f(y), see TomogramPair.'
+    >>> plain("``'ball'`` as :math:`f(y)`, see :class:`~equitomo.TomogramPair` (:cite:t:`liu2022isotropic`).")
+    "'ball' as f(y), see TomogramPair."
     """
     text = re.sub(r"\s*\(:cite:\w+:`[^`]*`\)", "", text)
     text = re.sub(r":[\w:]+:`~[\w.]*?(\w+)`", r"\1", text)
