@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         TomogramPair,
         specimen_mask,
     )
-    from equitomo.geometry import TiltGeometry, wedge_mask
+    from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
     from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
@@ -43,6 +43,7 @@ __all__ = [
     "SubtomogramPool",
     "TiledPredictor",
     "TiltGeometry",
+    "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
     "TwoViewReconstructor",
@@ -77,6 +78,7 @@ _HOMES = {
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
+    "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",
     "TwoViewReconstructor": "models",

@@ -25,10 +25,10 @@ device has no room for one, the CPU goes on. The result is the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,11 +36,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.fourier import mirrored
-from equitomo.geometry import TiltAxes
+from equitomo.geometry import Planes, TiltAxes
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
-from equitomo.resources import Retry
+from equitomo.precision import is_out_of_memory
+
+_log = logging.getLogger(__name__)
 
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Shape = tuple[int, int, int]
@@ -118,17 +119,10 @@ def apply_by_planes(
 def streaming_needs(operator: WedgeOperator, shape: Shape) -> tuple[int, int]:
     """Bytes of the arrays that :func:`apply_by_planes` works with, and of its scratch file."""
     plan = _Plan.of(operator, shape)
-    memory = _HELD * max(_SLAB_BYTES, plan.plane_bytes, plan.section_bytes)
+    memory = _HELD * max(_SLAB_BYTES, plan.plane_bytes, plan.section_bytes) + plan.masks.n_bytes
     if plan.planes_shape is None:
         return memory, 0
     return memory, int(np.prod(plan.planes_shape)) * plan.planes_dtype.itemsize
-
-
-class _Planes(Protocol):
-    constant: bool
-    n_planes: int
-
-    def __call__(self, start: int, stop: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -138,13 +132,12 @@ class _Plan:
     axes: TiltAxes
     lengths: Shape
     grid: Shape
-    masks: _Planes
+    masks: Planes
 
     @classmethod
     def of(cls, operator: WedgeOperator, shape: Shape) -> _Plan:
-        grid, masks = _masks_of(operator, shape)
-        axes = operator.geometry.axes
-        return cls(axes, _turned(shape, axes), _turned(grid, axes), masks)
+        grid, masks = operator.planes(shape)
+        return cls(masks.axes, _turned(shape, masks.axes), _turned(grid, masks.axes), masks)
 
     @property
     def planes_shape(self) -> Shape | None:
@@ -183,17 +176,10 @@ class _Plan:
         return volume[: self.lengths[0]]
 
 
-class _Share(NamedTuple):
-    """How many planes or sections are computed at a time, and where."""
-
-    n: int
-    device: torch.device
-
-
 class _Slabs:
-    """Work on the planes and sections of a volume, a few at a time.
+    """Parts of a volume, smaller ones when memory runs out, and on the CPU where a device has no room for the smallest.
 
-    When memory runs out fewer are taken, and the CPU where a device has no room for a single one.
+    What did not fit once is not tried again.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
@@ -201,33 +187,29 @@ class _Slabs:
 
     def each(self, unit: str, length: int, n_bytes: int, work: Callable[[slice, torch.device], None]) -> None:
         """Do the work on slices of an axis, each with as many steps of ``n_bytes`` as a slab holds, one at least."""
-        start, shape = 0, " x ".join(map(str, self._shape))
-
-        def smaller(share: _Share) -> _Share | None:
-            if share.n > 1:
-                self._bytes = share.n // 2 * n_bytes
-            elif share.device.type != "cpu":
-                self._bytes, self._device = _SLAB_BYTES, torch.device("cpu")
-            else:
-                return None
-            return self._share(length, n_bytes)
-
-        def describe(share: _Share) -> str:
-            units = unit if share.n == 1 else f"{unit}s"
-            return f"{share.n} {units} of {shape} voxels on {share.device}"
-
-        def attempt(share: _Share) -> None:
-            nonlocal start
-            stop = min(start + share.n, length)
-            work(slice(start, stop), share.device)
-            start = stop
-
-        retry = Retry(self._share(length, n_bytes), smaller, describe)
+        start = 0
         while start < length:
-            retry(attempt)
+            n = min(max(1, self._bytes // n_bytes), length - start)
+            try:
+                work(slice(start, start + n), self._device)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or (n == 1 and self._device.type == "cpu"):
+                    raise
+                self._give_way(unit, n, n_bytes)
+            else:
+                start += n
+                continue
+            # Out of the handler, which would keep what the failed attempt had allocated. Does nothing without a GPU.
+            torch.cuda.empty_cache()
 
-    def _share(self, length: int, n_bytes: int) -> _Share:
-        return _Share(min(max(1, self._bytes // n_bytes), length), self._device)
+    def _give_way(self, unit: str, n: int, n_bytes: int) -> None:
+        """Take smaller parts, or the CPU, and say so."""
+        if n > 1:
+            self._bytes, remedy = n // 2 * n_bytes, f"{n // 2} at a time"
+        else:
+            self._bytes, self._device, remedy = _SLAB_BYTES, torch.device("cpu"), "the CPU"
+        units, shape = unit if n == 1 else f"{unit}s", " x ".join(map(str, self._shape))
+        _log.warning("out of memory with %d %s of a volume of %s voxels: going on with %s", n, units, shape, remedy)
 
 
 def _filter_planes(
@@ -257,39 +239,6 @@ def _filtered(planes: Tensor, masks: Tensor) -> Tensor:
     spectrum = torch.fft.ifft(spectrum)[..., :z].transpose(-1, -2)
     filtered: Tensor = torch.fft.irfft(spectrum, n=grid_s) if real else torch.fft.ifft(spectrum)
     return filtered[..., :s]
-
-
-def _masks_of(operator: WedgeOperator, shape: Shape) -> tuple[Shape, _Planes]:
-    if operator.volume_shape != shape:
-        return operator.planes(shape)
-    if len(operator.mask) > 1:
-        raise ValueError(
-            f"the operator holds masks for {len(operator.mask)} samples and was given one volume: update(mask=...) "
-            "with one mask"
-        )
-    return operator.grid_shape, _MaskPlanes(operator.mask[0, 0], operator.grid_shape, operator.geometry.axes)
-
-
-class _MaskPlanes:
-    """Planes of a mask that is there, on the half spectrum of a grid."""
-
-    def __init__(self, mask: Tensor, grid: Shape, axes: TiltAxes) -> None:
-        self._axes, self._length_x = axes, grid[2]
-        self.constant = mask.shape[axes.along] == 1
-        self.n_planes = grid[axes.along] // 2 + 1
-        # Not copied: a mask may have length 1 wherever it is constant.
-        lengths = [grid[0], grid[1], grid[2] // 2 + 1]
-        lengths[axes.along] = 1 if self.constant else lengths[axes.along]
-        self._mask = mask.expand(lengths)
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        if self._axes.along == -1:
-            return self._mask[..., start:stop].permute(2, 0, 1).float()
-        rows = torch.arange(start, stop, device=self._mask.device)
-        half = self._mask[:, rows]
-        # m(kz, ky, -kx) = m(-kz, -ky, kx), and the half spectrum holds both signs of ky.
-        opposite = self._mask[:, -rows % self._mask.shape[1], 1 : (self._length_x + 1) // 2]
-        return torch.cat((half, mirrored(opposite, (-3,)).flip(-1)), -1).transpose(0, 1).float()
 
 
 def _turned(shape: Shape, axes: TiltAxes) -> Shape:
