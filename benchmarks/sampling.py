@@ -20,7 +20,6 @@ import torch
 from equitomo import (
     CubeRotationGroup,
     PaddedMissingWedgeOperator,
-    StoredTomogramPair,
     SubtomogramDataset,
     SubtomogramPool,
     TomogramPair,
@@ -130,22 +129,22 @@ def _by_turns(ways: list[Callable[[], None]], paths: list[Path]) -> list[float]:
 
 def _in_turns(paths: list[Path]) -> None:
     volumes = [read_volume(path) for path in paths]
-    pairs = [StoredTomogramPair(*volumes[n : n + 2], (-60.0, 60.0)) for n in (0, 2, 4)]
+    pairs = [TomogramPair(*volumes[n : n + 2], (-60.0, 60.0), lazy=True) for n in (0, 2, 4)]
     start = time.perf_counter()
-    pool = SubtomogramPool(pairs, _SIDE, length=4000, memory=2 * pairs[0].n_bytes, stretch=400)
+    pool = SubtomogramPool(pairs, _SIDE, length=4000, memory=2 * pairs[0].n_bytes, exchange_every=400)
     print(
         f"pool of three tomograms of {pairs[0].n_bytes / 1e6:.0f} MB: looked at in {time.perf_counter() - start:.1f} s"
     )
     within, at = [], []
     for first in range(0, pool.length, 8):
-        if first % pool.stretch == 0:
+        if first % pool.exchange_every == 0:
             # As if a network were at work: what is read ahead has its time.
             time.sleep(3)
         start, used = time.perf_counter(), time.thread_time()
         pool.batch(range(first, first + 8))
-        if first and first % pool.stretch == 0:
+        if first and first % pool.exchange_every == 0:
             at.append(time.perf_counter() - start)
-        elif first % pool.stretch > pool.stretch // 2:
+        elif first % pool.exchange_every > pool.exchange_every // 2:
             within.append(8 / (time.thread_time() - used))
     pool.close()
     print(f"  pairs of {_SIDE}^3 cubes a second on one core: {statistics.median(within):.0f}")

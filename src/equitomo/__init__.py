@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from equitomo.datasets import (
         IntensityScale,
-        StoredTomogramPair,
         SubtomogramDataset,
         SubtomogramPool,
         TomogramPair,
         specimen_mask,
     )
+    from equitomo.diagnosis import Finding, diagnose, estimate_wedge, judge_geometry
     from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
     from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+    from equitomo.run import Run
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
-    from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 __all__ = [
     "CubeRotationGroup",
+    "Finding",
     "IcecreamTrainer",
     "IntensityScale",
     "MaskedEquivarianceLoss",
@@ -37,8 +38,8 @@ __all__ = [
     "MissingWedgeOperator",
     "Noise2NoiseLoss",
     "PaddedMissingWedgeOperator",
+    "Run",
     "ScaleEquivariantUNet3D",
-    "StoredTomogramPair",
     "SubtomogramDataset",
     "SubtomogramPool",
     "TiledPredictor",
@@ -49,6 +50,7 @@ __all__ = [
     "TwoViewReconstructor",
     "Volume",
     "__version__",
+    "diagnose",
     "estimate_wedge",
     "fourier_shell_correlation",
     "judge_geometry",
@@ -65,6 +67,7 @@ __all__ = [
 # checks its arguments without waiting for torch.
 _HOMES = {
     "CubeRotationGroup": "transform",
+    "Finding": "diagnosis",
     "IcecreamTrainer": "methods",
     "IntensityScale": "datasets",
     "MaskedEquivarianceLoss": "loss",
@@ -72,8 +75,8 @@ _HOMES = {
     "MissingWedgeOperator": "physics",
     "Noise2NoiseLoss": "loss",
     "PaddedMissingWedgeOperator": "physics",
+    "Run": "run",
     "ScaleEquivariantUNet3D": "models",
-    "StoredTomogramPair": "datasets",
     "SubtomogramDataset": "datasets",
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
@@ -83,9 +86,10 @@ _HOMES = {
     "TrainingConfig": "training",
     "TwoViewReconstructor": "models",
     "Volume": "io",
-    "estimate_wedge": "wedge_estimate",
+    "diagnose": "diagnosis",
+    "estimate_wedge": "diagnosis",
     "fourier_shell_correlation": "metrics",
-    "judge_geometry": "wedge_estimate",
+    "judge_geometry": "diagnosis",
     "load_icecream_checkpoint": "models",
     "load_network": "training",
     "read_tilts": "io",

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equitomo.diagnosis import WedgeEstimate
 from equitomo.fourier import cosine_edges
 from equitomo.geometry import TiltGeometry
 from equitomo.io import beside, release
 from equitomo.metrics import FourierShellCorrelation
 from equitomo.volumes import VolumeLike as Volume
-from equitomo.wedge_estimate import WedgeEstimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

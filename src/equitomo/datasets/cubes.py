@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +12,49 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from equitomo.datasets.pair import TomogramPair
-from equitomo.datasets.starts import ValidStarts
-from equitomo.datasets.stored import StoredTomogramPair
+from equitomo.datasets.starts import ValidStarts, require_fit
 from equitomo.draws import CUBES, draw_integers
+from equitomo.volumes import Shape
 
 
-class Cubes(Dataset[dict[str, Tensor]]):
-    """What training asks of cubes, wherever they come from."""
+class Cubes(Dataset[dict[str, Any]]):
+    """Cubes for training, from pairs in memory or in files.
 
+    Attributes
+    ----------
+    pairs : tuple of TomogramPair
+        The tomograms.
+    shape : tuple of int
+        Voxels of a cube along (z, y, x).
+    length : int
+        Number of cubes the dataset counts.
+    """
+
+    pairs: tuple[TomogramPair, ...]
+    shape: Shape
     length: int
+
+    def __init__(
+        self,
+        pairs: TomogramPair | Sequence[TomogramPair],
+        side: int | Shape,
+        *,
+        length: int,
+        seed: int,
+        mixed_voxel_sizes: bool,
+    ) -> None:
+        self.pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
+        if not self.pairs:
+            raise ValueError("at least one pair of half tomograms is needed")
+        if len({pair.n_views for pair in self.pairs}) > 1:
+            raise ValueError("pairs of halves and single volumes cannot be mixed: give two halves of each, or one")
+        z, y, x = (int(side),) * 3 if isinstance(side, (int, np.integer)) else map(int, side)
+        self.shape = z, y, x
+        self.length, self.seed = int(length), int(seed)
+        if not mixed_voxel_sizes:
+            require_one_voxel_size(self.pairs)
+        for pair in self.pairs:
+            require_fit(pair.shape, self.shape, pair.name)
 
     @property
     @abstractmethod
@@ -29,11 +64,11 @@ class Cubes(Dataset[dict[str, Tensor]]):
     @property
     @abstractmethod
     def example(self) -> Tensor:
-        """The cube in the middle of the first pair, ``(2, side, side, side)``, always the same."""
+        """The cube in the middle of the first pair, ``(views, z, y, x)``, always the same."""
 
     @abstractmethod
     def batch(self, indices: range) -> tuple[Tensor, list[int]]:
-        """The items ``indices`` as one tensor ``(len(indices), 2, side, side, side)``.
+        """Return the items ``indices`` as one tensor ``(len(indices), views, z, y, x)``.
 
         Returns
         -------
@@ -42,13 +77,13 @@ class Cubes(Dataset[dict[str, Tensor]]):
         """
 
     def close(self) -> None:
-        """End what goes on in the background; :meth:`batch` begins it again."""
+        """End reading in the background; :meth:`batch` begins it again."""
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The cube of both halves, ``{"y": (2, side, side, side)}``."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one cube of all views, ``{"y": (views, z, y, x)}``."""
         if not 0 <= index < self.length:
             raise IndexError(f"item {index} of {self.length}")
         return {"y": self.batch(range(index, index + 1))[0][0]}
@@ -57,16 +92,16 @@ class Cubes(Dataset[dict[str, Tensor]]):
 class SubtomogramDataset(Cubes):
     """Cubes of both halves, drawn uniformly over all places where enough specimen is.
 
-    Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the cubes they would
-    have seen. Several tomograms are drawn from in proportion to their valid starts. As items are dicts with
-    the key ``"y"``, the dataset serves :class:`deepinv.Trainer` as it is.
+    Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the same cubes. Several
+    tomograms are drawn from in proportion to their valid starts. As items are dicts with the key ``"y"``, the dataset
+    serves :class:`deepinv.Trainer` as it is.
 
     Parameters
     ----------
     pairs
         One pair or several.
     side
-        Voxels per side of a cube.
+        Voxels per side of a cube; three numbers ``(z, y, x)`` for cubes with unequal sides.
     length
         Number of cubes the dataset counts, e.g. steps times batch size.
     seed
@@ -89,25 +124,25 @@ class SubtomogramDataset(Cubes):
     >>> dataset = SubtomogramDataset(pair, 16, length=100)
     >>> dataset[0]["y"].shape, dataset.n_starts
     (torch.Size([2, 16, 16, 16]), 45)
+    >>> SubtomogramDataset(pair, (8, 16, 16), length=100)[0]["y"].shape
+    torch.Size([2, 8, 16, 16])
     """
 
     def __init__(
         self,
         pairs: TomogramPair | Sequence[TomogramPair],
-        side: int,
+        side: int | Shape,
         *,
         length: int,
         seed: int = 0,
         min_fraction: float = 0.3,
         mixed_voxel_sizes: bool = False,
     ) -> None:
-        self.pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
-        if not self.pairs:
-            raise ValueError("at least one pair of half tomograms is needed")
-        self.side, self.length, self.seed = int(side), int(length), int(seed)
-        if not mixed_voxel_sizes:
-            require_one_voxel_size(self.pairs)
-        self._starts = [ValidStarts(pair, self.side, min_fraction) for pair in self.pairs]
+        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes)
+        for pair in self.pairs:
+            # Read lazy pairs now: the mask may depend on the volumes, and what cannot be used is refused here.
+            _ = pair.volumes
+        self._starts = [ValidStarts(pair.shape, pair.mask, self.shape, min_fraction, pair.name) for pair in self.pairs]
         self._ends = np.cumsum([starts.count for starts in self._starts])
 
     @property
@@ -116,7 +151,7 @@ class SubtomogramDataset(Cubes):
 
     @property
     def example(self) -> Tensor:
-        return central_cube(self.pairs[0].volumes, self.side)
+        return central_cube(self.pairs[0].volumes, self.shape)
 
     def batch(self, indices: range) -> tuple[Tensor, list[int]]:
         ranks = draw_integers(self.seed, indices, self.n_starts, CUBES)
@@ -124,23 +159,24 @@ class SubtomogramDataset(Cubes):
         for rank in ranks:
             source = int(np.searchsorted(self._ends, rank, side="right"))
             before = int(self._ends[source - 1]) if source else 0
-            cubes.append(cube_at(self.pairs[source].volumes, self._starts[source].locate(rank - before), self.side))
+            cubes.append(cube_at(self.pairs[source].volumes, self._starts[source].locate(rank - before), self.shape))
             sources.append(source)
         return torch.stack(cubes), sources
 
 
-def cube_at(volumes: Tensor, start: Sequence[int], side: int) -> Tensor:
-    """The cube of both halves that begins at ``start``, not copied."""
-    z, y, x = (slice(first, first + side) for first in start)
+def cube_at(volumes: Tensor, start: Shape, shape: Shape) -> Tensor:
+    """Return the cube of all views that begins at ``start``, not copied."""
+    z, y, x = (slice(first, first + side) for first, side in zip(start, shape, strict=True))
     return volumes[:, z, y, x]
 
 
-def central_cube(volumes: Tensor, side: int) -> Tensor:
-    """The cube in the middle, not copied."""
-    return cube_at(volumes, [(n - side) // 2 for n in volumes.shape[1:]], side)
+def central_cube(volumes: Tensor, shape: Shape) -> Tensor:
+    """Return the cube in the middle, not copied."""
+    z, y, x = ((n - side) // 2 for n, side in zip(volumes.shape[1:], shape, strict=True))
+    return cube_at(volumes, (z, y, x), shape)
 
 
-def require_one_voxel_size(pairs: Sequence[TomogramPair | StoredTomogramPair]) -> None:
+def require_one_voxel_size(pairs: Sequence[TomogramPair]) -> None:
     """Refuse pairs whose known voxel sizes differ by more than one part in a hundred."""
     known = [(pair, pair.voxel_size) for pair in pairs if pair.voxel_size is not None]
     for pair, sizes in known[1:]:
@@ -148,5 +184,5 @@ def require_one_voxel_size(pairs: Sequence[TomogramPair | StoredTomogramPair]) -
         if any(abs(one - other) > 0.01 * max(one, other) for one, other in zip(sizes, expected, strict=True)):
             raise ValueError(
                 f"the voxel sizes of {reference.name} and {pair.name} differ, {expected} and {sizes} Å (z, y, x): "
-                "bring them to one scale, correct the header that is wrong, or allow it with mixed_voxel_sizes"
+                "bring them to one scale, correct the header that is wrong, or pass `mixed_voxel_sizes=True`"
             )

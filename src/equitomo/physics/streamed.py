@@ -39,7 +39,7 @@ from equitomo.checks import spatial_shape
 from equitomo.geometry import Planes, TiltAxes
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
-from equitomo.precision import is_out_of_memory
+from equitomo.resources import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 

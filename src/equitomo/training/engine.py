@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
+from equitomo.datasets import TomogramPair, cubes_of
 from equitomo.draws import Draws
 from equitomo.geometry import TiltGeometry as Geometry
 from equitomo.precision import autocast
@@ -39,7 +39,7 @@ from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import Objective, learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
-Pair = TomogramPair | StoredTomogramPair
+Pair = TomogramPair
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
@@ -153,11 +153,11 @@ class Trainer:
         self.device = self.world.device(config.device)
         margin = method.cut_margin
         self.dataset = cubes_of(
-            (pairs,) if isinstance(pairs, (TomogramPair, StoredTomogramPair)) else pairs,
-            config.cube_shape[0] + 2 * margin,
+            pairs,
+            tuple(side + 2 * margin for side in config.cube_shape),
             length=config.steps * config.batch,
             memory=round(config.memory * 2**30) or None,
-            stretch=config.exchange_every * config.batch,
+            exchange_every=config.exchange_every * config.batch,
             seed=config.seed,
             min_fraction=config.min_specimen,
             mixed_voxel_sizes=config.mixed_voxel_sizes,

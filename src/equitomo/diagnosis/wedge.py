@@ -74,14 +74,22 @@ class WedgeEstimate:
 
 @dataclass(frozen=True)
 class WedgeVerdict:
-    """What a declared geometry is to a spectrum, with a sentence for the user.
+    """The result of comparing a declared geometry with a spectrum.
 
-    ``kind`` is ``"agrees"``, ``"unclear"`` if the spectrum does not tell, or what is wrong: ``"axes"``, ``"sign"``
-    or ``"range"``.
+    Parameters
+    ----------
+    kind
+        ``"agrees"``, ``"unclear"`` if the spectrum does not show the wedge, or what is wrong: ``"axes"``, ``"sign"``
+        or ``"range"``.
+    message
+        What was found.
+    remedy
+        How to mend what is wrong.
     """
 
     kind: Literal["agrees", "unclear", "axes", "sign", "range"]
     message: str
+    remedy: str = ""
 
     @property
     def is_wrong(self) -> bool:
@@ -156,48 +164,48 @@ def judge_geometry(
     >>> estimate = WedgeEstimate("y", "z", (-60.0, 41.0), contrast=200.0, explained=0.8)
     >>> judge_geometry(estimate, (-60.0, 40.0)).kind
     'agrees'
-    >>> print(judge_geometry(estimate, (-40.0, 60.0)).message)
-    the tilts seem to have the opposite sign: the spectrum is filled from -60 to 41 degrees, declared are -40 to 60;
-    use --tilts=-60,40
+    >>> print(judge_geometry(estimate, (-40.0, 60.0)).remedy)
+    pass `tilts='-60,40'`
     """
     geometry = as_geometry(geometry)
     if estimate.tilt_range is None or estimate.tilt_axis is None:
-        return WedgeVerdict("unclear", f"the spectrum does not tell the missing wedge: {estimate.reason}")
+        return WedgeVerdict("unclear", f"the spectrum does not show the missing wedge: {estimate.reason}")
     (low, high), (declared_low, declared_high) = estimate.tilt_range, geometry.tilt_range
 
     as_declared = max(abs(low - declared_low), abs(high - declared_high))
     opposite = max(abs(low + declared_high), abs(high + declared_low))
     if (estimate.tilt_axis, estimate.beam_axis) != (geometry.tilt_axis, "z"):
-        return WedgeVerdict("axes", _misplaced(estimate, geometry))
+        return WedgeVerdict("axes", *_misplaced(estimate, geometry))
     found = f"the spectrum is filled from {low:.0f} to {high:.0f} degrees"
     declared = f"declared are {declared_low:g} to {declared_high:g}"
     # A wrong sign of a range that is little off centre lies within the tolerance; a right one never fits so badly.
     if as_declared <= tolerance and as_declared < opposite + _SIGN:
         return WedgeVerdict("agrees", f"{found} about {estimate.tilt_axis}, {declared}")
     if opposite <= tolerance:
-        remedy = f"use --tilts={-declared_high:g},{-declared_low:g}"
-        return WedgeVerdict("sign", f"the tilts seem to have the opposite sign: {found}, {declared}; {remedy}")
-    remedy = (
-        f"give the tilts of this tomogram or, if it was turned about its tilt axis or views were left out, "
-        f"--tilts={low:.0f},{high:.0f}"
+        message = f"the tilts seem to have the opposite sign: {found}, {declared}"
+        return WedgeVerdict("sign", message, f"pass `tilts='{-declared_high:g},{-declared_low:g}'`")
+    return WedgeVerdict(
+        "range",
+        f"the empty sector is not where the tilts put it: {found}, {declared}",
+        "give the tilts of this tomogram or, if it was turned about its tilt axis or views were left out, pass "
+        f"`tilts='{low:.0f},{high:.0f}'`",
     )
-    return WedgeVerdict("range", f"the empty sector is not where the tilts put it: {found}, {declared}; {remedy}")
 
 
-def _misplaced(estimate: WedgeEstimate, geometry: TiltGeometry) -> str:
-    """What to do about a tilt axis or a beam along another axis than was said."""
+def _misplaced(estimate: WedgeEstimate, geometry: TiltGeometry) -> tuple[str, str]:
+    """Return what is wrong where tilt axis or beam lie along another axis than declared, and the remedy."""
     tilt_axis, beam_axis = estimate.tilt_axis, estimate.beam_axis
     found = (
         f"your file looks rotated: the empty sector lies around k{beam_axis} and is constant along {tilt_axis}, so "
         f"the beam is along {beam_axis} and the tilt axis is {tilt_axis}; declared are z and {geometry.tilt_axis}"
     )
     if beam_axis == "z":
-        return f"{found}. Use --tilt-axis {tilt_axis}"
+        return found, f"pass `tilt_axis='{tilt_axis}'`"
     turn = next(axis for axis in "xy" if axis not in (beam_axis, "z"))
     left = tilt_axis if tilt_axis != "z" else beam_axis
-    return (
-        f"{found}. Turn both halves by 90 degrees about {turn} so that the beam comes to lie along z (IMOD: clip "
-        f"rot{turn} IN OUT), use --tilt-axis {left}, and check again"
+    return found, (
+        f"turn both halves by 90 degrees about {turn} so that the beam comes to lie along z (IMOD: clip rot{turn} IN "
+        f"OUT), pass `tilt_axis='{left}'`, and check again"
     )
 
 

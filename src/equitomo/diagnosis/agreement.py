@@ -52,22 +52,26 @@ class HalvesAgreement:
     peak: float = 0.0
 
     @property
-    def complaint(self) -> str:
-        """What is wrong and how to mend it, empty if nothing is."""
+    def faults(self) -> list[tuple[str, str]]:
+        """What is wrong, each with its remedy; empty if nothing is."""
         found = []
         if self.inverted:
-            found.append("the halves are anticorrelated: the contrast of one is inverted, multiply it by -1")
+            found.append(("the halves are anticorrelated: the contrast of one is inverted", "multiply it by -1"))
         if self.mirrored:
             found.append(
-                f"the halves are mirrored along {', '.join(self.mirrored)} against each other: reconstruct both with "
-                "the same geometry, or turn one back"
+                (
+                    f"the halves are mirrored along {', '.join(self.mirrored)} against each other",
+                    "reconstruct both with the same geometry, or turn one back",
+                )
             )
         if any(self.shift):
             found.append(
-                f"the second half is shifted against the first by {self.shift} voxels (z, y, x): align them, or "
-                "reconstruct both from one alignment"
+                (
+                    f"the second half is shifted against the first by {self.shift} voxels (z, y, x)",
+                    "align them, or reconstruct both from one alignment",
+                )
             )
-        return "; and ".join(found)
+        return found
 
 
 def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
@@ -90,8 +94,8 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     --------
     >>> specimen = torch.randn(24, 24, 24)
     >>> first, second = specimen + 0.5 * torch.randn(2, 24, 24, 24)
-    >>> compare_halves(first, second).complaint
-    ''
+    >>> compare_halves(first, second).faults
+    []
     >>> compare_halves(first, second.roll((0, 2, 0), (0, 1, 2))).shift
     (0, 2, 0)
     >>> compare_halves(first, second.flip(0)).mirrored
