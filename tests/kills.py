@@ -28,7 +28,7 @@ from making import noisy_halves
 import equitomo.cli.commands  # noqa: F401
 from equitomo import write_volume
 from equitomo.cli import main
-from equitomo.cli.manifest import NAME
+from equitomo.run.folder import MANIFEST
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 
 # Losses are read and written, pictures drawn and checkpoints written so often that many stops fall into them.
@@ -51,7 +51,7 @@ class Runs:
     def start(self, name: str) -> int:
         """Train in a process of its own, from where the run was left; its number."""
         out = self.folder / name
-        how = ["--resume"] if (out / NAME).exists() else ["--overwrite"]
+        how = ["--resume"] if (out / MANIFEST).exists() else ["--overwrite"]
         # A fork has torch imported already: what is stopped at a random moment is the run and not the start of Python.
         child = os.fork()
         if child:

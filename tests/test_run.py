@@ -135,9 +135,9 @@ def record(folder):
 
 def test_a_run_that_was_stopped_is_resumed_to_the_bit(files, tmp_path):
     Run.create(tmp_path / "one", pair_in(files), config()).train()
-    Run.create(tmp_path / "two", pair_in(files), config()).train(until=3)
+    Run.create(tmp_path / "two", pair_in(files), config()).train(until=2)
     resumed = Run.create(tmp_path / "two", pair_in(files), config(), resume=True)
-    assert resumed.step == 3
+    assert resumed.step == 2
     assert resumed.train().step == 4
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
     assert [entry["outcome"] for entry in record(tmp_path / "two")["invocations"]] == ["finished", "finished"]
@@ -279,7 +279,8 @@ def test_a_run_takes_a_network_losses_and_an_operator_of_ones_own(files, tmp_pat
         return MissingWedgeOperator(shape, geometry, support="box")
 
     parts = {"network": Plain, "physics": physics, "losses": {"n2n": Noise2NoiseLoss(margin=4)}}
-    run = Run.create(tmp_path / "run", pair_in(files), config(passes=2, test_time_mirrors=False), **parts).train(until=2)
+    settings = config(passes=2, test_time_mirrors=False, optimizer="adam")
+    run = Run.create(tmp_path / "run", pair_in(files), settings, **parts).train(until=2)
     assert (tmp_path / "run" / "losses.csv").read_text().startswith("step,n2n")
     with pytest.raises(ValueError, match=r"Plain, which this library cannot make by itself: pass `network`"):
         Run.open(tmp_path / "run")

@@ -22,7 +22,7 @@ from equitomo.cli.check import Listing, look_at
 from equitomo.cli.interruption import interruptible
 from equitomo.cli.options import Check, Command, Convert, Demo, Folder, Fsc, Predict, Reconstruct, Train, needs_halves
 from equitomo.cli.parsing import names_of
-from equitomo.cli.progress import TableBars, step_bar, tile_bar
+from equitomo.cli.progress import TableBars, logged, step_bar, tile_bar
 from equitomo.cli.wording import with_options
 from equitomo.datasets import TomogramPair, read_geometry, require_usable
 from equitomo.diagnosis import diagnose
@@ -30,7 +30,7 @@ from equitomo.geometry import TiltGeometry
 from equitomo.io import named, read_volume, require_place, require_writable, write_volume, write_whole
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
 from equitomo.resources import is_out_of_memory
-from equitomo.run import Conversion, Outcome, Run, TablePrediction, forecast
+from equitomo.run import Conversion, Outcome, Run, TablePrediction, forecast_training
 from equitomo.run.folder import RUN_FILES, RunFolder
 from equitomo.run.prediction import require_other
 from equitomo.run.record import Invocation
@@ -86,7 +86,7 @@ def run(command: Command, arguments: Sequence[str], names: Sequence[str]) -> int
         print(f"equitomo: {with_options(str(error), names)}", file=sys.stderr)
 
     try:
-        with interruptible(), ExitStack() as stack:
+        with interruptible(), logged(names), ExitStack() as stack:
             try:
                 job = prepare(command, Call(arguments, stack))
             except (ValueError, OSError) as error:
@@ -333,7 +333,7 @@ def _(command: Check, call: Call) -> Job:
             if pair is not None:
                 pair.release()
                 usable.append(pair)
-        for finding in forecast(usable, config, command.plan.out) if usable else ():
+        for finding in forecast_training(usable, config, command.plan.out) if usable else ():
             listing.show(finding)
         return listing.close()
 

@@ -40,7 +40,8 @@ def parse(arguments: Sequence[str]) -> Command:
     try:
         return command(**{name: _group(kind, parsed[parsed["subcommand"]]) for name, kind in groups_of(command)})
     except ValueError as error:
-        parser.error(with_options(str(error), names_of(command)))
+        own = parser._subcommands_action._name_parser_map[parsed["subcommand"]]
+        own.error(with_options(str(error), names_of(command)))
 
 
 def groups_of(command: type[Command]) -> Iterator[tuple[str, type[Any]]]:

@@ -1,18 +1,51 @@
-"""Bars on the screen."""
+"""Bars and messages on the screen while a command works."""
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from equitomo.cli.wording import with_options
 from equitomo.run import Outcome, Run
 from equitomo.run.memory import duration
+from equitomo.training.distributed import find_world
+
+
+class _Handler(logging.Handler):
+    """Prints what the library logs: news as they are, warnings as the program warns."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = with_options(record.getMessage(), self._names)
+        if record.levelno >= logging.WARNING:
+            tqdm.write(f"equitomo: warning: {message}", file=sys.stderr)
+        else:
+            tqdm.write(message)
+
+
+@contextmanager
+def logged(names: Collection[str]) -> Iterator[None]:
+    """Print what the library logs until the block ends; of several processes only the first one prints news."""
+    logger, handler = logging.getLogger("equitomo"), _Handler(names)
+    level = logger.level
+    logger.setLevel(logging.INFO if find_world().is_first else logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from equitomo.run.convert import Conversion
-    from equitomo.run.forecast import count_cubes, forecast
+    from equitomo.run.forecast import count_cubes, forecast_training
     from equitomo.run.many import Outcome, TablePrediction
     from equitomo.run.prediction import Plan
     from equitomo.run.run import Run
@@ -22,7 +22,7 @@ _HOMES = {
     "TablePrediction": "many",
     "TileSettings": "settings",
     "count_cubes": "forecast",
-    "forecast": "forecast",
+    "forecast_training": "forecast",
 }
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "TablePrediction",
     "TileSettings",
     "count_cubes",
-    "forecast",
+    "forecast_training",
 ]
 
 

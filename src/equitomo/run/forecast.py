@@ -45,7 +45,7 @@ def count_cubes(pair: TomogramPair, config: TrainingConfig) -> Finding:
     return Finding("ok", "cubes", f"{n_starts:,} different cubes of {side} voxels{within}")
 
 
-def forecast(pairs: Sequence[TomogramPair], config: TrainingConfig, out: str | Path = ".") -> list[Finding]:
+def forecast_training(pairs: Sequence[TomogramPair], config: TrainingConfig, out: str | Path = ".") -> list[Finding]:
     """Return whether memory and disk suffice for a training, and how long it will take; a few steps are timed.
 
     Parameters

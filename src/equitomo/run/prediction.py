@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from equitomo.run.memory import require_memory
 from equitomo.run.settings import TileSettings
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 VoxelType = Literal["float32", "float16"]
@@ -92,7 +95,7 @@ def _measured_margin(predictor: TiledPredictor, tiles: TileSettings, pair: Tomog
     room = min((predictor.tile - core) // 2, _WIDEST_MARGIN)
     largest = max(room // predictor.stride, 1) * predictor.stride
     try:
-        return predictor.measured_margin(
+        margin = predictor.measured_margin(
             pair.halves[0],
             tiles.margin_tolerance,
             largest=largest,
@@ -102,6 +105,9 @@ def _measured_margin(predictor: TiledPredictor, tiles: TileSettings, pair: Tomog
     except ValueError as error:
         message = f"`tile_margin='auto'`: {error}; that is, a larger `tile` or `margin_tolerance`"
         raise ValueError(message) from error
+    name = pair.labels[0]
+    _log.info("Margins of %d voxels are within %g of what wider ones give %s", margin, tiles.margin_tolerance, name)
+    return margin
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ class Plan:
         settings = {"dtype": self.dtype, "overwrite": self.overwrite, **header}
         with creating_volume(self.out, pair.shape, **settings) as data:
             intensities = (pair.scale.mean, pair.scale.scale)
-            self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)
+            self.predictor.progress = progress  # TEMP
+            self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities)
             before_naming()
         return self.out
 
