@@ -7,7 +7,7 @@ from commanding import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equitomo.cli.configuration import preset_of
+from equitomo.cli.configuration import settings_in
 
 SEED = """\
 first: even.mrc
@@ -20,7 +20,7 @@ mask: null
 steps: 1000
 learning_rate: 1e-3
 schedule: cosine
-support: "ball"
+precision: "auto"
 preset: tiny
 """
 KEYS = [line.partition(":")[0] for line in SEED.splitlines()]
@@ -55,6 +55,10 @@ def written(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     return path
+
+
+def preset_of(arguments):
+    return settings_in(arguments, ["preset"]).get("preset")
 
 
 @pytest.mark.fault(52)

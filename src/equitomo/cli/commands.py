@@ -365,10 +365,12 @@ def _pairs(command: Train | Reconstruct) -> list[TomogramPair]:
     """Read the tomograms of a training, and warn of what is odd about them."""
     pairs = []
     for tomogram in _tomograms(command, command.start.mask):
-        pairs.append(tomogram.read(**_reading(command)))
-        _warn_of(pairs[-1])
-        if tomogram.table is not None:
-            pairs[-1].release()
+        pair = tomogram.read(**_reading(command))
+        with tomogram.naming_the_line():
+            _warn_of(pair)
+        if pair.is_lazy:
+            pair.release()
+        pairs.append(pair)
     return pairs
 
 

@@ -130,7 +130,5 @@ class TableBars:
         tqdm.write(str(outcome))
 
     def _show(self) -> None:
-        shares = sum(bar.n / bar.total for bar in self._bars.values())
-        # Shares add up with rounding errors, and the bar warns of what is beyond its end.
-        self.all.n = min(self._finished + shares, self.all.total)
+        self.all.n = self._finished + sum(bar.n / bar.total for bar in self._bars.values())
         self.all.update(0)

@@ -82,9 +82,15 @@ class Tomogram:
             As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`; the message names the line of a table.
         """
         settings = {"lazy": self.table is not None, "name": self.name, "mask": self.mask, **settings}
-        try:
+        with self.naming_the_line():
             tilts: Any = self.tilts if geometry is None and self.tilts is not None else geometry or self.geometry()
             return TomogramPair.read(self.first, self.second, tilts=tilts, tilt_axis=self.tilt_axis, **settings)
+
+    @contextmanager
+    def naming_the_line(self) -> Iterator[None]:
+        """Put the table and the line in front of the message of an error."""
+        try:
+            yield
         except (ValueError, OSError) as error:
             if self.table is None:
                 raise
