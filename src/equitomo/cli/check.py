@@ -45,13 +45,13 @@ class Listing:
         print(f"{status:<6}{subject:<10}{with_options(text, self._names)}", flush=True)
 
     @contextmanager
-    def line(self, number: int, name: str) -> Iterator[None]:
-        """Show findings as those of a line of the user's table, which becomes one line if there is nothing to say."""
-        self._line, self._is_clean = f"line {number}", True
+    def line(self, line: str, files: str) -> Iterator[None]:
+        """Show findings as those of a line of the user's table, or that there are none with the names of its files."""
+        self._line, self._is_clean = line, True
         yield
-        line, self._line = self._line, ""
+        self._line = ""
         if self._is_clean:
-            self.show(Finding("ok", line, name))
+            self.show(Finding("ok", line, files))
 
     def attempt(self, subject: str, act: Callable[[], Found]) -> Found | None:
         """Return the result, with warnings as notes; or ``None``, with an error as a finding."""

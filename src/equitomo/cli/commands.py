@@ -328,8 +328,10 @@ def _(command: Check, call: Call) -> Job:
     def job() -> int:
         listing, usable = Listing(names_of(Check)), []
         for tomogram in tomograms:
-            with listing.line(tomogram.line, tomogram.name) if tomogram.table else nullcontext():
-                pair = look_at(listing, tomogram, _reading(command), config, picture)
+            reading, line = _reading(command), f"line {tomogram.line}"
+            with listing.line(line, tomogram.files) if tomogram.table else nullcontext():
+                reading |= {"name": line} if tomogram.table else {}
+                pair = look_at(listing, tomogram, reading, config, picture)
             if pair is not None:
                 pair.release()
                 usable.append(pair)
@@ -365,8 +367,8 @@ def _pairs(command: Train | Reconstruct) -> list[TomogramPair]:
     """Read the tomograms of a training, and warn of what is odd about them."""
     pairs = []
     for tomogram in _tomograms(command, command.start.mask):
-        pair = tomogram.read(**_reading(command))
         with tomogram.naming_the_line():
+            pair = tomogram.read(**_reading(command))
             _warn_of(pair)
         if pair.is_lazy:
             pair.release()

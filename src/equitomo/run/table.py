@@ -47,10 +47,9 @@ class Tomogram:
     line: int = 0
 
     @property
-    def name(self) -> str:
-        """The name in messages."""
-        files = " and ".join(str(half) for half in (self.first, self.second) if half is not None)
-        return files if self.table is None else f"{files} (line {self.line} of {self.table})"
+    def files(self) -> str:
+        """The names of the halves."""
+        return " and ".join(str(half) for half in (self.first, self.second) if half is not None)
 
     def geometry(self) -> TiltGeometry:
         """Return the tilts.
@@ -79,12 +78,12 @@ class Tomogram:
         Raises
         ------
         ValueError, OSError
-            As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`; the message names the line of a table.
+            As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
         """
-        settings = {"lazy": self.table is not None, "name": self.name, "mask": self.mask, **settings}
-        with self.naming_the_line():
-            tilts: Any = self.tilts if geometry is None and self.tilts is not None else geometry or self.geometry()
-            return TomogramPair.read(self.first, self.second, tilts=tilts, tilt_axis=self.tilt_axis, **settings)
+        name = self.files if self.table is None else f"{self.files} (line {self.line} of {self.table})"
+        settings = {"lazy": self.table is not None, "name": name, "mask": self.mask, **settings}
+        tilts: Any = self.tilts if geometry is None and self.tilts is not None else geometry or self.geometry()
+        return TomogramPair.read(self.first, self.second, tilts=tilts, tilt_axis=self.tilt_axis, **settings)
 
     @contextmanager
     def naming_the_line(self) -> Iterator[None]:
