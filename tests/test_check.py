@@ -12,7 +12,7 @@ from commanding import TINY, Case, files_in, run
 from faults import numbered
 
 from equitomo import IcecreamTrainer, TiltGeometry, TomogramPair, TrainingConfig, resources, write_volume
-from equitomo.run.forecast import Trial
+from equitomo.run.checks import Trial
 from equitomo.run.memory import duration, require_memory_of_step
 from equitomo.simulate import simulate_halves
 from equitomo.training.memory import IN_BACKWARD, bytes_of_step
@@ -529,7 +529,10 @@ def test_mixed_voxel_sizes_may_be_allowed(table):
         (["--table", "t.csv", "--mask", "m.mrc"], r"--mask m\.mrc cannot fit all tomograms of a table"),
         (["--table", "t.csv", "--picture", "a.png"], r"--picture draws the wedge of one tomogram"),
         (["a.mrc", "b.mrc"], r"--tilts is needed: a file of tilts, or LOW,HIGH"),
-        (["a.mrc", "b.mrc", "--table", "t.csv"], r"give two half tomograms or a --table of many, not both"),
+        (
+            ["a.mrc", "b.mrc", "--table", "t.csv"],
+            r"give the two half tomograms FIRST and SECOND, or a --table of many, not both",
+        ),
         ([], r"give the two half tomograms FIRST and SECOND, or a --table"),
     ],
 )
@@ -598,7 +601,7 @@ def test_a_device_that_is_not_there_is_to_be_mended(pair, capsys):
 @pytest.mark.fault(68)
 def test_without_a_gpu_that_is_said_with_the_time_of_a_step(pair, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("equitomo.run.forecast.time.perf_counter", count(0, 4).__next__)
+    monkeypatch.setattr("equitomo.run.checks.time.perf_counter", count(0, 4).__next__)
     assert pair.check("--device", "auto", "--steps", "3600") == 0
     found = lines(capsys.readouterr().out)
     assert found["GPU"] == ("note", "none is used")
@@ -607,7 +610,7 @@ def test_without_a_gpu_that_is_said_with_the_time_of_a_step(pair, capsys, monkey
 
 
 def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
-    monkeypatch.setattr("equitomo.run.forecast.time.perf_counter", count(0, 4).__next__)
+    monkeypatch.setattr("equitomo.run.checks.time.perf_counter", count(0, 4).__next__)
     source = TomogramPair(pair.first, pair.second, (-60.0, 40.0))
     settings = {"width": 4, "device": "cpu", "precision": "float32"}
     small = TrainingConfig.preset("tiny", side=24, **settings)
@@ -616,9 +619,7 @@ def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
     assert many.seconds / one.seconds == pytest.approx((8 * 32**3) / (2 * 24**3))
     # But for what does not grow with the batch: weights, and what the filter of the losses keeps.
     assert many.activations / one.activations == pytest.approx((8 * 32**3) / (2 * 24**3), rel=0.1)
-    fewer = Trial.of(
-        source, TrainingConfig.preset("tiny", side=32, batch=8, micro_batch=2, **settings)
-    )
+    fewer = Trial.of(source, TrainingConfig.preset("tiny", side=32, batch=8, micro_batch=2, **settings))
     assert fewer.activations / many.activations == pytest.approx(1 / 4, rel=0.1)
     assert fewer.seconds == many.seconds
 

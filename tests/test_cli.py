@@ -197,7 +197,9 @@ def test_voxels_that_are_no_numbers_hold_the_mean_if_asked(halves, finished, tmp
     of_mean = predict(finished, tmp_path / "a.mrc", write(tmp_path / "filled.mrc", filled))
     of_holes = predict(finished, tmp_path / "b.mrc", write(tmp_path / "holed.mrc", holed), "--nan", "mean")
     np.testing.assert_array_equal(of_holes, of_mean)
-    assert "holed.mrc holds 2 voxels that are NaN or infinite, which are replaced by its mean" in capsys.readouterr().err
+    assert (
+        "holed.mrc holds 2 voxels that are NaN or infinite, which are replaced by its mean" in capsys.readouterr().err
+    )
 
 
 def test_predict_takes_other_tilts_than_the_run_s(halves, finished, tmp_path):
@@ -411,9 +413,9 @@ def test_options_may_be_written_with_hyphens(halves, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["--resume"], "resume: true"), (["--flips", "false"], "flips: false"), (["--flips=false"], "flips: false")],
+    [(["--resume"], "resume: true"), (["--no-flips"], "flips: false"), (["--no_flips", "--flips"], "flips: true")],
 )
-def test_a_switch_may_stand_alone_or_with_its_value(halves, tmp_path, capsys, arguments, expected):
+def test_a_switch_is_its_name_or_its_name_after_no(halves, tmp_path, capsys, arguments, expected):
     assert run("train", *halves, *TILTS, *arguments, "--out", tmp_path, "--print_config") == 0
     assert expected in capsys.readouterr().out
 
@@ -714,7 +716,10 @@ FAULTS = {
     "55 out below a file": (out_below_a_file, r"cannot write into --out .*run"),
     "61 init of other width": (None, r"weights of the given network do not fit.*--width and --levels"),
     "61 init is no checkpoint": (settings("--init", "nowhere"), r"no sound checkpoint in nowhere.*give a run's folder"),
-    "resume without a run": (settings("--resume"), r"no checkpoint in .*run to resume: start a run there without --resume"),
+    "resume without a run": (
+        settings("--resume"),
+        r"no checkpoint in .*run to resume: start a run there without --resume",
+    ),
     "both": (settings("--resume", "--overwrite"), r"--resume continues a run and --overwrite replaces it: pass one"),
     "no such device": (settings("--device", "cpux"), r"device 'cpux' cannot be used here.*use 'auto' or 'cpu'"),
 }

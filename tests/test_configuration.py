@@ -89,7 +89,6 @@ def test_any_configuration_is_taken_or_refused_by_the_program(tmp_path, capsys, 
 )
 def test_the_preset_is_found_however_it_is_written(tmp_path, spelling):
     assert preset_of(["--config", str(written(tmp_path, f"{spelling}\n".encode()))]) == "tiny"
-    assert preset_of([f"--config={spelling}"]) == "tiny"
 
 
 def test_the_last_of_several_configurations_names_the_preset(tmp_path):

@@ -136,7 +136,9 @@ def table(tmp_path):
 def test_a_table_of_tomograms_is_trained_on(table, tmp_path, monkeypatch):
     seen = []
     run = IcecreamTrainer.train
-    monkeypatch.setattr(IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1])
+    monkeypatch.setattr(
+        IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1]
+    )
     arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--min_specimen", "0.95"]
     assert train(*arguments) == 0
     (dataset,) = seen
@@ -152,9 +154,22 @@ def test_a_table_of_tomograms_is_trained_on(table, tmp_path, monkeypatch):
 def test_tomograms_of_a_table_take_turns_within_the_memory_given(table, tmp_path, monkeypatch, capsys):
     seen = []
     run = IcecreamTrainer.train
-    monkeypatch.setattr(IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1])
+    monkeypatch.setattr(
+        IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1]
+    )
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
-    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--exchange_every", "1"]
+    arguments = [
+        "--table",
+        table,
+        "--tilts",
+        "-50,50",
+        "--out",
+        tmp_path / "run",
+        "--memory",
+        memory,
+        "--exchange_every",
+        "1",
+    ]
     assert train(*arguments) == 0
     assert isinstance(seen[0], SubtomogramPool)
     assert "of 3 tomograms will be visited" in capsys.readouterr().err
@@ -174,7 +189,18 @@ def test_a_file_that_breaks_during_the_training_is_named(table, tmp_path, monkey
 
     monkeypatch.setattr(IcecreamTrainer, "train", breaking)
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
-    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--exchange_every", "1"]
+    arguments = [
+        "--table",
+        table,
+        "--tilts",
+        "-50,50",
+        "--out",
+        tmp_path / "run",
+        "--memory",
+        memory,
+        "--exchange_every",
+        "1",
+    ]
     assert train(*arguments, "--steps", "40") == 74
     assert "cut or replaced" in (message := capsys.readouterr().err)
     assert "even_" in message

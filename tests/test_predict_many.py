@@ -20,12 +20,11 @@ from making import noisy_halves
 import equitomo
 from equitomo import TiledPredictor, read_volume, write_volume
 from equitomo.cli import main
-from equitomo.cli.progress import TableBars
-from equitomo.io import TableRow
+from equitomo.cli.progress import TableBar
 from equitomo.models import ScaleEquivariantUNet3D
-from equitomo.run import Outcome
+from equitomo.run import Outcome, TomogramFiles
 from equitomo.run.prediction import chosen_devices
-from equitomo.run.table import result_names
+from equitomo.run.table import Tomogram, result_names
 
 SHAPES = {"one": (24, 24, 24), "two": (20, 24, 22), "three": (24, 18, 24)}
 NAMES = {f"{name}_even.mrc" for name in SHAPES}
@@ -54,7 +53,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_halves(folder, (16, 16, 16), seed=9)
     settings = [*("--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--steps", "1", "--margin", "4")]
-    settings += ["--device", "cpu", "--precision", "float32", "--test_time_mirrors", "false", "--average_first", "false"]
+    settings += ["--device", "cpu", "--precision", "float32", "--no-test-time-mirrors", "--no-average-first"]
     for seed in "01":
         arguments = [folder / "even.mrc", folder / "odd.mrc", "--tilts=-60,60", "--out", folder / seed, "--seed", seed]
         assert run("train", *arguments, *settings, "--passes", "2") == 0
@@ -390,9 +389,9 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from equitomo.cli import main
 from equitomo.models import ScaleEquivariantUNet3D
-from equitomo.run import Outcome
+from equitomo.run import Outcome, TomogramFiles
 from equitomo.run.prediction import chosen_devices
-from equitomo.run.table import result_names
+from equitomo.run.table import Tomogram, result_names
 
 forward, calls = ScaleEquivariantUNet3D.forward, []
 
@@ -560,7 +559,7 @@ def test_two_devices_share_the_tiles_of_one_tomogram(data, runs, expected, tmp_p
 
 
 def rows(*paths):
-    return [TableRow(line, Path(path), Path("odd.mrc"), None, None, None) for line, path in enumerate(paths, 2)]
+    return [Tomogram(TomogramFiles(path, "odd.mrc"), table="t.csv", line=line) for line, path in enumerate(paths, 2)]
 
 
 @pytest.mark.parametrize(
@@ -647,26 +646,26 @@ def outcome(name, status):
 
 
 def test_the_bar_of_all_counts_each_tomogram_once_whatever_comes_of_it():
-    bars = TableBars(3)
+    bars = TableBar(3)
     bars.tiles(Path("a"), 1, 4)
-    assert bars.all.n == 0.25
+    assert bars.bar.n == 0.25
     bars.tiles(Path("a"), 4, 4)
     bars.tiles(Path("b"), 2, 4)
-    assert bars.all.n == 1.5
+    assert bars.bar.n == 1.5
     for name, status in (("a", "done"), ("b", "failed"), ("c", "skipped")):
         bars.finish(outcome(name, status))
-    assert (bars.all.n, bars.all.initial) == (3, 2)
-    bars.close()
+    assert (bars.bar.n, bars.bar.initial) == (3, 2)
+    bars.bar.close()
 
 
 def test_the_bar_of_all_does_not_go_beyond_its_ends_by_rounding():
-    bars = TableBars(2)
+    bars = TableBar(2)
     for name in "ab":
         # The differences of these shares add up to more than 1: twice to 2.0000000000000004.
         for done in range(1, 7):
             bars.tiles(Path(name), done, 6)
-    assert bars.all.n == 2
-    bars.close()
+    assert bars.bar.n == 2
+    bars.bar.close()
 
 
 def test_the_record_says_what_the_result_was_made_from(predict, table, tmp_path):

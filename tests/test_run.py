@@ -22,12 +22,12 @@ from equitomo import (
     read_volume,
     write_volume,
 )
-from equitomo.run import Prediction, TileSettings
+from equitomo.run import Prediction, ReconstructionSettings
 
 SHAPE = (20, 22, 24)
 TINY = {"side": 16, "width": 4, "levels": 2, "steps": 4, "batch": 1, "margin": 2, "warmup": 0}
 TINY |= {"checkpoint_every": 2, "preview_every": 2, "device": "cpu", "precision": "float32"}
-TILES = TileSettings(tile=24, tile_margin=4)
+TILES = ReconstructionSettings(tile=24, tile_margin=4)
 OPTIONS = ["--tile", "24", "--tile-margin", "4", "--device", "cpu"]
 
 
@@ -288,9 +288,7 @@ def test_a_run_takes_a_network_losses_and_an_operator_of_ones_own(files, tmp_pat
     weights = load_network(tmp_path / "run", network=Plain).state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in opened.network.state_dict().items())
     made.clear()
-    found, again = (
-        applied(one.predictor(settings=TILES, devices="cpu"), pair_in(files)) for one in (opened, run)
-    )
+    found, again = (applied(one.predictor(settings=TILES, devices="cpu"), pair_in(files)) for one in (opened, run))
     assert made
     assert np.array_equal(found, again)
 

@@ -357,7 +357,7 @@ def test_the_record_says_what_went_in_and_what_it_was_done_with(original):
     (entry,) = found["invocations"]
     assert entry["command"][:3] == ["equitomo", "train", str(halves[0])]
     assert entry["options"]["tilts"] == str(halves[3])
-    assert entry["options"]["tilt_axis"] == "y"
+    assert found["geometries"][0]["tilt_axis"] == "y"
     assert entry["outcome"] == "finished"
     assert entry["versions"].keys() >= {"equitomo", "torch", "deepinv", "python"}
     assert entry["hardware"]["cores"] == os.cpu_count()
@@ -387,7 +387,7 @@ def test_a_resumed_run_is_recorded_beside_the_first_try(halves, trained):
 def test_a_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(halves, tmp_path, command):
     constant = [*FOUR_STEPS, "--schedule", "constant"]
     if command == "reconstruct":
-        constant += [*TILED, "--test_time_mirrors", "false"]
+        constant += [*TILED, "--no-test-time-mirrors"]
     assert run(command, *halves, "--out", tmp_path / "one", *constant) == 0
     assert run(command, *halves, "--out", tmp_path / "two", *constant, "--steps", "2") == 0
     assert run(command, *halves, "--out", tmp_path / "two", *constant, "--resume") == 0
@@ -407,7 +407,7 @@ def test_the_remedy_is_named_where_the_schedule_depends_on_the_number_of_steps(h
 
 @pytest.mark.parametrize("command", ["train", "reconstruct"])
 def test_the_record_says_which_weights_a_run_began_with(halves, trained, tmp_path, command):
-    more = [*TILED, "--test_time_mirrors", "false"] if command == "reconstruct" else []
+    more = [*TILED, "--no-test-time-mirrors"] if command == "reconstruct" else []
     assert run(command, *halves, "--out", tmp_path / "new", *TINY, *more, "--init", trained) == 0
     # The newest checkpoint, and of that the averaged weights.
     path = trained / "checkpoints" / "step_00000001"

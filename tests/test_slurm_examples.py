@@ -14,7 +14,7 @@ from equitomo import read_volume, write_volume
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "slurm"
 SMALL = ["--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--margin", "2", "--steps", "4"]
-HERE = ["--device", "cpu", "--test_time_mirrors", "false"]
+HERE = ["--device", "cpu", "--no-test-time-mirrors"]
 
 
 # As on a site that lets one failing task end the others (KillOnBadExit in slurm.conf) unless a step says otherwise.

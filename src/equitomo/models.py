@@ -233,7 +233,7 @@ def is_reference_checkpoint(path: str | Path) -> bool:
         If the file holds other things than tensors and containers.
     """
     content = _read_pickle(path)
-    return isinstance(content, Mapping) and _OF_REFERENCE <= content.keys()
+    return isinstance(content, Mapping) and content.keys() >= _OF_REFERENCE
 
 
 # Names in a checkpoint of the reference program that no other program gives.

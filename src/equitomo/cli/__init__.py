@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from equitomo.cli.options import Demo, Reconstruct, Train
+from equitomo.cli.options import Training
 from equitomo.cli.parsing import names_of, parse
 from equitomo.cli.wording import with_options
 
@@ -23,22 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command = parse(given)
+        names = names_of(type(command))
+        # Only now, with the arguments in order, is it worth waiting for torch.
+        from equitomo.cli import commands
+        from equitomo.training.distributed import find_world
+
+        if not isinstance(command, Training) and (n := find_world().size) > 1:
+            name = type(command).__name__.lower()
+            raise ValueError(f"{name} is the work of one process, but {n} were started: leave out torchrun or srun")
     except (ValueError, OSError) as error:
         # The parser does not catch all, such as a number with thousands of digits.
         print(f"equitomo: {error}", file=sys.stderr)
         return 2
-    # Only now, with the arguments in order, is it worth waiting for torch.
-    from equitomo.cli import commands
-    from equitomo.training.distributed import find_world
 
-    if not isinstance(command, Reconstruct | Demo | Train) and (n_processes := find_world().size) > 1:
-        name = type(command).__name__.lower()
-        message = f"{name} is the work of one process, but {n_processes} were started: leave out torchrun or srun"
-        print(f"equitomo: {message}", file=sys.stderr)
-        return 2
-    names = names_of(type(command))
-
-    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+    def show(message: Warning | str, *given: Any, **more: Any) -> None:
         print(f"equitomo: warning: {with_options(str(message), names)}", file=sys.stderr)
 
     with warnings.catch_warnings():

@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 # A complete configuration has about 2,000 characters and no nesting.
-_MAX_BYTES = 1 << 16
-_MAX_DEPTH = 3
+_MAX_BYTES, _MAX_DEPTH = 1 << 16, 3
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -19,7 +18,8 @@ class _PlainLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent) or getattr(self.peek_event(), "anchor", None):
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None):
             raise ValueError("uses YAML anchors or aliases (& and *): write the values out")
         self.depth += 1
         if self.depth > _MAX_DEPTH + 1:
@@ -35,58 +35,44 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def values_of(arguments: Sequence[str], option: str) -> list[str]:
-    """Return the values that an option has on the command line, in order."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
-    found = ((argument.partition("="), following) for argument, following in pairs)
-    return [value if equals else following for (name, equals, value), following in found if name == option]
-
-
 def settings_in(arguments: Sequence[str], names: Collection[str]) -> dict[str, str]:
-    """Return some settings of the configurations by name, as the last one has them, as far as they are texts.
+    """Return some settings by name, as far as they are texts: from the configuration files and the command line.
 
     Raises
     ------
     ValueError
-        If a configuration is not a regular file or too large, is not YAML, is nested deeper than any configuration is,
-        refers to parts of itself (as small files do that expand to gigabytes), names a key twice, or another file.
+        If a configuration is not a file of plain values, names a key twice or another file, or refers to parts of
+        itself, as small files do that expand to gigabytes.
     OSError
         If it cannot be read.
     """
-    found = {}
-    for source in values_of(arguments, "--config"):
-        label, text = _read(source)
+    found: dict[str, str] = {}
+    for path in map(Path, _values_of(arguments, "--config")):
         try:
-            content = yaml.load(text, _PlainLoader)
+            if path.exists() and not path.is_file():
+                raise ValueError("is not a regular file")
+            with path.open("rb") as file:
+                text = file.read(_MAX_BYTES + 1)
+            if len(text) > _MAX_BYTES:
+                raise ValueError(f"has more than {_MAX_BYTES} bytes: that is no configuration")
+            values = yaml.load(text.decode(), _PlainLoader)
+            if isinstance(values, dict) and "config" in values:
+                raise ValueError("names another configuration")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--config {path} is not a text file: {error}") from error
         # Values that do not fit their tag, such as !!int "", make the library stumble.
         except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:
-            raise ValueError(f"{label} is not a YAML file of plain values: {error}") from error
+            raise ValueError(f"--config {path} is not a YAML file of plain values: {error}") from error
         except ValueError as error:
-            raise ValueError(f"{label} {error}") from error
-        values = content if isinstance(content, dict) else {}
-        if "config" in values:
-            raise ValueError(f"{label} names another configuration")
-        found |= {name: values[name] for name in names if isinstance(values.get(name), str)}
-    return found
+            raise ValueError(f"--config {path} {error}") from error
+        found |= {
+            name: values[name] for name in names if isinstance(values, dict) and isinstance(values.get(name), str)
+        }
+    return found | {name: given[-1] for name in names if (given := _values_of(arguments, f"--{name}"))}
 
 
-def _read(source: str) -> tuple[str, str]:
-    """Return what messages call a configuration, and its text."""
-    path = Path(source)
-    try:
-        exists = path.exists()
-    except OSError:  # longer than a name can be
-        exists = False
-    if not exists and (":" in source or "\n" in source):
-        # The parser takes the configuration itself in place of the name of a file.
-        return "--config", source
-    if exists and not path.is_file():
-        raise ValueError(f"--config {source} is not a regular file")
-    with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"--config {source} has more than {_MAX_BYTES} bytes: that is no configuration")
-    try:
-        return f"--config {source}", content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--config {source} is not a text file: {error}") from error
+def _values_of(arguments: Sequence[str], option: str) -> list[str]:
+    """Return the values that an option has on the command line, in order."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    found = ((argument.partition("="), following) for argument, following in pairs)
+    return [value if equals else following for (name, equals, value), following in found if name == option]

@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import re
 import types
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from equitomo.cli.configuration import settings_in, values_of
-from equitomo.cli.options import COMMANDS, COMMON, POSITIONS, Command
+from equitomo.cli.configuration import settings_in
+from equitomo.cli.options import COMMANDS, COMMON, POSITIONS, Command, Demo
 from equitomo.cli.wording import option_of, plain, with_options
 from equitomo.training.config import TrainingConfig
-
-_DESCRIPTION = "Denoise electron tomograms and fill their missing wedge, learning from two half tomograms."
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -33,32 +31,44 @@ def parse(arguments: Sequence[str]) -> Command:
     ValueError, OSError
         If a configuration file cannot be used.
     """
-    arguments = _normalised(arguments)
-    parser = _parser(_preset(arguments))
+    arguments = list(_normalised(arguments))
+    parser = _Parser(
+        prog="equitomo",
+        description="Denoise electron tomograms and fill their missing wedge, learning from two half tomograms.",
+        version=version("equitomo"),
+        # These are passed on to the commands.
+        formatter_class=_Formatter,
+        print_config="--print-config",
+        allow_abbrev=False,
+    )
+    # They give the defaults of all other settings.
+    chosen = settings_in(arguments, ("preset", "method"))
+    parsers = {name: _parser_of(name, command, chosen) for name, command in COMMANDS.items()}
+    commands = parser.add_subcommands(required=True, dest="subcommand")
+    for name, own in parsers.items():
+        commands.add_subcommand(name, own, help=COMMANDS[name].__doc__)
     parsed = parser.parse_args(arguments)
-    command = COMMANDS[parsed["subcommand"]]
+    name, given = parsed["subcommand"], parsed[parsed["subcommand"]]
     try:
-        return command(**{name: _group(kind, parsed[parsed["subcommand"]]) for name, kind in groups_of(command)})
+        return COMMANDS[name](**{field: _group(kind, given) for field, kind in groups_of(COMMANDS[name])})
     except ValueError as error:
-        own = parser._subcommands_action._name_parser_map[parsed["subcommand"]]
-        own.error(with_options(str(error), names_of(command)))
+        parsers[name].error(with_options(str(error), names_of(COMMANDS[name])))
 
 
 def groups_of(command: type[Command]) -> Iterator[tuple[str, type[Any]]]:
     """Yield the groups of a command's options, each with the name of its field."""
     hints = get_type_hints(command)
-    for field in fields(command):
-        yield field.name, hints[field.name]
+    return ((field.name, hints[field.name]) for field in dataclasses.fields(command))
 
 
 def names_of(command: type[Command]) -> set[str]:
     """Return the names of a command's options."""
-    return {field.name for _, group in groups_of(command) for field in fields(group)}
+    return {field.name for _, group in groups_of(command) for field in dataclasses.fields(group)}
 
 
 def _group(kind: type[Any], parsed: Mapping[str, Any]) -> Any:
     # A position that was left empty is not there: its field has a default.
-    return kind(**{field.name: parsed[field.name] for field in fields(kind) if field.name in parsed})
+    return kind(**{field.name: parsed[field.name] for field in dataclasses.fields(kind) if field.name in parsed})
 
 
 class _Formatter(DefaultHelpFormatter):  # type: ignore[misc]
@@ -85,43 +95,36 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
         raise SystemExit(2)
 
 
-def _parser(preset: Mapping[str, Any]) -> _Parser:
-    # Settings of the parser are passed on to the commands, whatever those are made with.
-    settings = {"formatter_class": _Formatter, "print_config": "--print-config", "allow_abbrev": False}
-    parser = _Parser(prog="equitomo", description=_DESCRIPTION, version=version("equitomo"), **settings)
-    commands = parser.add_subcommands(required=True, dest="subcommand")
-    for name, command in COMMANDS.items():
-        commands.add_subcommand(name, _parser_of(name, command, preset), help=command.__doc__)
-    return parser
-
-
-def _parser_of(name: str, command: type[Command], preset: Mapping[str, Any]) -> _Parser:
+def _parser_of(name: str, command: type[Command], chosen: Mapping[str, str]) -> _Parser:
     parser = _Parser(description=command.__doc__, print_config="--print-config")
     parser._optionals.title = "general"
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     sections = {title: parser.add_argument_group(title) for title in ("arguments", "options")}
-    defaults, usage = {}, [f"equitomo {name}"]
-    if own := getattr(command, "preset", None):
-        defaults = _configured(preset, own).as_dict()
+    defaults, usage = {}, f"equitomo {name}"
+    if "config" in dict(groups_of(command)):
+        preset = "tiny" if command is Demo else "paper"
+        defaults = _configuration(chosen, preset).as_dict()
         text = "Training settings to start from: paper, fast or tiny."
-        sections["options"].add_argument("--preset", type=str, default=preset.get("preset", own), help=text)
+        sections["options"].add_argument("--preset", type=str, default=chosen.get("preset", preset), help=text)
     for field, owner, kind, text in _options_of(command):
-        is_required = field.default is dataclasses.MISSING
-        if field.name in POSITIONS:
-            title = "arguments"
-        elif field.name in COMMON or is_required:
-            title = "options"
-        else:
-            # The class that declares an option gives the section of those that few people use.
-            title = f"advanced: {plain(owner.__doc__).partition('.')[0]}"
+        is_required, is_position = field.default is dataclasses.MISSING, field.name in POSITIONS
+        # The class that declares an option gives the section of those that few people use.
+        title = (
+            "options"
+            if field.name in COMMON or is_required
+            else f"advanced: {plain(owner.__doc__ or '').partition('.')[0]}"
+        )
+        title = "arguments" if is_position else title
         if title not in sections:
             sections[title] = parser.add_argument_group(title)
-        if is_required or field.name in POSITIONS:
-            usage.append(_usage(field.name, is_required))
+        if is_position:
+            usage += f" {field.name.upper()}" if is_required else f" [{field.name.upper()}]"
+        elif is_required:
+            usage += f" {option_of(field.name)} {field.name.upper()}"
         default = defaults.get(field.name, None if is_required else field.default)
-        flag = field.name if field.name in POSITIONS else option_of(field.name)
-        sections[title].add_argument(flag, help=text, **_settings(field.name, kind, default, is_required))
-    parser.usage = " ".join([*usage, "[options]"])
+        settings = _settings(field.name, kind, default, is_required, is_position)
+        sections[title].add_argument(field.name if is_position else option_of(field.name), help=text, **settings)
+    parser.usage = f"{usage} [options]"
     return parser
 
 
@@ -129,88 +132,40 @@ def _options_of(command: type[Command]) -> Iterator[tuple[Any, type[Any], Any, s
     """Yield the field of each option, with the class that declares it, its type and its description."""
     names = names_of(command)
     for _, group in groups_of(command):
-        hints, texts = get_type_hints(group), _texts(group, names)
-        for field in fields(group):
-            owners = (base for base in group.__mro__ if field.name in base.__dict__.get("__annotations__", ()))
-            yield field, next(owners), hints[field.name], texts.get(field.name, "")
+        hints = get_type_hints(group)
+        for field in dataclasses.fields(group):
+            # The class that declares a field first describes it; its heirs may change the default.
+            owner = [base for base in group.__mro__ if field.name in inspect.get_annotations(base)][-1]
+            described = docstring_parser.parse(owner.__doc__ or "").params
+            text = next(p.description or "" for p in described if field.name in p.arg_name.split(", "))
+            yield field, owner, hints[field.name], plain(with_options(text.replace("``", "`"), names))
 
 
-def _usage(name: str, is_required: bool) -> str:
-    if name in POSITIONS:
-        return name.upper() if is_required else f"[{name.upper()}]"
-    return f"{option_of(name)} {name.upper()}"
-
-
-def _settings(name: str, kind: Any, default: Any, is_required: bool) -> dict[str, Any]:
+def _settings(name: str, kind: Any, default: Any, is_required: bool, is_position: bool) -> dict[str, Any]:
     """Return what the parser has to know of an option or a position."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if is_position:
+        # The parser would make an option of a position that may stay empty.
+        optional = {} if is_required else {"nargs": "?", "default": argparse.SUPPRESS}
+        return {"type": str, "metavar": name.upper(), **optional}
     if bool in kinds:
         return {"action": ActionYesNo(no_prefix="no-"), "default": default}
-    if name in POSITIONS:
-        # Of a position that may stay empty the parser would make an option.
-        return {"type": str, "metavar": name.upper()} | ({} if is_required else {"nargs": "?", "default": argparse.SUPPRESS})
     choices = ",".join(str(value) for one in kinds if get_origin(one) is Literal for value in get_args(one))
     metavar = {int: "N", float: "X"}.get(kinds[0], f"{{{choices}}}" if choices else name.upper())
     return {"type": kind, "default": default, "required": is_required, "metavar": metavar}
 
 
-def _texts(group: type[Any], names: Collection[str]) -> dict[str, str]:
-    """Return the descriptions of a group's fields, from its docstring and those of the classes that it inherits from."""
-    return {
-        name: plain(with_options((parameter.description or "").replace("``", "`"), names))
-        for base in reversed(group.__mro__[:-1])
-        for parameter in docstring_parser.parse(base.__doc__ or "").params
-        for name in parameter.arg_name.split(", ")
-    }
+def _normalised(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments with hyphens in names, and with ``--tilts -60,60`` and ``--side 32,64,64`` as values."""
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-") if name.startswith("--") else name
+        if name in ("--tilts", "--side") and not equals and (value := next(words, "")):
+            equals = "="
+        yield f"{name}{equals}[{value}]" if name == "--side" and re.match(r"[\d ]+,", value) else name + equals + value
 
 
-# Options that are switched on by their name alone.
-_SWITCHES = {
-    field.name
-    for command in COMMANDS.values()
-    for _, group in groups_of(command)
-    for field in fields(group)
-    if field.type in ("bool", "bool | None")
-}
-
-
-def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Accept underscores in names of options, ``--tilts -60,60`` as a value, and switches that are given a value."""
-    result: list[str] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        previous = result[-1] if result else ""
-        if previous == "--tilts" and re.match(r"-[\d.]", argument):
-            result[-1] = f"--tilts={argument}"
-        elif argument.lower() in ("true", "false") and previous[2:].replace("-", "_") in _SWITCHES:
-            result[-1] = _switch(previous, argument)
-        elif argument.startswith("--"):
-            name = name[:2] + name[2:].replace("_", "-")
-            is_switch = equals and name[2:].replace("-", "_") in _SWITCHES
-            result.append(_switch(name, value) if is_switch else name + equals + value)
-        else:
-            # Three sides, as Z,Y,X.
-            sides = previous == "--side" and "," in argument and not argument.startswith("[")
-            result.append(f"[{argument}]" if sides else argument)
-    return result
-
-
-def _switch(name: str, value: str) -> str:
-    values = {"true": name, "false": f"--no-{name[2:]}"}
-    return values.get(value.lower(), f"{name}={value}")
-
-
-def _preset(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the preset and the method that the command line or a configuration names.
-
-    They give the defaults of all other settings.
-    """
-    found = settings_in(arguments, ("preset", "method"))
-    found |= {name: given[-1] for name in ("preset", "method") if (given := values_of(arguments, f"--{name}"))}
-    _configured(found, "paper")
-    return found
-
-
-def _configured(given: Mapping[str, str], preset: str) -> TrainingConfig:
-    changes = {name: value for name, value in given.items() if name != "preset"}
-    return TrainingConfig.preset(given.get("preset", preset), **changes)  # type: ignore[arg-type]
+def _configuration(chosen: Mapping[str, str], preset: str) -> TrainingConfig:
+    changes = {name: value for name, value in chosen.items() if name != "preset"}
+    return TrainingConfig.preset(chosen.get("preset", preset), **changes)  # type: ignore[arg-type]

@@ -1,51 +1,18 @@
-"""Bars and messages on the screen while a command works."""
+"""Bars while a command works."""
 
 from __future__ import annotations
 
-import logging
-import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from equitomo.cli.wording import with_options
 from equitomo.run import Outcome, Run
 from equitomo.run.memory import duration
-from equitomo.training.distributed import find_world
-
-
-class _Handler(logging.Handler):
-    """Prints what the library logs: news as they are, warnings as the program warns."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__()
-        self._names = names
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = with_options(record.getMessage(), self._names)
-        if record.levelno >= logging.WARNING:
-            tqdm.write(f"equitomo: warning: {message}", file=sys.stderr)
-        else:
-            tqdm.write(message)
-
-
-@contextmanager
-def logged(names: Collection[str]) -> Iterator[None]:
-    """Print what the library logs until the block ends; of several processes only the first one prints news."""
-    logger, handler = logging.getLogger("equitomo"), _Handler(names)
-    level = logger.level
-    logger.setLevel(logging.INFO if find_world().is_first else logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 @contextmanager
@@ -70,8 +37,7 @@ def step_bar(run: Run) -> Iterator[Callable[[int, dict[str, float]], None]]:
         def show(step: int, losses: dict[str, float]) -> None:
             nonlocal clock
             shown = {name: f"{value:.4f}" for name, value in losses.items() if name not in ("skipped", "change")}
-            if "change" in losses:
-                shown["change"] = f"{losses['change']:.1%}"
+            shown |= {"change": f"{losses['change']:.1%}"} if "change" in losses else {}
             bar.set_postfix(shown, refresh=False)
             bar.update(step - bar.n)
             if on_cpu and step == first + 1:
@@ -85,50 +51,33 @@ def step_bar(run: Run) -> Iterator[Callable[[int, dict[str, float]], None]]:
         yield show
 
 
-class TableBars:
-    """A bar for all tomograms of a table, which moves with the tiles of each, and one for each that is being made.
-
-    Parameters
-    ----------
-    n_tomograms
-        Number of tomograms.
-    """
+class TableBar:
+    """A bar for the tomograms of a table, which moves with the tiles of each."""
 
     def __init__(self, n_tomograms: int) -> None:
-        form = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total} [{elapsed}<{remaining}]"
-        self.all = tqdm(total=n_tomograms, desc="tomograms", smoothing=0, bar_format=form, position=0)
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
+        self.bar: tqdm[Any] = tqdm(total=n_tomograms, desc="tomograms", smoothing=0, bar_format=form)
         self._lock = threading.Lock()
-        self._bars: dict[Path, tqdm[Any]] = {}
         self._finished = 0
-
-    def close(self) -> None:
-        """Close all bars."""
-        for bar in (*self._bars.values(), self.all):
-            bar.close()
+        # The share of its tiles of each tomogram that is being made.
+        self._shares: dict[Path, float] = {}
 
     def tiles(self, result: Path, done: int, total: int) -> None:
-        """Advance the bar of one tomogram, and that of all."""
+        """Advance the bar by the tiles of one tomogram."""
         with self._lock:
-            if result not in self._bars:
-                taken = {bar.pos for bar in self._bars.values()}
-                position = next(n for n in range(1, len(taken) + 2) if -n not in taken)
-                self._bars[result] = tqdm(desc=result.stem, unit="tile", position=position, leave=False)
-            bar = self._bars[result]
-            bar.total = total
-            bar.update(done - bar.n)
+            self._shares[result] = done / total
             self._show()
 
     def finish(self, outcome: Outcome) -> None:
         """Count a tomogram; one that took no time, or failed, does not change the estimate of the remaining time."""
         with self._lock:
-            if bar := self._bars.pop(outcome.result, None):
-                bar.close()
+            self._shares.pop(outcome.result, None)
             self._finished += 1
-            if outcome.status != "done":
-                self.all.initial += 1
+            self.bar.initial += outcome.status != "done"
             self._show()
         tqdm.write(str(outcome))
 
     def _show(self) -> None:
-        self.all.n = self._finished + sum(bar.n / bar.total for bar in self._bars.values())
-        self.all.update(0)
+        self.bar.set_postfix_str(", ".join(result.stem for result in self._shares), refresh=False)
+        self.bar.n = self._finished + sum(self._shares.values())
+        self.bar.update(0)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 # Arguments of the library whose option has another name.
-_OPTIONS = {"folder": "out", "config": "config"}
+_OPTIONS = {"folder": "out"}
 _ARGUMENT = re.compile(r"`(\w+)(?:=(?:'([^'`]*)'|\"([^\"`]*)\"|([^`]+)))?`")
 
 
@@ -26,13 +26,7 @@ def plain(text: str) -> str:
 
 
 def option_of(name: str) -> str:
-    """Return how an option is written.
-
-    Examples
-    --------
-    >>> option_of("tilt_axis")
-    '--tilt-axis'
-    """
+    """Return how an option is written: ``--tilt-axis`` for ``tilt_axis``."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -6,35 +6,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from equitomo.run.checks import check_training
     from equitomo.run.convert import Conversion
-    from equitomo.run.forecast import count_cubes, forecast_training
+    from equitomo.run.demo import Demonstration
     from equitomo.run.many import Outcome, TablePrediction
     from equitomo.run.prediction import Plan
     from equitomo.run.run import Run
-    from equitomo.run.settings import Prediction, TileSettings
+    from equitomo.run.settings import (
+        Prediction,
+        ReconstructionSettings,
+        SpecimenSettings,
+        TomogramFiles,
+        TrainingFiles,
+    )
 
 _HOMES = {
     "Conversion": "convert",
+    "Demonstration": "demo",
     "Outcome": "many",
     "Plan": "prediction",
     "Prediction": "settings",
+    "ReconstructionSettings": "settings",
     "Run": "run",
+    "SpecimenSettings": "settings",
     "TablePrediction": "many",
-    "TileSettings": "settings",
-    "count_cubes": "forecast",
-    "forecast_training": "forecast",
+    "TomogramFiles": "settings",
+    "TrainingFiles": "settings",
+    "check_training": "checks",
 }
 
 __all__ = [
     "Conversion",
+    "Demonstration",
     "Outcome",
     "Plan",
     "Prediction",
+    "ReconstructionSettings",
     "Run",
+    "SpecimenSettings",
     "TablePrediction",
-    "TileSettings",
-    "count_cubes",
-    "forecast_training",
+    "TomogramFiles",
+    "TrainingFiles",
+    "check_training",
 ]
 
 

@@ -113,8 +113,9 @@ class RunFolder:
         if free < n_bytes:
             raise OSError(
                 errno.ENOSPC,
-                f"the disk has {readable(free)} for this run, which needs about {readable(n_bytes)} for its checkpoints "
-                "and results. Free some space, choose another `folder`, or keep fewer checkpoints (`keep_every`)",
+                f"the disk has {readable(free)} for this run, which needs about {readable(n_bytes)} for its "
+                "checkpoints and results. Free some space, choose another `folder`, or keep fewer checkpoints "
+                "(`keep_every`)",
                 str(self.path),
             )
 

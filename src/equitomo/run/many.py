@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from equitomo.datasets import TomogramPair
-from equitomo.geometry import TiltAxis, TiltGeometry
-from equitomo.io import TableRow, named, read_table, read_volume, require_place
-from equitomo.run.prediction import Plan, VoxelType, chosen_devices, require_other
+from equitomo.geometry import TiltGeometry
+from equitomo.io import named, read_volume, require_place
+from equitomo.run.prediction import Plan, chosen_devices, require_other
 from equitomo.run.run import Devices, Run
-from equitomo.run.settings import Prediction, TileSettings
-from equitomo.run.table import ResultRecord, claimed, result_names
+from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
+from equitomo.run.table import ResultRecord, Tomogram, claimed, result_names, tomograms_of
 
 TableProgress = Callable[[Path, int, int], None]
 # Settings of a run on which a result depends.
@@ -30,8 +29,8 @@ class Outcome:
 
     Parameters
     ----------
-    row
-        The line of the table.
+    tomogram
+        The tomogram.
     result
         The file.
     status
@@ -41,13 +40,23 @@ class Outcome:
         The time that it took, or why it was not made.
     """
 
-    row: TableRow
+    tomogram: Tomogram
     result: Path
     status: Literal["done", "skipped", "failed", "held"]
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.status:<8} line {self.row.line:<5} {self.result.name}: {self.reason}"
+        return f"{self.status:<8} line {self.tomogram.line:<5} {self.result.name}: {self.reason}"
+
+
+def listed(outcomes: Sequence[Outcome], n_tasks: int) -> str:
+    """Return the outcome of each tomogram in a line, and how many there are of each kind."""
+    counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed", "held")}
+    numbers = [f"{counts[status]} {status}" for status in ("done", "skipped", "failed")]
+    numbers += [f"{counts['held']} still with other processes"] * (counts["held"] > 0)
+    numbers += [f"{n_tasks - len(outcomes)} left"] * (n_tasks > len(outcomes))
+    lines = map(str, sorted(outcomes, key=lambda outcome: outcome.tomogram.line))
+    return "\n".join([*lines, ", ".join(numbers)])
 
 
 class TablePrediction:
@@ -68,22 +77,21 @@ class TablePrediction:
     settings
         As for :meth:`Run.predictor`.
     part
-        ``(k, n)``: only every n-th line, from the k-th on.
-    tilts, tilt_axis
-        The tilts of the tomograms for which the table names none; ``None`` for those of the run.
-    nan, permissive
-        As for :meth:`equitomo.TomogramPair.read`.
-    dtype, overwrite
-        As for :meth:`Run.plan`. With ``overwrite`` only results that were made from something else are replaced.
+        ``"K/N"``: only every N-th line, from the K-th on.
+    like
+        The tilts and tilt axis for the tomograms for which the table names none, ``None`` for those of the run; and how
+        the volumes are read.
+    overwrite
+        As for :meth:`Run.plan`, but only results that were made from something else are replaced.
     devices
         Devices that share the tomograms.
 
     Attributes
     ----------
-    n_rows : int
+    n_tomograms : int
         Tomograms of the table.
     tasks : list of tuple
-        The lines of this part, each with the path of its result.
+        The tomograms of this part, each with the path of its result.
 
     Raises
     ------
@@ -96,29 +104,25 @@ class TablePrediction:
         run: Run,
         table: str | Path,
         folder: str | Path,
-        settings: TileSettings | None = None,
+        settings: ReconstructionSettings | None = None,
         *,
-        part: tuple[int, int] = (1, 1),
-        tilts: str | None = None,
-        tilt_axis: TiltAxis | None = None,
-        nan: Literal["refuse", "mean"] = "refuse",
-        permissive: bool = False,
-        dtype: VoxelType = "float32",
+        part: str = "1/1",
+        like: TomogramFiles | None = None,
         overwrite: bool = False,
         devices: Devices = "auto",
     ) -> None:
-        rows, folder = read_table(table, need_second=False), named(folder)
-        results = [folder / name for name in result_names(table, rows)]
+        number, count = _part(part)
+        tomograms, folder = tomograms_of(like or TomogramFiles(""), table, need_second=False), named(folder)
+        results = [folder / name for name in result_names(table, tomograms)]
         for result in results:
-            require_other(result, *(half for row in rows for half in _halves(row).values()))
+            require_other(result, *(half for tomogram in tomograms for half in tomogram.halves.values()))
         self.run, self.settings = run, Prediction() if settings is None else settings
         self.devices = chosen_devices(devices)
         # Settings that fit no tomogram are refused now; any tilts do for that.
         run.predictor(TiltGeometry.from_range(-60, 60), self.settings, devices=self.devices[:1])
         _make_folder(folder)
-        self.n_rows, self.tasks = len(rows), list(zip(rows, results, strict=True))[part[0] - 1 :: part[1]]
-        self._tilts, self._tilt_axis, self._nan, self._permissive = tilts, tilt_axis, nan, permissive
-        self._dtype, self._overwrite = dtype, overwrite
+        self.n_tomograms, self.tasks = len(tomograms), list(zip(tomograms, results, strict=True))[number - 1 :: count]
+        self._overwrite = overwrite
 
     def write(
         self,
@@ -140,14 +144,18 @@ class TablePrediction:
         """
         return _Work(self, planned, progress, finished).do()
 
-    def make(self, run: Run, row: TableRow, result: Path, planned: Callable[[Plan], None], progress: TableProgress) -> str | None:
+    def make(
+        self, run: Run, tomogram: Tomogram, result: Path, planned: Callable[[Plan], None], progress: TableProgress
+    ) -> str | None:
         """Make one result with a run whose network is on one device; or return why there is no need to."""
-        geometry = run.geometry(row.tilts or self._tilts, row.tilt_axis or self._tilt_axis)
+        declared = tomogram.declared
+        geometry = run.geometry(declared.tilts, declared.tilt_axis)
+        settings = self._recorded_settings() | {"nan": declared.nan, "tilts": asdict(geometry)}
         record = ResultRecord(
             result,
-            _halves(row),
+            tomogram.halves,
             run.weight_hashes,
-            self._recorded_settings(geometry),
+            settings,
             indifferent={"tile"} if self._is_seamless else (),
         )
         overwrite = self._overwrite
@@ -162,16 +170,8 @@ class TablePrediction:
                 )
             overwrite = True
         content = record.content()
-        pair = TomogramPair.read(
-            row.first,
-            row.second,
-            tilts=geometry,
-            normalization=run.config.normalization,
-            nan=self._nan,
-            permissive=self._permissive,
-            lazy=True,
-        )
-        plan = run.plan(pair, result, self.settings, dtype=self._dtype, overwrite=overwrite, devices=None)
+        pair = run.read_pair(declared)
+        plan = run.plan(pair, result, self.settings, overwrite=overwrite, devices=None)
         planned(plan)
 
         def before_naming() -> None:
@@ -183,17 +183,13 @@ class TablePrediction:
         plan.write(lambda done, total: progress(result, done, total), before_naming=before_naming)
         return None
 
-    def _recorded_settings(self, geometry: TiltGeometry) -> dict[str, Any]:
-        """Return the values on which a result depends; the device changes it by no more than rounding."""
+    def _recorded_settings(self) -> dict[str, Any]:
+        """Return the settings on which a result depends; the device changes it by no more than rounding."""
         tiles = asdict(self.settings)
         if self.settings.tile_margin != "auto":
             del tiles["margin_tolerance"]
         config = self.run.config_with(self.settings)
-        return tiles | {name: getattr(config, name) for name in _SETTINGS} | {
-            "dtype": self._dtype,
-            "nan": self._nan,
-            "tilts": asdict(geometry),
-        }
+        return tiles | {name: getattr(config, name) for name in _SETTINGS}
 
     @property
     def _is_seamless(self) -> bool:
@@ -222,9 +218,9 @@ class _Work:
     ) -> None:
         self._table, self._planned, self._progress, self._finished = table, planned, progress, finished
         self._runs = [table.run.copied_to(device) for device in table.devices]
-        self._left: queue.SimpleQueue[tuple[TableRow, Path]] = queue.SimpleQueue()
+        self._left: queue.SimpleQueue[tuple[Tomogram, Path]] = queue.SimpleQueue()
         # Tomograms that other processes had claimed, to be retried once at the end.
-        self._held: list[tuple[TableRow, Path]] = []
+        self._held: list[tuple[Tomogram, Path]] = []
         self._is_retry = False
         self._stopped = threading.Event()
         self._outcomes: list[Outcome] = []
@@ -234,9 +230,9 @@ class _Work:
         # The other processes may have failed since, or been killed.
         self._is_retry = True
         self._work_through(self._held)
-        return sorted(self._outcomes, key=lambda outcome: outcome.row.line)
+        return sorted(self._outcomes, key=lambda outcome: outcome.tomogram.line)
 
-    def _work_through(self, tasks: Sequence[tuple[TableRow, Path]]) -> None:
+    def _work_through(self, tasks: Sequence[tuple[Tomogram, Path]]) -> None:
         for task in tasks:
             self._left.put(task)
         if len(self._runs) == 1:
@@ -255,37 +251,44 @@ class _Work:
         """Make one result after the other until none is left."""
         while not self._stopped.is_set():
             try:
-                row, result = self._left.get_nowait()
-                outcome = self._outcome(run, row, result)
+                tomogram, result = self._left.get_nowait()
+                outcome = self._outcome(run, tomogram, result)
             except (queue.Empty, _StoppedError):
                 return
             if outcome.status == "held" and not self._is_retry:
-                self._held.append((row, result))
+                self._held.append((tomogram, result))
                 continue
             self._outcomes.append(outcome)
             self._finished(outcome)
 
-    def _outcome(self, run: Run, row: TableRow, result: Path) -> Outcome:
+    def _outcome(self, run: Run, tomogram: Tomogram, result: Path) -> Outcome:
         started = time.perf_counter()
         try:
             with claimed(result) as is_ours:
                 if not is_ours:
-                    return Outcome(row, result, "held", "another process works on it")
-                reason = self._table.make(run, row, result, self._planned, self._report)
+                    return Outcome(tomogram, result, "held", "another process works on it")
+                reason = self._table.make(run, tomogram, result, self._planned, self._report)
         except _StoppedError:
             raise
         # Whatever it is that one tomogram meets, the others are made.
         except Exception as error:
             is_known = isinstance(error, ValueError | OSError)
-            return Outcome(row, result, "failed", str(error) if is_known else f"{type(error).__name__}: {error}")
+            return Outcome(tomogram, result, "failed", str(error) if is_known else f"{type(error).__name__}: {error}")
         if reason is not None:
-            return Outcome(row, result, "skipped", reason)
-        return Outcome(row, result, "done", f"{time.perf_counter() - started:.0f} s")
+            return Outcome(tomogram, result, "skipped", reason)
+        return Outcome(tomogram, result, "done", f"{time.perf_counter() - started:.0f} s")
 
     def _report(self, result: Path, done: int, total: int) -> None:
         if self._stopped.is_set():
             raise _StoppedError
         self._progress(result, done, total)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"`part` is K/N with 1 <= K <= N, such as 3/10, got {text!r}")
+    return int(number), int(count)
 
 
 def _make_folder(folder: Path) -> None:
@@ -294,11 +297,6 @@ def _make_folder(folder: Path) -> None:
         require_place(folder / "result.mrc", overwrite=True)
     except OSError as error:
         raise OSError(f"cannot write into `folder` {folder}: {error.strerror or error}; name a folder") from error
-
-
-def _halves(row: TableRow) -> dict[str, Path]:
-    """Return the files of a tomogram by role: two halves, or the first alone."""
-    return {"first": row.first} | ({} if row.second is None else {"second": row.second})
 
 
 def _is_whole(result: Path) -> bool:

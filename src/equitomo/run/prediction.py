@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,9 @@ from equitomo.inference import Footprint, TiledPredictor
 from equitomo.io import Volume, bytes_to_create, creating_volume, named, require_writable
 from equitomo.precision import chosen_device
 from equitomo.run.memory import require_memory
-from equitomo.run.settings import TileSettings
+from equitomo.run.settings import ReconstructionSettings
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
-
-_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 VoxelType = Literal["float32", "float16"]
@@ -34,7 +31,7 @@ _LARGEST_FLOAT16 = 6e4
 def predictor_for(
     network: nn.Module,
     geometry: TiltGeometry,
-    tiles: TileSettings,
+    settings: ReconstructionSettings,
     config: TrainingConfig,
     *,
     operator: Any = None,
@@ -49,7 +46,7 @@ def predictor_for(
         The trained network.
     geometry
         The tilts of the tomogram.
-    tiles
+    settings
         How the tomogram is cut into tiles.
     config
         The settings of the run, some of which tell how it predicts.
@@ -70,34 +67,34 @@ def predictor_for(
         TiledPredictor,
         MirrorAveraged(network, geometry, flips=config.flips) if config.test_time_mirrors else network,
         geometry if operator is None else operator,
-        tile=tiles.tile or None,
+        tile=settings.tile or None,
         passes=config.passes,
         average_first=config.average_first,
-        wedge=tiles.wedge,
-        local_tile=tiles.local_tile or None,
+        wedge=settings.wedge,
+        local_tile=settings.local_tile or None,
         precision=config.precision,
         devices=devices,
     )
     try:
-        if tiles.tile_margin != "auto":
-            return make(margin=tiles.tile_margin)
+        if settings.tile_margin != "auto":
+            return make(margin=settings.tile_margin)
         predictor = make(margin=0)
-        return predictor if pair is None else make(margin=_measured_margin(predictor, tiles, pair))
+        return predictor if pair is None else make(margin=_measured_margin(predictor, settings, pair))
     except ValueError as error:
         # The margin of a configuration is another one.
         raise ValueError(str(error).replace("`margin`", "`tile_margin`")) from error
 
 
-def _measured_margin(predictor: TiledPredictor, tiles: TileSettings, pair: TomogramPair) -> int:
+def _measured_margin(predictor: TiledPredictor, settings: ReconstructionSettings, pair: TomogramPair) -> int:
     """Return the margin that is within the tolerance in the middle of a tomogram."""
     # Core and margins make one tile: measuring takes no more memory than predicting.
     core = min(32, predictor.tile // 4)
     room = min((predictor.tile - core) // 2, _WIDEST_MARGIN)
     largest = max(room // predictor.stride, 1) * predictor.stride
     try:
-        margin = predictor.measured_margin(
+        return predictor.measured_margin(
             pair.halves[0],
-            tiles.margin_tolerance,
+            settings.margin_tolerance,
             largest=largest,
             core=core,
             intensities=(pair.scale.mean, pair.scale.scale),
@@ -105,9 +102,6 @@ def _measured_margin(predictor: TiledPredictor, tiles: TileSettings, pair: Tomog
     except ValueError as error:
         message = f"`tile_margin='auto'`: {error}; that is, a larger `tile` or `margin_tolerance`"
         raise ValueError(message) from error
-    name = pair.labels[0]
-    _log.info("Margins of %d voxels are within %g of what wider ones give %s", margin, tiles.margin_tolerance, name)
-    return margin
 
 
 @dataclass(frozen=True)
@@ -124,8 +118,8 @@ class Plan:
         The predictor.
     needs
         The memory and the disk that the prediction takes.
-    dtype
-        The type of the voxels in the file.
+    settings
+        The settings of the prediction.
     overwrite
         Replace the file if it exists.
     """
@@ -134,31 +128,37 @@ class Plan:
     out: Path
     predictor: TiledPredictor
     needs: Footprint
-    dtype: VoxelType
+    settings: ReconstructionSettings
     overwrite: bool
 
     @classmethod
     def of(
-        cls, pair: TomogramPair, out: str | Path, predictor: TiledPredictor, *, dtype: VoxelType, overwrite: bool
+        cls,
+        pair: TomogramPair,
+        out: str | Path,
+        predictor: TiledPredictor,
+        settings: ReconstructionSettings,
+        *,
+        overwrite: bool,
     ) -> Plan:
         """Check a prediction before the work.
 
         Raises
         ------
         ValueError
-            If the result would replace an input, the intensities do not fit into ``dtype``, or the memory does not
+            If the result would replace an input, the intensities do not fit into 16 bits, or the memory does not
             suffice.
         OSError
             If the file cannot be written, or the disk has too little room.
         """
         out = named(out)
         require_other(out, *input_paths(pair))
-        require_range(pair, dtype)
+        require_range(pair, settings.dtype)
         needs = predictor.footprint(pair.shape, halves=len(pair.halves), sources=pair.halves)
-        n_bytes = bytes_to_create(out, pair.shape, dtype) + needs.disk
+        n_bytes = bytes_to_create(out, pair.shape, settings.dtype) + needs.disk
         require_writable(out, overwrite=overwrite, n_bytes=n_bytes)
         require_memory(needs.memory, f"{out}: prediction", "a smaller `tile` or `local_tile` needs less")
-        return cls(pair, out, predictor, needs, dtype, overwrite)
+        return cls(pair, out, predictor, needs, settings, overwrite)
 
     def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:
         """Predict into the file, and return its path.
@@ -173,8 +173,8 @@ class Plan:
         pair = self.pair
         first = pair.files.get("first")
         header: dict[str, Any] = {"like": first} if isinstance(first, Volume) else {"voxel_size": pair.voxel_size}
-        settings = {"dtype": self.dtype, "overwrite": self.overwrite, **header}
-        with creating_volume(self.out, pair.shape, **settings) as data:
+        header |= {"dtype": self.settings.dtype, "overwrite": self.overwrite}
+        with creating_volume(self.out, pair.shape, **header) as data:
             intensities = (pair.scale.mean, pair.scale.scale)
             self.predictor.progress = progress  # TEMP
             self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities)
@@ -225,9 +225,7 @@ def require_range(pair: TomogramPair, dtype: VoxelType) -> None:
         If the intensities are too large.
     """
     if dtype == "float16" and (largest := _largest(half.extremes for half in pair.statistics)) > _LARGEST_FLOAT16:
-        raise ValueError(
-            f"intensities reach {largest:g}, more than `dtype='float16'` can hold: write float32"
-        )
+        raise ValueError(f"intensities reach {largest:g}, more than `dtype='float16'` can hold: write float32")
 
 
 def _largest(extremes: Iterable[tuple[float, float]]) -> float:

@@ -19,15 +19,15 @@ from equitomo.datasets import TomogramPair, read_geometry
 from equitomo.geometry import TiltAxis, TiltGeometry, as_geometry
 from equitomo.inference import TiledPredictor
 from equitomo.io import Volume, bytes_to_create, read_volume
+from equitomo.methods import IcecreamTrainer
 from equitomo.run.folder import RunFolder
 from equitomo.run.initial import Initial
 from equitomo.run.memory import require_memory_of_step
 from equitomo.run.pictures import StepProgress, TrainingWatch
-from equitomo.run.prediction import Plan, Progress, VoxelType, chosen_devices, predictor_for, require_range
+from equitomo.run.prediction import Plan, Progress, chosen_devices, predictor_for, require_range
 from equitomo.run.record import Invocation, Manifest
-from equitomo.run.settings import Prediction, TileSettings
+from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
-from equitomo.methods import IcecreamTrainer
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 from equitomo.volumes import Shape, VolumeLike
@@ -216,12 +216,19 @@ class Run:
         return self._training.trainer
 
     @property
+    def pairs(self) -> Sequence[TomogramPair]:
+        """The tomograms of a run that was not merely opened."""
+        return self.trainer.dataset.pairs
+
+    @property
     def network(self) -> nn.Module:
         """The network that predicts, with the exponential moving average of the weights if the run keeps one."""
         network = self.trainer.network if self._network is None else self._network
-        return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+        return network.to(memory_format=torch.channels_last_3d)
 
-    def geometry(self, tilts: str | Path | TiltGeometry | None = None, tilt_axis: TiltAxis | None = None) -> TiltGeometry:
+    def geometry(
+        self, tilts: str | Path | TiltGeometry | None = None, tilt_axis: TiltAxis | None = None
+    ) -> TiltGeometry:
         """Return the tilts of a tomogram to predict, by default those of the run.
 
         Parameters
@@ -245,6 +252,26 @@ class Run:
             raise ValueError("the run was trained on several tilt ranges: pass the `tilts` of this tomogram")
         geometry = self._geometries[0]
         return geometry if tilt_axis is None else replace(geometry, tilt_axis=tilt_axis)
+
+    def read_pair(self, files: TomogramFiles) -> TomogramPair:
+        """Return a tomogram to predict, with the normalisation and by default the tilts of the run.
+
+        No more than the headers are read now.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
+        """
+        return TomogramPair.read(
+            files.first,
+            files.second,
+            tilts=self.geometry(files.tilts, files.tilt_axis),
+            normalization=self.config.normalization,
+            nan=files.nan,
+            permissive=files.permissive,
+            lazy=True,
+        )
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -284,7 +311,7 @@ class Run:
     def predictor(
         self,
         geometry: TiltGeometry | tuple[float, float] | None = None,
-        settings: TileSettings | None = None,
+        settings: ReconstructionSettings | None = None,
         *,
         devices: Devices | None = "auto",
         pair: TomogramPair | None = None,
@@ -296,8 +323,8 @@ class Run:
         geometry
             The tilts of the tomogram; ``None`` for those of the run.
         settings
-            :class:`~equitomo.run.TileSettings`, or a :class:`~equitomo.run.Prediction` that also replaces settings of
-            the run; ``None`` for the defaults.
+            :class:`~equitomo.run.ReconstructionSettings`, or a :class:`~equitomo.run.Prediction` that also replaces
+            settings of the run; ``None`` for the defaults.
         devices
             Devices of one kind, or their names with commas between them; ``None`` for that of the network.
         pair
@@ -316,7 +343,7 @@ class Run:
         operator = None if self._physics is None else self._physics(config.cube_shape, geometry)
         return predictor_for(network, geometry, settings, config, operator=operator, devices=chosen, pair=pair)
 
-    def config_with(self, settings: TileSettings) -> TrainingConfig:
+    def config_with(self, settings: ReconstructionSettings) -> TrainingConfig:
         """Return the settings of the run with those that a prediction replaces."""
         return replace(self.config, **settings.changes())
 
@@ -330,9 +357,8 @@ class Run:
         self,
         pair: TomogramPair,
         out: str | Path,
-        settings: TileSettings | None = None,
+        settings: ReconstructionSettings | None = None,
         *,
-        dtype: VoxelType = "float32",
         overwrite: bool = False,
         devices: Devices | None = "auto",
     ) -> Plan:
@@ -344,8 +370,6 @@ class Run:
             Two halves, or a pair with one volume.
         out
             The file to write; a name that ends in ``.zarr`` makes an OME-Zarr store.
-        dtype
-            The type of its voxels.
         overwrite
             Replace the file if it exists.
         settings, devices
@@ -356,16 +380,16 @@ class Run:
         ValueError, OSError
             As :meth:`equitomo.run.Plan.of` and :meth:`predictor`.
         """
+        settings = Prediction() if settings is None else settings
         predictor = self.predictor(pair.geometry, settings, devices=devices, pair=pair)
-        return Plan.of(pair, out, predictor, dtype=dtype, overwrite=overwrite)
+        return Plan.of(pair, out, predictor, settings, overwrite=overwrite)
 
     def predict(
         self,
         pair: TomogramPair,
         out: str | Path,
-        settings: TileSettings | None = None,
+        settings: ReconstructionSettings | None = None,
         *,
-        dtype: VoxelType = "float32",
         overwrite: bool = False,
         devices: Devices | None = "auto",
         progress: Progress | None = None,
@@ -382,16 +406,14 @@ class Run:
         ValueError, OSError
             As :meth:`plan`.
         """
-        return self.plan(pair, out, settings, dtype=dtype, overwrite=overwrite, devices=devices).write(progress)
+        return self.plan(pair, out, settings, overwrite=overwrite, devices=devices).write(progress)
 
-    def require_reconstruction(
-        self, settings: TileSettings | None = None, *, dtype: VoxelType = "float32", n_volumes: int = 1
-    ) -> None:
+    def require_reconstruction(self, settings: ReconstructionSettings | None = None, *, n_volumes: int = 1) -> None:
         """Refuse, before the training, a reconstruction that could not be written after it.
 
         Parameters
         ----------
-        settings, dtype
+        settings
             As for :meth:`reconstruct`.
         n_volumes
             Volumes that will be written into the folder, the reconstruction among them.
@@ -399,25 +421,25 @@ class Run:
         Raises
         ------
         ValueError
-            If settings and network do not fit, or the intensities do not fit into ``dtype``.
+            If settings and network do not fit, or the intensities do not fit into 16 bits.
         OSError
             If the disk has too little room.
         """
-        pair = self._pair()
-        require_range(pair, dtype)
+        settings, pair = ReconstructionSettings() if settings is None else settings, self._pair()
+        require_range(pair, settings.dtype)
         predictor = self.predictor(pair.geometry, settings, devices=[self.trainer.device])
-        n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, dtype)
+        n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += predictor.footprint(pair.shape, halves=len(pair.halves)).disk
         assert self._training is not None
         self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)
 
     def reconstruct(
         self,
-        settings: TileSettings | None = None,
+        settings: ReconstructionSettings | None = None,
         *,
-        dtype: VoxelType = "float32",
         truth: VolumeLike | None = None,
         step_progress: StepProgress | None = None,
+        planned: Callable[[Plan], None] = lambda plan: None,
         progress: Progress | None = None,
     ) -> Path:
         """Train to the last step, write the reconstruction into the folder and draw it; return its path.
@@ -425,13 +447,13 @@ class Run:
         Parameters
         ----------
         settings
-            As for :meth:`predictor`.
-        dtype
-            The type of the voxels in the file.
+            How the reconstruction is made; ``None`` for the defaults, with the precision of the training.
         truth
             The specimen, if it is known, to be drawn too.
         step_progress
             Called as :meth:`train` does.
+        planned
+            Called with the plan of the prediction before it begins.
         progress
             Called as :meth:`predict` does.
 
@@ -440,23 +462,23 @@ class Run:
         ValueError, OSError
             As :meth:`require_reconstruction`, :meth:`train` and :meth:`predict`.
         """
-        self.require_reconstruction(settings, dtype=dtype)
+        settings = ReconstructionSettings() if settings is None else settings
+        self.require_reconstruction(settings)
         pair, out = self._pair(), self.path / _RECONSTRUCTION
         with self.recorded():
             if self.step < self.config.steps:
                 self.train(progress=step_progress)
-            self.predict(
-                pair, out, settings, dtype=dtype, overwrite=True, devices=[self.trainer.device], progress=progress
-            )
+            plan = self.plan(pair, out, settings, overwrite=True, devices=[self.trainer.device])
+            planned(plan)
+            plan.write(progress)
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
         return out
 
     def _pair(self) -> TomogramPair:
         """Return the only tomogram."""
-        pairs = self.trainer.dataset.pairs
-        if len(pairs) > 1:
-            raise ValueError(f"the run has {len(pairs)} tomograms: reconstruct each with predict()")
-        return pairs[0]
+        if len(self.pairs) > 1:
+            raise ValueError(f"the run has {len(self.pairs)} tomograms: reconstruct each with predict()")
+        return self.pairs[0]
 
 
 class _Training:

@@ -13,7 +13,13 @@ from torch import Tensor
 from equitomo import report
 from equitomo.datasets import TomogramPair
 from equitomo.fourier import cosine_taper
-from equitomo.metrics import fourier_shell_correlation, wedge_energy_fraction
+from equitomo.geometry import TiltGeometry
+from equitomo.metrics import (
+    FourierShellCorrelation,
+    fourier_shell_correlation,
+    region_masks,
+    wedge_energy_fraction,
+)
 from equitomo.volumes import Index, Shape, VolumeLike, middle_of
 
 # Voxels along an axis at most: spectra of whole volumes would take more memory than all the rest.
@@ -45,8 +51,7 @@ class MeanOfHalves:
 
     @staticmethod
     def _mean(blocks: list[NDArray[Any]]) -> NDArray[Any]:
-        mean: NDArray[Any] = np.mean([np.asarray(block, np.float32) for block in blocks], axis=0, dtype=np.float32)
-        return mean
+        return np.asarray(np.mean([np.asarray(block, np.float32) for block in blocks], axis=0, dtype=np.float32))
 
 
 def draw_reconstruction(
@@ -66,6 +71,17 @@ def agreement(pair: TomogramPair) -> str:
     curve = fourier_shell_correlation(first, second, voxel_size=size)
     unit = "voxels" if size is None else "Å"
     return f"the halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
+
+
+def correlations(pair: TomogramPair, geometry: TiltGeometry | None = None) -> dict[str, FourierShellCorrelation]:
+    """Return the correlation of two volumes: of the whole, and with a geometry of the measured part and the wedge."""
+    first, second = (np.asarray(half[:, :, :], np.float32) for half in pair.halves)
+    masks: dict[str, Tensor | None] = {"whole": None}
+    if geometry is not None:
+        regions = region_masks(pair.shape, geometry)
+        masks |= {"measured": regions.measured, "wedge": regions.wedge}
+    size = None if pair.voxel_size is None else min(pair.voxel_size)
+    return {name: fourier_shell_correlation(first, second, voxel_size=size, mask=mask) for name, mask in masks.items()}
 
 
 def filling(pair: TomogramPair, reconstruction: VolumeLike) -> str:

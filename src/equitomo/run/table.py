@@ -7,49 +7,49 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
-from equitomo.datasets import TomogramPair, read_geometry
-from equitomo.geometry import TiltAxis, TiltGeometry
-from equitomo.io import PARTIAL, TableRow, read_table, write_whole
+from equitomo.datasets import Normalization, TomogramPair, read_geometry
+from equitomo.geometry import TiltGeometry
+from equitomo.io import PARTIAL, read_table, write_whole
 from equitomo.run.folder import locked
 from equitomo.run.record import described, file_hash, versions
+from equitomo.run.settings import TomogramFiles, TrainingFiles
 
 
 @dataclass(frozen=True)
 class Tomogram:
-    """A tomogram as a command or a line of a table declares it.
+    """A tomogram to be read, perhaps of a table.
 
     Parameters
     ----------
-    first, second
-        The files of the halves; ``second`` is ``None`` for a single volume.
-    tilts
-        A file, or ``"LOW,HIGH"`` in degrees; ``None`` if they are not declared.
-    tilt_axis
-        The tilt axis.
-    mask
-        A file, ``"auto"``, or ``None``.
+    declared
+        Its files.
+    normalization
+        As for :class:`~equitomo.TomogramPair`.
     table, line
-        The table and the line in it, where it is of a table.
+        The table and the line in it.
     """
 
-    first: str | Path
-    second: str | Path | None
-    tilts: str | None
-    tilt_axis: TiltAxis = "y"
-    mask: str | None = None
+    declared: TomogramFiles
+    normalization: Normalization = "robust"
     table: str | Path | None = None
     line: int = 0
 
     @property
+    def halves(self) -> dict[str, Path]:
+        """The files of the halves by role; of a single volume the first alone."""
+        given = {"first": self.declared.first, "second": self.declared.second}
+        return {role: Path(path) for role, path in given.items() if path is not None}
+
+    @property
     def files(self) -> str:
         """The names of the halves."""
-        return " and ".join(str(half) for half in (self.first, self.second) if half is not None)
+        return " and ".join(map(str, self.halves.values()))
 
     def geometry(self) -> TiltGeometry:
         """Return the tilts.
@@ -59,31 +59,44 @@ class Tomogram:
         ValueError, OSError
             If they are not declared, or cannot be read.
         """
-        if self.tilts is not None:
-            return read_geometry(self.tilts, self.tilt_axis)
+        if self.declared.tilts is not None:
+            return read_geometry(self.declared.tilts, self.declared.tilt_axis or "y")
         if self.table is None:
             raise ValueError("`tilts` is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
         raise ValueError("no tilts: name them in the column tilts, or pass `tilts` for all")
 
-    def read(self, geometry: TiltGeometry | None = None, **settings: Any) -> TomogramPair:
-        """Read the pair; of one of a table no more than the headers.
+    def read(self, geometry: TiltGeometry | None = None, *, lazy: bool, name: str | None = None) -> TomogramPair:
+        """Read the pair.
 
         Parameters
         ----------
         geometry
             The tilts; ``None`` takes the declared ones.
-        settings
-            Further arguments of :meth:`equitomo.TomogramPair.read`.
+        lazy
+            Read no more than the headers now.
+        name
+            The name of the pair in messages; ``None`` takes its files and its line.
 
         Raises
         ------
         ValueError, OSError
             As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
         """
-        name = self.files if self.table is None else f"{self.files} (line {self.line} of {self.table})"
-        settings = {"lazy": self.table is not None, "name": name, "mask": self.mask, **settings}
-        tilts: Any = self.tilts if geometry is None and self.tilts is not None else geometry or self.geometry()
-        return TomogramPair.read(self.first, self.second, tilts=tilts, tilt_axis=self.tilt_axis, **settings)
+        given = self.declared
+        line = "" if self.table is None else f" (line {self.line} of {self.table})"
+        return TomogramPair.read(
+            given.first,
+            given.second,
+            # The name of a file is passed on, which then belongs to the files of the pair.
+            tilts=geometry or given.tilts or self.geometry(),
+            tilt_axis=given.tilt_axis or "y",
+            mask=getattr(given, "mask", None),
+            normalization=self.normalization,
+            nan=given.nan,
+            permissive=given.permissive,
+            lazy=lazy,
+            name=name or f"{self.files}{line}",
+        )
 
     @contextmanager
     def naming_the_line(self) -> Iterator[None]:
@@ -97,46 +110,54 @@ class Tomogram:
 
 
 def tomograms_of(
-    table: str | Path,
+    files: TomogramFiles,
+    table: str | Path | None = None,
     *,
-    tilts: str | None = None,
-    tilt_axis: TiltAxis = "y",
-    mask: str | None = None,
+    normalization: Normalization = "robust",
     need_second: bool = True,
 ) -> list[Tomogram]:
-    """Return the tomograms of a table.
+    """Return the tomograms of a table, or the one whose files are named.
 
     Parameters
     ----------
+    files
+        The files. With a table, the tilts, tilt axis and mask of the tomograms for which it names none, and all other
+        settings; masks are taken from it if these are :class:`~equitomo.run.TrainingFiles`.
     table
-        A file as for :func:`equitomo.io.read_table`.
-    tilts, tilt_axis, mask
-        What holds for the tomograms for which the table does not say otherwise; of masks only ``"auto"``.
+        A file as for :func:`equitomo.io.read_table`, or ``None``.
+    normalization
+        As for :class:`~equitomo.TomogramPair`.
     need_second
-        Refuse a table without second halves.
+        Refuse tomograms without second halves.
 
     Raises
     ------
     ValueError, OSError
-        If the table cannot be used, or ``mask`` is a file.
+        If halves or tilts are missing, the table cannot be used, or one mask is given for all of it.
     """
+    if table is None:
+        one = Tomogram(files, normalization)
+        if need_second and files.second is None:
+            raise ValueError("give the two half tomograms FIRST and SECOND: the method learns from both")
+        if files.tilts is None:
+            one.geometry()
+        return [one]
+    mask = getattr(files, "mask", None)
     if mask not in (None, "auto"):
-        raise ValueError(f"`mask={mask!r}` cannot fit all tomograms of a table: name their masks in its column mask")
-    return [
-        Tomogram(
-            row.first,
-            row.second,
-            row.tilts or tilts,
-            row.tilt_axis or tilt_axis,
-            row.mask or mask,
-            table=table,
-            line=row.line,
-        )
-        for row in read_table(table, need_second=need_second)
-    ]
+        raise ValueError(f"`mask={mask!r}` cannot fit all tomograms of a table: name them in its column mask")
+    kind = TrainingFiles if isinstance(files, TrainingFiles) else TomogramFiles
+    shared = {field.name: getattr(files, field.name) for field in fields(kind)}
+    tomograms = []
+    for row in read_table(table, need_second=need_second):
+        own = {"tilts": row.tilts, "tilt_axis": row.tilt_axis}
+        own |= {"mask": row.mask} if kind is TrainingFiles else {}
+        own = {name: value or shared[name] for name, value in own.items()}
+        halves = {"first": str(row.first), "second": None if row.second is None else str(row.second)}
+        tomograms.append(Tomogram(kind(**{**shared, **own, **halves}), normalization, table, row.line))
+    return tomograms
 
 
-def result_names(table: str | Path, rows: Sequence[TableRow]) -> list[str]:
+def result_names(table: str | Path, tomograms: Sequence[Tomogram]) -> list[str]:
     """Return for each tomogram the name of its first half, with as many folders before it as make the names differ.
 
     ``one/even.mrc`` and ``two/even.mrc`` give ``one_even.mrc`` and ``two_even.mrc``.
@@ -146,8 +167,8 @@ def result_names(table: str | Path, rows: Sequence[TableRow]) -> list[str]:
     ValueError
         If two names are the same with all folders; the message has the lines.
     """
-    places = [_place(row.first) for row in rows]
-    lengths = [1] * len(rows)
+    places = [_place(Path(tomogram.declared.first)) for tomogram in tomograms]
+    lengths = [1] * len(tomograms)
     while True:
         names = ["_".join(place[-n:]) + ".mrc" for place, n in zip(places, lengths, strict=True)]
         # Some file systems do not tell capitals apart.
@@ -159,7 +180,8 @@ def result_names(table: str | Path, rows: Sequence[TableRow]) -> list[str]:
         for i in longer:
             lengths[i] += 1
     if alike:
-        lines = " and ".join(str(rows[i].line) for i in alike if names[i].lower() == names[alike[0]].lower())
+        first = names[alike[0]].lower()
+        lines = " and ".join(str(tomograms[i].line) for i in alike if names[i].lower() == first)
         raise ValueError(f"{table}: lines {lines} would both be written to {names[alike[0]]}: rename a first half")
     return names
 
