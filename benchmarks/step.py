@@ -23,7 +23,7 @@ from equitomo import (
     ScaleEquivariantUNet3D,
     TwoViewReconstructor,
 )
-from equitomo.loss._window import mean_square, measured_inside, measured_mean_square
+from equitomo.loss import mean_square, measured_inside, measured_mean_square
 
 GEOMETRY = (-60.0, 60.0)
 ROUNDS = 7

@@ -395,7 +395,8 @@ def test_a_huge_safetensors_header_is_refused(run):
 @pytest.mark.fault(61)
 def test_weights_of_another_width_are_refused_with_what_differs():
     message = (
-        r"weights of the donor do not fit.*\d+ parameters differ: .*conv\.weight \(\d+.*in place of.*width and levels"
+        r"weights of the donor do not fit.*\d+ parameters differ: .*conv\.weight \(\d+.*in place of.*"
+        r"`width` and `levels`"
     )
     with pytest.raises(CheckpointError, match=message):
         load_weights(network(), network(width=6).state_dict(), "the donor")

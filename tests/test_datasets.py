@@ -3,13 +3,26 @@
 import itertools
 import re
 
+import deepinv
 import numpy as np
 import pytest
 import torch
 from making import noisy_halves, noisy_pair
 from torch.utils.data import DataLoader
 
-from equitomo import IntensityScale, SubtomogramDataset, TiltGeometry, TomogramPair, specimen_mask
+from equitomo import (
+    CubeRotationGroup,
+    IntensityScale,
+    MaskedEquivarianceLoss,
+    Noise2NoiseLoss,
+    PaddedMissingWedgeOperator,
+    ScaleEquivariantUNet3D,
+    SubtomogramDataset,
+    TiltGeometry,
+    TomogramPair,
+    TwoViewReconstructor,
+    specimen_mask,
+)
 from equitomo.datasets import HalfStatistics, require_usable
 from equitomo.simulate import simulate_halves
 
@@ -234,7 +247,8 @@ def starts_of(dataset, n):
 
 
 def possible_starts(shape, side):
-    return list(itertools.product(*(range(n - side + 1) for n in shape)))
+    sides = (side,) * 3 if isinstance(side, int) else side
+    return list(itertools.product(*(range(n - side + 1) for n, side in zip(shape, sides, strict=True))))
 
 
 def chi_square(starts, possible):
@@ -386,6 +400,139 @@ def test_an_item_beyond_the_length_is_an_index_error(index):
         SubtomogramDataset(noisy_pair(), 8, length=7)[index]
 
 
+# Cubes with unequal sides and with masks --------------------------------------------------------------
+
+
+def test_cubes_may_have_unequal_sides():
+    pair = noisy_pair((9, 12, 14))
+    dataset = SubtomogramDataset(pair, (8, 10, 12), length=300, seed=2)
+    assert (dataset.shape, dataset.n_starts) == ((8, 10, 12), 2 * 3 * 3)
+    assert dataset[0]["y"].shape == (2, 8, 10, 12)
+    assert dataset.example.shape == (2, 8, 10, 12)
+    assert set(starts_of(dataset, 300)) == set(possible_starts((9, 12, 14), (8, 10, 12)))
+
+
+def test_a_mask_restricts_cubes_with_unequal_sides_too():
+    shape, cube = (7, 8, 9), (2, 5, 3)
+    mask = random_mask(shape, 0.3)
+    expected = [
+        start
+        for start in possible_starts(shape, cube)
+        if int(mask[tuple(slice(a, a + n) for a, n in zip(start, cube, strict=True))].sum()) >= 0.3 * 30
+    ]
+    dataset = SubtomogramDataset(noisy_pair(shape, mask=mask), cube, length=4000)
+    assert 0 < dataset.n_starts == len(expected)
+    assert set(starts_of(dataset, 4000)) == set(expected)
+
+
+@pytest.mark.fault(40)
+def test_unequal_sides_that_do_not_fit_are_refused_with_those_that_do():
+    with pytest.raises(ValueError, match=r"cubes of \(8, 30, 8\) voxels.*sides up to \(20, 12, 30\) do"):
+        SubtomogramDataset(noisy_pair((20, 12, 30)), (8, 30, 8), length=1)
+
+
+def test_an_item_has_no_mask_where_one_operator_fits_all():
+    physics = PaddedMissingWedgeOperator((8, 8, 8), TILTS)
+    pairs = [noisy_pair((12, 12, 12), seed=seed) for seed in (0, 1)]
+    assert set(SubtomogramDataset(pairs, 8, length=1, physics=physics)[0]) == {"y"}
+    assert set(SubtomogramDataset(pairs, 8, length=1)[0]) == {"y"}
+
+
+def test_an_item_has_the_mask_of_its_tomogram_where_tilts_differ():
+    geometries = [TILTS, (-40.0, 60.0), TiltGeometry.from_range(-60, 60, "x")]
+    pairs = [noisy_pair((9, 9, 9), seed=n, geometry=geometry) for n, geometry in enumerate(geometries)]
+    physics = PaddedMissingWedgeOperator((8, 8, 8), pairs[0].geometry | pairs[2].geometry)
+    dataset = SubtomogramDataset(pairs, 8, length=40, physics=physics)
+    _, sources = dataset.batch(range(40))
+    assert set(sources) == {0, 1, 2}
+    for index, source in enumerate(sources):
+        expected = physics.mask_for(pairs[source].geometry)[0]
+        assert torch.equal(dataset[index]["params"]["mask"], expected)
+    batch = next(iter(DataLoader(dataset, batch_size=4)))
+    assert batch["params"]["mask"].shape == (4, 1, 16, 16, 9)
+
+
+def test_an_operator_of_other_tilts_than_all_tomograms_gets_their_mask():
+    physics = PaddedMissingWedgeOperator((8, 8, 8), (-40.0, 60.0))
+    dataset = SubtomogramDataset(noisy_pair((9, 9, 9)), 8, length=1, physics=physics)
+    assert torch.equal(dataset[0]["params"]["mask"], physics.mask_for(TILTS)[0])
+
+
+def test_each_half_has_the_mask_of_its_own_tilts():
+    first, second = noisy_halves((9, 9, 9))
+    halves = TomogramPair(first, second, TILTS, second_geometry=(-40.0, 60.0))
+    physics = PaddedMissingWedgeOperator((8, 8, 8), TILTS)
+    dataset = SubtomogramDataset([halves, noisy_pair((9, 9, 9), seed=1)], 8, length=30, physics=physics)
+    _, sources = dataset.batch(range(30))
+    own, other = (physics.mask_for(geometry)[0] for geometry in halves.geometries)
+    for index, source in enumerate(sources):
+        expected = torch.cat([own, own if source else other])
+        assert torch.equal(dataset[index]["params"]["mask"], expected)
+
+
+def test_single_volumes_and_pairs_are_not_mixed():
+    single = TomogramPair(noisy_halves()[0], None, TILTS)
+    assert SubtomogramDataset(single, 8, length=1)[0]["y"].shape == (1, 8, 8, 8)
+    with pytest.raises(ValueError, match="cannot be mixed"):
+        SubtomogramDataset([single, noisy_pair()], 8, length=1)
+
+
+def mixed_blocks():
+    """Two tomograms about different axes, the second with different tilts for each half, and what trains on them."""
+    torch.manual_seed(0)
+    about_x = TiltGeometry.from_range(-50, 60, "x")
+    first, second = noisy_halves((14, 20, 18), seed=1)
+    pairs = [
+        noisy_pair((14, 16, 18)),
+        TomogramPair(first, second, about_x, second_geometry=TiltGeometry.from_range(-60, 50, "x")),
+    ]
+    physics = PaddedMissingWedgeOperator((12, 12, 12), pairs[0].geometry | about_x)
+    model = TwoViewReconstructor(ScaleEquivariantUNet3D(width=4, levels=2))
+    dataset = SubtomogramDataset(pairs, 12, length=90, physics=physics)
+    losses = [Noise2NoiseLoss(), MaskedEquivarianceLoss(CubeRotationGroup(rng=torch.Generator().manual_seed(0)))]
+    # The last batch has fewer cubes, and so fewer masks.
+    loader = DataLoader(dataset, batch_size=4)
+    return physics, model, losses, loader, torch.optim.Adam(model.parameters(), lr=3e-3)
+
+
+def test_mixed_tilts_train_in_a_loop_of_ones_own():
+    physics, model, losses, loader, optimizer = mixed_blocks()
+    history = []
+    for batch in loader:
+        physics.update(**batch["params"])
+        x_net = model(batch["y"], physics)
+        loss = sum(term(x_net=x_net, y=batch["y"], physics=physics, model=model).mean() for term in losses)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(float(loss.detach()))
+    assert sum(history[-6:]) < 0.97 * sum(history[:6])
+
+
+def test_mixed_tilts_train_in_the_trainer_of_deepinv():
+    physics, model, losses, loader, optimizer = mixed_blocks()
+    trainer = deepinv.Trainer(
+        model=model,
+        physics=physics,
+        optimizer=optimizer,
+        train_dataloader=loader,
+        losses=losses,
+        metrics=None,
+        compute_train_metrics=False,
+        epochs=2,
+        device="cpu",
+        save_path=None,
+        show_progress_bar=False,
+        verbose=False,
+        non_blocking_transfers=False,
+    )
+    trainer.train()
+    total = [sum(losses) for losses in zip(*trainer.loss_history.values(), strict=True)]
+    assert total[1] < total[0]
+    # What the operator holds is the mask of the last batch.
+    assert physics.mask.shape[:2] == (2, 2)
+
+
 # The specimen mask -----------------------------------------------------------------------------------
 
 
@@ -434,14 +581,14 @@ def test_a_mask_is_boolean_and_of_the_volume_s_shape():
 
 @pytest.mark.parametrize("window", [0, 8, -3])
 def test_a_window_that_is_not_odd_is_refused(window):
-    with pytest.raises(ValueError, match=f"window must be an odd number of voxels, got {window}"):
+    with pytest.raises(ValueError, match=f"`window` must be an odd number of voxels, got {window}"):
         specimen_mask(torch.randn(12, 12, 12), window=window)
 
 
 @pytest.mark.parametrize("name", ["density_percentage", "deviation_percentage"])
 @pytest.mark.parametrize("value", [0.0, 101.0, float("nan")])
 def test_a_percentage_out_of_range_is_refused(name, value):
-    with pytest.raises(ValueError, match=r"percentages must lie in \(0, 100\]"):
+    with pytest.raises(ValueError, match=r"percentage` must lie in \(0, 100\]"):
         specimen_mask(torch.randn(12, 12, 12), **{name: value})
 
 

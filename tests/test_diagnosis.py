@@ -95,6 +95,20 @@ def test_an_empty_mask_is_an_error(halves):
     assert_only(found(*halves, mask=torch.zeros_like(halves[0])), "error", "mask", "the mask is empty")
 
 
+def test_every_half_that_cannot_be_used_is_named(halves):
+    halves[0][0, 0, 0], halves[1][3, 4, 5] = torch.nan, torch.inf
+    (first, second) = wrong(found(*halves, name="tomo"))
+    assert first.message.startswith("the first half of tomo holds 1 voxels")
+    assert second.message.startswith("the second half of tomo holds 1 voxels")
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 3, 4), (8, 8, 8), (64, 5, 40)])
+def test_small_and_thin_volumes_are_judged_without_an_error(shape):
+    findings = found(*noisy_halves(shape))
+    assert not [finding for finding in findings if finding.severity == "error"]
+    assert any(finding.subject == "halves" for finding in findings)
+
+
 # What makes a reconstruction worse -------------------------------------------------------------------
 
 
@@ -217,8 +231,11 @@ def test_a_wedge_that_does_not_show_is_a_note_and_so_is_a_volume_thin_along_anot
 # Real and realistic tomograms ------------------------------------------------------------------------
 
 
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("cryo_dose_mid", "real_mt13pf")]
+
+
 @real_data
-@pytest.mark.parametrize("name", ["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"])
+@pytest.mark.parametrize("name", ["cryo_tiny_mid", *LONG])
 def test_real_and_realistic_halves_are_judged_right(name):
     first, second = (torch.tensor(read_volume(DATA / name / f"{half}.mrc").as_float32()) for half in ("even", "odd"))
 

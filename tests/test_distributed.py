@@ -153,14 +153,14 @@ def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
     assert load_checkpoint(together / "stopped").state["step"] == 6
     for rank in (0, 1):
         said = (together / f"said_{rank}.txt").read_text().splitlines()[0]
-        assert said == "stopped by SIGTERM after step 6 of 10; resume to go on"
+        assert said == "stopped by SIGTERM after step 6 of 10; resume to continue"
 
 
 @pytest.mark.fault(69)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
     few, *different = itemgetter(1, 2, 5, 6)((together / f"said_{rank}.txt").read_text().splitlines())
-    assert few.startswith("batch 1 cannot be split over 2 processes, each needs a cube: use batch 2 or more")
+    assert few.startswith("`batch` 1 cannot be split over 2 processes, each needs a cube: use `batch` 2 or more")
     said = "the processes of this training do not have the same settings, tomograms"
     assert [text.startswith(said) for text in different] == [True] * 3, different
 

@@ -93,7 +93,7 @@ def test_halves_are_given_back_as_they_came(tmp_path):
 
 def test_a_volume_with_other_voxels_is_not_read_from_its_file(tmp_path):
     first, second = (read_volume(path) for path in write_pair(tmp_path))
-    changed = replace(first, data=first.data + 1)
+    changed = replace(first, voxels=first.data + 1)
     expected = TomogramPair(changed.data, second.data, TILTS)
     assert torch.equal(TomogramPair(changed, second, TILTS).volumes, expected.volumes)
     assert torch.equal(TomogramPair(changed, second, TILTS, lazy=True).volumes, expected.volumes)

@@ -25,6 +25,7 @@ from deepinv.physics import GaussianNoise
 from equitomo.fourier import is_even
 from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics.inside import InsideFilter
 
 OPERATORS = [MissingWedgeOperator, PaddedMissingWedgeOperator]
 TINY = [((4, 4, 4), (-60.0, 60.0), "y", "ball"), ((3, 4, 5), (-50.0, 20.0), "x", "box")]
@@ -422,10 +423,8 @@ def test_the_inside_on_its_smaller_grid_is_the_inside_of_the_whole(case, margin,
 
 def test_the_inside_is_computed_on_the_smallest_quick_grid_that_is_exact():
     physics = PaddedMissingWedgeOperator((12, 12, 12), (-60, 60))
-    x, grids = torch.ones(1, 1, 12, 12, 12), []
-    for margin in (0, 1, 3, 4):
-        physics.A_inside(x, margin)
-        grids.append(physics._inside._grid[0])
+    inside = [InsideFilter(physics.mask, (12, 12, 12), (24, 24, 24), margin) for margin in (0, 1, 3, 4)]
+    grids = [made.grid_shape[0] for made in inside]
     # 2 (n - margin) - 1 or above without a prime factor over 5, from 23, 21, 17 and 15; 24 is the padded grid itself.
     assert grids == [24, 24, 18, 15]
 

@@ -254,6 +254,12 @@ def test_the_axis_is_that_of_the_geometry():
     assert judge_geometry(dataclasses.replace(FOUND, tilt_axis="x"), declared).kind == "agrees"
 
 
+def test_a_union_of_tilt_series_is_not_judged():
+    declared = TiltGeometry.from_range(-60, 40) | TiltGeometry.from_range(-60, 60, "x")
+    verdict = judge_geometry(FOUND, declared)
+    assert (verdict.kind, "several tilt series" in verdict.message) == ("unclear", True)
+
+
 def test_the_tolerance_can_be_chosen():
     assert judge_geometry(FOUND, (-60, 50), tolerance=10).kind == "agrees"
     assert judge_geometry(FOUND, (-60, 43), tolerance=1).kind == "range"

@@ -14,7 +14,7 @@ from making import noisy_pair
 from torch.nn.parallel import DistributedDataParallel
 
 from equitomo import IcecreamTrainer, TrainingConfig
-from equitomo.draws import ELEMENTS, draw_integers
+from equitomo.draws import Draws
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import leave
 
@@ -104,18 +104,18 @@ def refused(act) -> str:
 def train_with_torchs_own(folder: Path) -> None:
     """The cubes and losses of "one_geometry" in a loop of one's own, the gradients exchanged by torch."""
     made = trainer(None, **VARIANTS["one_geometry"])
-    losses = DistributedDataParallel(made._module)
+    losses = DistributedDataParallel(made.objective)
     optimizer = torch.optim.Adam(losses.parameters(), lr=SETTINGS["learning_rate"])
     for step in range(SETTINGS["steps"]):
         own = made.world.share(range(step * SETTINGS["batch"], (step + 1) * SETTINGS["batch"]))
-        y, _ = made.dataset.batch(own)
-        drawn = draw_integers(made.config.seed, own, len(made.group.elements), ELEMENTS)
+        y, sources = made.dataset.batch(own)
+        geometries = [made.dataset.pairs[source].geometries for source in sources]
         optimizer.zero_grad()
         # Torch takes the mean over the processes, whose shares are equal here.
-        losses(y, torch.tensor([made.group.elements[i] for i in drawn])).sum(0).mean().backward()
+        losses(y, geometries, Draws(made.config.seed, own)).sum(0).mean().backward()
         optimizer.step()
     if made.world.is_first:
-        weights = made._learner.network.state_dict().items()
+        weights = made.learner.network.state_dict().items()
         safetensors.torch.save_file({k: w.contiguous() for k, w in weights}, folder / "torchs_own.safetensors")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
-    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
     from equitomo.run import Run
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
@@ -44,6 +44,7 @@ __all__ = [
     "SubtomogramPool",
     "TiledPredictor",
     "TiltGeometry",
+    "TiltRangeGenerator",
     "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
@@ -81,6 +82,7 @@ _HOMES = {
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
+    "TiltRangeGenerator": "physics",
     "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",

@@ -14,7 +14,11 @@ from torch.utils.data import Dataset
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts, require_fit
 from equitomo.draws import CUBES, draw_integers
+from equitomo.geometry import Geometry
+from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.volumes import Shape
+
+WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 
 
 class Cubes(Dataset[dict[str, Any]]):
@@ -42,6 +46,7 @@ class Cubes(Dataset[dict[str, Any]]):
         length: int,
         seed: int,
         mixed_voxel_sizes: bool,
+        physics: WedgeOperator | None,
     ) -> None:
         self.pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
         if not self.pairs:
@@ -55,6 +60,7 @@ class Cubes(Dataset[dict[str, Any]]):
             require_one_voxel_size(self.pairs)
         for pair in self.pairs:
             require_fit(pair.shape, self.shape, pair.name)
+        self._masks = {} if physics is None else _masks_of(self.pairs, physics)
 
     @property
     @abstractmethod
@@ -83,10 +89,14 @@ class Cubes(Dataset[dict[str, Any]]):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one cube of all views, ``{"y": (views, z, y, x)}``."""
+        """Return one cube of all views, ``{"y": (views, z, y, x)}``, with its mask in ``"params"`` if there is one."""
         if not 0 <= index < self.length:
             raise IndexError(f"item {index} of {self.length}")
-        return {"y": self.batch(range(index, index + 1))[0][0]}
+        cubes, (source,) = self.batch(range(index, index + 1))
+        item: dict[str, Any] = {"y": cubes[0]}
+        if self._masks:
+            item["params"] = {"mask": self._masks[self.pairs[source].geometries].to(cubes.device)}
+        return item
 
 
 class SubtomogramDataset(Cubes):
@@ -94,7 +104,9 @@ class SubtomogramDataset(Cubes):
 
     Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the same cubes. Several
     tomograms are drawn from in proportion to their valid starts. As items are dicts with the key ``"y"``, the dataset
-    serves :class:`deepinv.Trainer` as it is.
+    serves :class:`deepinv.Trainer` as it is. Where the tilts differ between tomograms or between halves, an item also
+    holds ``"params": {"mask": ...}``, the mask of its tomogram, which the trainer hands to the operator; in a loop of
+    one's own ``physics.update(**batch["params"])`` does.
 
     Parameters
     ----------
@@ -111,6 +123,9 @@ class SubtomogramDataset(Cubes):
         DeepDeWedge's default (:cite:t:`wiedemann2024deep`).
     mixed_voxel_sizes
         Accept pairs whose voxel sizes differ.
+    physics
+        The operator of the training, whose mask is made for the tilts of each tomogram and half; for tilt axes that
+        differ, make it for the union of the geometries. ``None`` leaves the masks out of the items.
 
     Raises
     ------
@@ -137,8 +152,9 @@ class SubtomogramDataset(Cubes):
         seed: int = 0,
         min_fraction: float = 0.3,
         mixed_voxel_sizes: bool = False,
+        physics: WedgeOperator | None = None,
     ) -> None:
-        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes)
+        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes, physics=physics)
         for pair in self.pairs:
             # Read lazy pairs now: the mask may depend on the volumes, and what cannot be used is refused here.
             _ = pair.volumes
@@ -162,6 +178,19 @@ class SubtomogramDataset(Cubes):
             cubes.append(cube_at(self.pairs[source].volumes, self._starts[source].locate(rank - before), self.shape))
             sources.append(source)
         return torch.stack(cubes), sources
+
+
+def _masks_of(pairs: Sequence[TomogramPair], physics: WedgeOperator) -> dict[tuple[Geometry, ...], Tensor]:
+    """Return the mask ``(views or 1, z, y, x // 2 + 1)`` for the tilts of each pair; none if all are the operator's."""
+    different = dict.fromkeys(pair.geometries for pair in pairs)
+    if {geometry for views in different for geometry in views} == {physics.geometry}:
+        return {}
+    # Items of a batch are stacked: their masks need one shape.
+    is_per_view = any(len(set(views)) > 1 for views in different)
+    return {
+        views: torch.cat([physics.mask_for(geometry)[0] for geometry in (views if is_per_view else views[:1])])
+        for views in different
+    }
 
 
 def cube_at(volumes: Tensor, start: Shape, shape: Shape) -> Tensor:

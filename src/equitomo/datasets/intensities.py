@@ -12,6 +12,7 @@ from equitomo.datasets.statistics import HalfStatistics, clipped
 from equitomo.volumes import VolumeLike
 
 Normalization = Literal["robust", "scale"]
+Nan = Literal["refuse", "mean"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ class IntensityScale:
         return volume * self.scale + self.mean
 
 
-def require_usable(
-    volume: VolumeLike | HalfStatistics, name: str, *, nan: Literal["refuse", "mean"] = "refuse"
-) -> None:
+def require_usable(volume: VolumeLike | HalfStatistics, name: str, *, nan: Nan = "refuse") -> None:
     """Refuse a volume that is constant or has invalid voxels.
 
     Parameters

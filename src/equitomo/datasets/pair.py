@@ -12,19 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.datasets.intensities import IntensityScale, Normalization, require_finite, require_usable
+from equitomo.datasets.halves import require_one_grid, require_usable_halves
+from equitomo.datasets.intensities import IntensityScale, Nan, Normalization, require_finite
 from equitomo.datasets.specimen import specimen_mask
-from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, clipped
-from equitomo.geometry import TiltAxis, TiltGeometry, as_geometry
+from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, copy_block
+from equitomo.geometry import Geometry, TiltAxis, TiltGeometry, as_geometry
 from equitomo.io import Volume, read_tilts, read_volume
 from equitomo.volumes import Filled, Shape, VolumeLike, Voxels, as_voxels
 
-Nan = Literal["refuse", "mean"]
 Mask = VolumeLike | Literal["auto"] | None
-Tilts = str | Path | tuple[float, float] | TiltGeometry
-
-# Halves whose voxels correlate to more than this have no independent noise.
-_EQUAL = 0.999
+Tilts = str | Path | tuple[float, float] | Geometry
 
 
 class TomogramPair:
@@ -39,7 +36,7 @@ class TomogramPair:
         The halves ``(z, y, x)``: arrays, tensors, or what :func:`~equitomo.read_volume` returns. ``second`` is
         ``None`` for a single volume.
     geometry
-        The tilts, or a pair ``(low, high)`` of degrees about the y axis.
+        The tilts, a union of several series, or a pair ``(low, high)`` of degrees about the y axis.
     second_geometry
         The tilts of the second half where they differ, as for halves made of the odd and the even tilts.
     voxel_size
@@ -97,9 +94,9 @@ class TomogramPair:
         self,
         first: VolumeLike,
         second: VolumeLike | None,
-        geometry: TiltGeometry | tuple[float, float],
+        geometry: Geometry | tuple[float, float],
         *,
-        second_geometry: TiltGeometry | tuple[float, float] | None = None,
+        second_geometry: Geometry | tuple[float, float] | None = None,
         voxel_size: float | tuple[float, float, float] | None = None,
         mask: Mask = None,
         normalization: Normalization = "robust",
@@ -122,8 +119,8 @@ class TomogramPair:
             raise ValueError(f"{self.name}: the halves must be volumes (z, y, x) of one shape, got {got}")
         z, y, x = first.shape
         self.shape: Shape = (z, y, x)
-        own = as_geometry(geometry)
-        self.geometries = (own, own if second_geometry is None else as_geometry(second_geometry))[: len(given)]
+        views = (geometry, geometry if second_geometry is None else second_geometry)[: len(given)]
+        self.geometries: tuple[Geometry, ...] = tuple(map(as_geometry, views))
         self.voxel_size = _three(voxel_size) if voxel_size is not None else _stated_size(first)
         roles = {"first": first, "second": second, "mask": mask}
         self.files: dict[str, Path | Volume] = {role: v for role, v in roles.items() if isinstance(v, Volume)}
@@ -229,7 +226,7 @@ class TomogramPair:
         return 4 * self.n_views * math.prod(self.shape)
 
     @property
-    def geometry(self) -> TiltGeometry:
+    def geometry(self) -> Geometry:
         """The tilts of the first half."""
         return self.geometries[0]
 
@@ -262,7 +259,7 @@ class TomogramPair:
             If the halves cannot be used.
         """
         if self._scale is None:
-            require_usable_halves(self)
+            require_usable_halves(self.statistics, self.labels, self.name, nan=self.nan)
             self._scale = IntensityScale.of(*self.statistics, normalization=self._normalization)
         return self._scale
 
@@ -332,11 +329,11 @@ class TomogramPair:
             for place, block in half.slabs():
                 if stopped():
                     raise ReadingStoppedError(self.name)
-                # Numpy and not torch: a second team of threads would take the training's cores.
+                # Numpy and not torch: in the background a second team of threads would take the training's cores.
                 values = np.array(block, np.float32, order="C")
                 values -= mean
                 values /= deviation
-                target[place] = torch.from_numpy(values)
+                copy_block(target, place, values)
         return volumes
 
     def load_mask(self, volumes: Tensor | None = None) -> Tensor | None:
@@ -374,7 +371,7 @@ class TomogramPair:
         self._fills = tuple(one.mean if one.n_invalid else None for one in statistics)
 
 
-def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y") -> TiltGeometry:
+def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y") -> Geometry:
     """Return the geometry that a file of tilts, a range of degrees or a geometry stands for.
 
     Examples
@@ -391,55 +388,6 @@ def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y") -> TiltGeometry:
     if isinstance(tilts, (str, Path)):
         return TiltGeometry(read_tilts(tilts), tilt_axis)
     return TiltGeometry.from_range(*tilts, tilt_axis) if isinstance(tilts, (tuple, list)) else as_geometry(tilts)
-
-
-def require_one_grid(first: Volume, second: Volume) -> None:
-    """Refuse one file for both halves, and volumes that differ in shape or voxel size.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
-    """
-    if first.path.exists() and second.path.exists() and first.path.samefile(second.path):
-        raise ValueError(f"{first.path} and {second.path} are the same file: give the two half tomograms")
-    if first.shape != second.shape:
-        raise ValueError(
-            f"the two volumes differ in shape: {first.path} has {first.shape} and {second.path} {second.shape} voxels "
-            "(z, y, x); give the halves of one tomogram, reconstructed alike"
-        )
-    for one, other in zip(first.voxel_size, second.voxel_size, strict=True):
-        if abs(one - other) > 0.01 * max(one, other):
-            raise ValueError(
-                f"the two volumes differ in voxel size: {first.path} has {first.voxel_size} and {second.path} "
-                f"{second.voxel_size} Å (z, y, x); correct the header that is wrong"
-            )
-
-
-def require_usable_halves(pair: TomogramPair) -> None:
-    """Refuse halves that are constant, hold invalid voxels or have no independent noise.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
-    """
-    for label, one in zip(pair.labels, pair.statistics, strict=True):
-        require_usable(one, label, nan=pair.nan)
-    if (correlation := correlation_of_halves(*pair.statistics)) > _EQUAL:
-        raise ValueError(
-            f"{pair.name}: the halves are not independent, their voxels correlate to {correlation:.4f}: give the two "
-            "half tomograms (odd/even tilts or frames), not the same volume twice"
-        )
-
-
-def correlation_of_halves(first: HalfStatistics, second: HalfStatistics | None = None) -> float:
-    """Return how the samples of two halves correlate, 0 for a single one."""
-    if second is None:
-        return 0.0
-    # A few hot voxels must neither hide what the halves share nor pass for it.
-    one, other = (clipped(half.samples.astype(np.float64)) for half in (first, second))
-    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _names(volumes: tuple[VolumeLike, ...], name: str | None) -> tuple[str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.datasets.cubes import Cubes, SubtomogramDataset, central_cube, cube_at
+from equitomo.datasets.cubes import Cubes, SubtomogramDataset, WedgeOperator, central_cube, cube_at
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts
 from equitomo.datasets.statistics import ReadingStoppedError
@@ -59,6 +59,8 @@ class SubtomogramPool(Cubes):
         Share of a cube's voxels that must lie inside the pair's mask, where it has one.
     mixed_voxel_sizes
         Accept tomograms whose voxel sizes differ.
+    physics
+        See :class:`~equitomo.SubtomogramDataset`.
 
     Attributes
     ----------
@@ -88,10 +90,11 @@ class SubtomogramPool(Cubes):
         seed: int = 0,
         min_fraction: float = 0.3,
         mixed_voxel_sizes: bool = False,
+        physics: WedgeOperator | None = None,
     ) -> None:
         if exchange_every < 1:
             raise ValueError(f"`exchange_every` must be at least one cube, got {exchange_every}")
-        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes)
+        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes, physics=physics)
         self.exchange_every = int(exchange_every)
         self.n_held = _turns_held([pair.n_bytes for pair in self.pairs], memory)
         self._survey(min_fraction)

@@ -15,8 +15,8 @@ from equitomo.volumes import Index, Shape, VolumeLike, as_voxels
 
 # A few million evenly spread voxels are enough for the statistics of any volume.
 _SAMPLES = 4_000_000
-# The largest part that a later analysis looks at: estimate_wedge takes 192 voxels along an axis, compare_halves 128.
-_MIDDLE = 192
+# Voxels along an axis of the middle part that a diagnosis looks at. More of them show nothing more.
+MIDDLE = 192
 _BLOCK = 4  # voxels per side of the blocks whose means are kept
 # In robust standard deviations from the median: values beyond do not enter a scale. A Gaussian loses nothing by it.
 _CLIP = 6.0
@@ -105,9 +105,17 @@ class HalfStatistics:
                 block = np.asarray(block, np.float32)
             collector.add(place, block)
             if into is not None:
-                # A copy: the block may be read-only, and its memory is used again for the next one.
-                into[place] = torch.from_numpy(np.array(block, order="C"))
+                copy_block(into, place, block)
         return collector.finish()
+
+
+def copy_block(target: Tensor, place: Index, block: NDArray[np.float32]) -> None:
+    """Copy voxels into a tensor, without torch's threads where the tensor is on the CPU."""
+    if target.device.type == "cpu":
+        target.numpy()[place] = block
+    else:
+        # The block may be read-only, of any strides, and its memory is used again for the next one.
+        target[place] = torch.from_numpy(np.array(block, order="C"))
 
 
 class _Collector:
@@ -119,8 +127,8 @@ class _Collector:
         # An odd step does not fall on the same column of every row.
         self.step = -(-n_voxels // most_samples) | 1
         self.samples = np.empty(-(-n_voxels // self.step), np.float32)
-        self.corner = [(n - min(n, _MIDDLE)) // 2 for n in shape]
-        self.middle = np.empty([min(n, _MIDDLE) for n in shape], np.float32)
+        self.corner = [(n - min(n, MIDDLE)) // 2 for n in shape]
+        self.middle = np.empty([min(n, MIDDLE) for n in shape], np.float32)
         n_layers, *layer = (-(-n // _BLOCK) for n in shape)
         # Of the layers of blocks one in so many is kept, lest the means take more memory than the samples.
         self.keep_every = -(-n_layers * math.prod(layer) // most_samples)

@@ -1,4 +1,4 @@
-"""What is in order in a pair of half tomograms, and what is not."""
+"""Findings about a pair of half tomograms: what is in order, what may surprise, and what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped, require_usable_halves
+from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped, require_usable
 from equitomo.diagnosis.agreement import SURE, compare_halves
 from equitomo.diagnosis.wedge import estimate_wedge, judge_geometry
 from equitomo.fourier import cosine_taper
@@ -17,8 +17,8 @@ from equitomo.metrics import fourier_shell_correlation
 
 Severity = Literal["ok", "note", "warning", "error"]
 
-# Deviations of two halves over each other, and the difference of their means in deviations. Halves of unequal dose
-# differ by less: a tenth of the tilts more in one is 5 %.
+# The ratio of the deviations of two halves, and the difference of their means in deviations, that are too much. Halves
+# of unequal dose differ by less: a tenth of the tilts more in one makes 5 %.
 _SCALES, _OFFSETS = 1.5, 0.5
 _OUTLIER = 50.0  # standard deviations from the mean
 
@@ -61,11 +61,12 @@ class Finding:
 
 
 def diagnose(pair: TomogramPair) -> list[Finding]:
-    """Look for faults in a pair that can be used, or say why it cannot be.
+    """Return what is in order in a pair and what is not, or why it cannot be used.
 
-    The halves are compared for a shift, a mirror, an inverted contrast and their scale; the declared tilts are held
-    against the spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers and the shape of the voxels are
-    looked at. Each half is read once, and not at all where the pair was read before. Nothing is changed.
+    The halves are compared for a shift, a mirror, an inverted contrast and their scale, the declared tilts with the
+    spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers, a grey mask and voxels that are not cubes
+    are reported. All of this comes from the statistics of the pair: each half is read once, or not at all if the pair
+    was read before. The pair is left as it is.
 
     Parameters
     ----------
@@ -87,21 +88,29 @@ def diagnose(pair: TomogramPair) -> list[Finding]:
     warning: halves: the second half is shifted against the first by (4, 0, 0) voxels (z, y, x): align them, or
     reconstruct both from one alignment
     """
-    findings = [*_of_files(pair)]
-    try:
-        require_usable_halves(pair)
-    except ValueError as error:
-        # An error of the library says itself what was found and how to mend it.
-        subject = "halves" if "not independent" in str(error) else "voxels"
-        return [*findings, Finding("error", subject, str(error))]
-    findings += _of_voxels(pair)
-    try:
-        findings += _of_mask(pair)
-    except ValueError as error:
-        findings.append(Finding("error", "mask", str(error)))
+    findings = [*_of_files(pair), *_of_unusable(pair)]
+    if any(finding.severity == "error" for finding in findings):
+        return findings
+    findings += [*_of_voxels(pair), *_of_mask(pair)]
     if pair.n_views == 2:
         findings += _of_halves(pair)
     return [*findings, *_of_wedge(pair)]
+
+
+def _of_unusable(pair: TomogramPair) -> Iterator[Finding]:
+    """Yield the errors that constructing a pair in memory raises; they say themselves how to mend what was found."""
+    usable = True
+    for label, one in zip(pair.labels, pair.statistics, strict=True):
+        try:
+            require_usable(one, label, nan=pair.nan)
+        except ValueError as error:
+            usable = False
+            yield Finding("error", "voxels", str(error))
+    if usable:
+        try:
+            _ = pair.scale
+        except ValueError as error:
+            yield Finding("error", "halves", str(error))
 
 
 def _of_files(pair: TomogramPair) -> Iterator[Finding]:
@@ -119,7 +128,7 @@ def _of_files(pair: TomogramPair) -> Iterator[Finding]:
             "resample the tomogram to cubes",
         )
     for geometry in dict.fromkeys(pair.geometries):
-        for part in getattr(geometry, "parts", (geometry,)):
+        for part in geometry.parts:
             low, high = part.tilt_range
             views = "" if part.continuous else f"{len(part.angles)} views from "
             yield Finding("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {part.tilt_axis}")
@@ -150,22 +159,31 @@ def _farthest(statistics: HalfStatistics, scale: IntensityScale) -> float:
 
 
 def _of_mask(pair: TomogramPair) -> Iterator[Finding]:
-    if pair.mask_is_given and pair.mask is not None and not pair.mask_is_binary:
-        message = "the mask is not binary; every voxel other than 0 counts as specimen"
-        yield Finding("note", "mask", message)
+    if not pair.mask_is_given:
+        return
+    try:
+        _ = pair.mask
+    except ValueError as error:
+        yield Finding("error", "mask", str(error))
+    else:
+        if not pair.mask_is_binary:
+            yield Finding("note", "mask", "the mask is not binary; every voxel other than 0 counts as specimen")
 
 
 def _of_halves(pair: TomogramPair) -> list[Finding]:
     first, second = pair.statistics
     found = [Finding("warning", "halves", *one) for one in (*_of_content(first, second), *_of_scale(first, second))]
-    curve = fourier_shell_correlation(
-        _faded(first.middle),
-        _faded(second.middle),
-        voxel_size=None if pair.voxel_size is None else min(pair.voxel_size),
-    )
-    unit = "voxels" if pair.voxel_size is None else "Å"
-    agreement = f"agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
-    return found or [Finding("ok", "halves", f"independent and in place; they {agreement}")]
+    return found or [Finding("ok", "halves", f"independent and in place{_resolution(pair)}")]
+
+
+def _resolution(pair: TomogramPair) -> str:
+    """Return how far down the middles of two halves agree, empty for volumes of a single section."""
+    if min(pair.shape) < 2:
+        return ""
+    size = None if pair.voxel_size is None else min(pair.voxel_size)
+    curve = fourier_shell_correlation(*(_faded(one.middle) for one in pair.statistics), voxel_size=size)
+    unit = "voxels" if size is None else "Å"
+    return f"; they agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
 
 
 def _of_content(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
@@ -176,6 +194,8 @@ def _of_content(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple
         return
     # Halves that are too small, too alike in all directions or too noisy for a peak.
     one, other = (clipped(half.block_means) for half in (first, second))
+    if not one.std() * other.std() > 0:
+        return
     correlation = float(np.corrcoef(one, other)[0, 1])
     # Three times what chance gives this many blocks: a small volume says little about its contrast.
     chance = max(0.05, 3 / len(one) ** 0.5)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from equitomo.inference._fitting import Fitting
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
-from equitomo.precision import Precision, autocast, trusted
+from equitomo.precision import Precision, autocast, checked_dtype
 
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Item = TypeVar("Item")
@@ -45,7 +45,7 @@ class Replica:
         parameter = next(network.parameters(), torch.zeros(()))
         self.network, self._operator = network, operator
         self.device, self._input_dtype = parameter.device, parameter.dtype
-        self.dtype = trusted(precision, self.device)
+        self.dtype = checked_dtype(precision, self.device)
         self._network = Fitting(self._infer, overlap, stride)
         # What cannot be cut in space may still fit into the host's memory.
         on_cpu = partial(self._without_wedge, device=_CPU) if self.device != _CPU else None

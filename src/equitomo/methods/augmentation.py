@@ -9,8 +9,7 @@ from torch import Tensor
 
 from equitomo.draws import EXCHANGES, MIRRORS, Draws
 from equitomo.fourier import filtered, frequencies
-from equitomo.geometry import TiltAxes
-from equitomo.geometry import TiltGeometry as Geometry
+from equitomo.geometry import Geometry, TiltAxes
 from equitomo.symmetry import mirrors_of
 
 # Sectors of 7.5 degrees: a few tilts each, and no narrower than what a cube of 32 voxels resolves at half of Nyquist.
@@ -88,7 +87,8 @@ def exchange_tilts(
         raise ValueError(f"tilts are exchanged between two halves, got cubes of shape {tuple(y.shape)}")
     drawn = _integers(generator, len(y), _OFFSETS << SECTORS, EXCHANGES)
     shape = (y.shape[-3], y.shape[-2], y.shape[-1])
-    axes = [own.axes for own in _each(geometry, y)]
+    # The noise of the halves stays independent for sectors of any axis: those of one part of a union will do.
+    axes = [own.parts[0].axes for own in _each(geometry, y)]
     stays = [
         _kept(shape, own, (k >> SECTORS) / _OFFSETS, k % (1 << SECTORS), y.device)
         for own, k in zip(axes, drawn, strict=True)

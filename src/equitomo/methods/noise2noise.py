@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from deepinv.loss import Loss
 from deepinv.physics import LinearPhysics, Physics
 
-from equitomo.geometry import TiltGeometry as Geometry
+from equitomo.geometry import Geometry
 from equitomo.loss import Noise2NoiseLoss
 from equitomo.methods.parts import unet
 from equitomo.training import Method, TrainingConfig

@@ -7,8 +7,7 @@ from functools import partial
 
 from deepinv.physics import Physics
 
-from equitomo.geometry import Support
-from equitomo.geometry import TiltGeometry as Geometry
+from equitomo.geometry import Geometry, Support
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.physics import PaddedMissingWedgeOperator
 from equitomo.training import TrainingConfig

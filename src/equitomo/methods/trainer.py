@@ -9,9 +9,10 @@ from pathlib import Path
 from deepinv.loss import Loss
 from torch import nn
 
+from equitomo.datasets import TomogramPair
 from equitomo.methods import method_of
 from equitomo.training import Trainer, TrainingConfig
-from equitomo.training.engine import Pair, Preview, Progress
+from equitomo.training.engine import Preview, Progress
 from equitomo.training.method import Operator
 
 
@@ -59,7 +60,7 @@ class IcecreamTrainer(Trainer):
 
     def __init__(
         self,
-        pairs: Pair | Sequence[Pair],
+        pairs: TomogramPair | Sequence[TomogramPair],
         config: TrainingConfig | None = None,
         *,
         network: Callable[[], nn.Module] | None = None,

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry, as_geometry
 from equitomo.io import flush_folder
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.config import TrainingConfig
@@ -61,9 +61,9 @@ class Checkpoint:
         return TrainingConfig.from_dict(self.state["config"])
 
     @property
-    def geometries(self) -> list[TiltGeometry]:
+    def geometries(self) -> list[Geometry]:
         """The different tilts of the run's tomograms; none for a converted network."""
-        return [TiltGeometry(**settings) for settings in self.state["geometries"]]
+        return [as_geometry(settings) for settings in self.state["geometries"]]
 
     def group(self, *, ema: bool = True) -> str:
         """Return the name of the weights to predict with: the moving average, where the run kept one."""
@@ -209,7 +209,8 @@ def network_settings(network: nn.Module) -> dict[str, Any] | None:
     """Return the settings by which :func:`rebuilt_network` makes a network, ``None`` for one of another class."""
     if type(network) is not ScaleEquivariantUNet3D:
         return None
-    return {"width": network.final_conv.in_channels, "levels": len(network.encoders)}
+    settings = {"width": network.final_conv.in_channels, "levels": len(network.encoders)}
+    return settings | ({"residual": True} if getattr(network, "residual", False) else {})
 
 
 def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:

@@ -250,6 +250,11 @@ class TrainingConfig(
     :class:`RuntimeSettings`. A function that needs one group takes an instance of that group, which every
     configuration is.
 
+    Parameters
+    ----------
+    **settings
+        The settings of all groups, by name.
+
     Raises
     ------
     ValueError

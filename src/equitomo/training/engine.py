@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from equitomo.datasets import TomogramPair, cubes_of
 from equitomo.draws import Draws
-from equitomo.geometry import TiltGeometry as Geometry
+from equitomo.geometry import Geometry
 from equitomo.precision import autocast
 from equitomo.resources import Retry, is_out_of_memory
 from equitomo.training.checkpoint import (
@@ -39,7 +38,6 @@ from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import Objective, learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
-Pair = TomogramPair
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
@@ -68,11 +66,12 @@ class Trainer:
     Started by ``torchrun`` or ``srun``, the processes share each batch and end with the same weights, those of one
     process up to rounding. The first one writes all files and reports.
 
-    Random losses repeat their numbers in a resumed run if they draw them from ``draws``, which every loss gets, from
-    torch's global generator or from a ``torch.Generator`` among their attributes: the generators are seeded before each
-    call, from the seed of the run, the index of the first cube of the call and the number of the loss. Other sources,
-    as Python's and numpy's, are not seeded. What is drawn from generators depends on how many cubes go through the
-    network at once; what is drawn from ``draws.integers`` does not.
+    Losses and operators must not keep anything of their own from one step to the next: only the state of the network is
+    saved. Random losses repeat their numbers in a resumed run if they draw them from ``draws``, which every loss gets,
+    from torch's global generator, or from a ``torch.Generator`` among the attributes of the loss or the operator. The
+    generators are seeded before each call, from the seed of the run, the index of the first cube of the call and the
+    number of the loss. Other sources, as those of Python and numpy, are not seeded. The numbers of generators depend on
+    how many cubes go through the network at once; those of ``draws.integers`` do not.
 
     Parameters
     ----------
@@ -102,6 +101,14 @@ class Trainer:
         Steps done.
     world : World
         Number of this process among those that train together.
+    learner : Learner
+        The network that is trained, its moving average and its optimiser.
+    objective : Objective
+        The operators and the losses.
+    dataset : SubtomogramDataset or SubtomogramPool
+        The cubes.
+    fingerprint : dict
+        Class, settings and state of the method's parts, by which a resumed run is recognised.
 
     Raises
     ------
@@ -123,7 +130,7 @@ class Trainer:
 
     def __init__(
         self,
-        pairs: Pair | Sequence[Pair],
+        pairs: TomogramPair | Sequence[TomogramPair],
         method: Method,
         config: TrainingConfig | None = None,
         *,
@@ -151,10 +158,10 @@ class Trainer:
         self._replaces = overwrite and not resume
         self._progress, self.preview = progress, preview
         self.device = self.world.device(config.device)
-        margin = method.cut_margin
+        margin, (z, y, x) = method.cut_margin, config.cube_shape
         self.dataset = cubes_of(
             pairs,
-            tuple(side + 2 * margin for side in config.cube_shape),
+            (z + 2 * margin, y + 2 * margin, x + 2 * margin),
             length=config.steps * config.batch,
             memory=round(config.memory * 2**30) or None,
             exchange_every=config.exchange_every * config.batch,
@@ -162,17 +169,18 @@ class Trainer:
             min_fraction=config.min_specimen,
             mixed_voxel_sizes=config.mixed_voxel_sizes,
         )
-        _require_views(self.dataset.pairs, method)
-        self._geometries = list(dict.fromkeys(pair.geometry for pair in self.dataset.pairs))
-        self._learner = Learner(method.network, config, self.device, init)
-        self._objective = Objective(self._learner.network, method, config.cube_shape, self._geometries, self.device)
+        # The tilts of each tomogram: those of both halves, or of the one volume that the method sees.
+        self._tilts = [_seen_tilts(pair, method) for pair in self.dataset.pairs]
+        self.learner = Learner(method.network, config, self.device, init)
+        different = list(dict.fromkeys(self._tilts))
+        self.objective = Objective(self.learner.network, method, config.cube_shape, different, self.device)
+        self.fingerprint = _fingerprint(method, self.learner.network, self.objective)
         n_own = len(self.world.share(range(config.batch)))
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
-        self._within_memory = Retry(plan, lambda plan: plan.smaller(self._learner.network), str)
+        self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
         self.step = 0
-        self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self._learner.scaler.is_enabled() else _PATIENCE)
-        # On a CPU nothing is waited for, and a step may take minutes.
-        self._read_every = 1 if self.device.type == "cpu" else _WRITE_EVERY
+        self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self.learner.scaler.is_enabled() else _PATIENCE)
+        self._read_every = read_every(self.device)
         # The step of the latest checkpoint.
         self._saved = -1
         # The losses of the latest steps, on the device; and those that are read, but not written.
@@ -235,7 +243,7 @@ class Trainer:
     @property
     def network(self) -> nn.Module:
         """A copy of the network for prediction, with the averaged weights if there are any."""
-        return self._learner.for_prediction()
+        return self.learner.for_prediction()
 
     def save(self) -> Path | None:
         """Write a checkpoint now; return its path, or ``None`` if the run has no folder or another process writes."""
@@ -244,15 +252,15 @@ class Trainer:
         if self._folder is None:
             return None
         state = {
-            "network": network_settings(self._learner.network),
+            "network": network_settings(self.learner.network),
             "fingerprint": self.fingerprint,
             "config": self.config.as_dict(),
             "geometries": self.geometries,
             "skipped": self._skipped.total,
             "consecutive": self._skipped.consecutive,
-            **self._learner.state(),
+            **self.learner.state(),
         }
-        tensors = self._learner.tensors()
+        tensors = self.learner.tensors()
         self._saved = self.step
         keep_every = self.config.keep_every
         return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
@@ -260,37 +268,24 @@ class Trainer:
     @property
     def geometries(self) -> list[dict[str, Any]]:
         """The different tilts, as a checkpoint holds them."""
-        return [{**dataclasses.asdict(geometry), "angles": list(geometry.angles)} for geometry in self._geometries]
-
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """The description of the method by which a resumed run is recognised."""
-        terms = self._objective.terms
-        return {
-            "network": describe(self._learner.network, values=False),
-            "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
-            "operators": [describe(part.physics) for part in terms],
-            "augmentations": [describe(augmentation) for augmentation in self.method.augmentations],
-            "cut_margin": self.method.cut_margin,
-            "n_views": self.method.n_views,
-        }
+        return [geometry.as_dict() for geometry in dict.fromkeys(chain.from_iterable(self._tilts))]
 
     @property
     def bytes_to_write(self) -> int:
         """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
-        one = checkpoint_bytes(self._learner.network, ema=bool(self.config.ema_decay))
+        one = checkpoint_bytes(self.learner.network, ema=bool(self.config.ema_decay))
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
-        return (kept + 3) * one + self.config.steps * LossTable.row_bytes(len(self._objective.names))
+        return (kept + 3) * one + self.config.steps * LossTable.row_bytes(len(self.objective.names))
 
     @property
-    def n_at_once(self) -> int:
-        """Cubes of this process that go through the network together."""
-        return self._within_memory.plan.n_at_once
+    def plan(self) -> MemoryPlan:
+        """How many cubes of this process go through the network together, and whether activations are kept."""
+        return self._within_memory.plan
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format in which the network computes."""
-        return self._learner.dtype
+        return self.learner.dtype
 
     def bytes_kept(self, n_cubes: int) -> int:
         """Return the bytes that so many cubes at once keep for the backward pass, each storage counted once."""
@@ -302,8 +297,8 @@ class Trainer:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._gradient(range(n_cubes), n_cubes)
-        self._learner.rewind_buffers()
+            self.gradient(range(n_cubes), n_cubes)
+        self.learner.rewind_buffers()
         return sum(kept.values())
 
     @property
@@ -313,7 +308,7 @@ class Trainer:
 
     @property
     def _table(self) -> LossTable | None:
-        return None if self._folder is None else LossTable(self._folder, self._objective.names)
+        return None if self._folder is None else LossTable(self._folder, self.objective.names)
 
     def _replace(self) -> None:
         """Remove the run that this one replaces."""
@@ -330,7 +325,7 @@ class Trainer:
     def _stop(self, number: signal.Signals) -> NoReturn:
         if self.step != self._saved:
             # The step may have been left in the middle.
-            self._learner.rewind_buffers()
+            self.learner.rewind_buffers()
             self.save()
         # A process that ends may make torchrun end the one that writes.
         self.world.wait()
@@ -355,16 +350,16 @@ class Trainer:
         # DistributedDataParallel exchanges during the backward pass, and what failed in the middle of that cannot be
         # repeated. As every cube has the same weight, though not every process, the sum is the gradient of the batch,
         # also where shares are uneven.
-        statistics = self._learner.running_statistics
-        self.world.add([losses, *self._learner.gradients, *statistics])
+        statistics = self.learner.running_statistics
+        self.world.add([losses, *self.learner.gradients, *statistics])
         if self.world.size > 1:
             for mean in statistics:
                 mean /= self.world.size
-        bad = self._learner.update(losses.sum(), self.step)
+        bad = self.learner.update(losses.sum(), self.step)
         return torch.cat([losses, bad[None]])
 
     def _fitting(self, indices: range) -> Tensor:
-        """Return the losses as :meth:`_gradient` does, with as many cubes at once as fit."""
+        """Return the losses as :meth:`gradient` does, with as many cubes at once as fit."""
         try:
             return self._within_memory(lambda plan: self._planned(indices, plan))
         except (MemoryError, RuntimeError) as error:
@@ -377,19 +372,19 @@ class Trainer:
             ) from error
 
     def _planned(self, indices: range, plan: MemoryPlan) -> Tensor:
-        if plan.checkpointing and hasattr(self._learner.network, "checkpointing"):
-            vars(self._learner.network)["checkpointing"] = True
-        return self._gradient(indices, plan.n_at_once)
+        if plan.checkpointing and hasattr(self.learner.network, "checkpointing"):
+            vars(self.learner.network)["checkpointing"] = True
+        return self.gradient(indices, plan.n_at_once)
 
-    def _gradient(self, indices: range, n_at_once: int) -> Tensor:
+    def gradient(self, indices: range, n_at_once: int) -> Tensor:
         """Give the parameters the gradient of the batch's mean losses, some cubes at a time, and return the losses.
 
         Everything drawn depends on a cube's own index, and every cube has the weight of one in the batch: the grouping
         of the cubes changes the order of the sums only.
         """
-        self._learner.network.zero_grad()
+        self.learner.network.zero_grad()
         # An attempt that failed may have changed them.
-        self._learner.rewind_buffers()
+        self.learner.rewind_buffers()
         parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
         with freed_on_failure():
             return torch.stack([self._backward(part) for part in parts]).sum(0)
@@ -397,12 +392,11 @@ class Trainer:
     def _backward(self, indices: range) -> Tensor:
         """Add the gradient of what some cubes contribute to the mean losses, and return the contribution."""
         y, sources = self.dataset.batch(indices)
-        geometries = [self.dataset.pairs[source].geometry for source in sources]
-        draws = Draws(self.config.seed, indices)
-        y = self._changed(y.to(self.device, non_blocking=True), geometries, draws)
-        with autocast(self._learner.dtype, self.device):
-            losses: Tensor = self._objective(y, geometries, draws).sum(1) / self.config.batch
-        self._learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+        tilts, draws = [self._tilts[source] for source in sources], Draws(self.config.seed, indices)
+        y = self._changed(y.to(self.device, non_blocking=True), [first for first, *_ in tilts], draws)
+        with autocast(self.learner.dtype, self.device):
+            losses: Tensor = self.objective(y, tilts, draws).sum(1) / self.config.batch
+        self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
     def _changed(self, y: Tensor, geometries: Sequence[Geometry], draws: Draws) -> Tensor:
@@ -425,7 +419,7 @@ class Trainer:
         if self.world.is_first:
             self._skipped.warn_of_many(self.step)
             if self._progress is not None:
-                losses = dict(zip(self._objective.names, rows[-1], strict=False))
+                losses = dict(zip(self.objective.names, rows[-1], strict=False))
                 self._progress(self.step, {**losses, "skipped": self.skipped})
         if self._skipped.are_too_many:
             self._give_up()
@@ -460,7 +454,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.config, self.geometries, self.fingerprint)
-        self._learner.restore(checkpoint)
+        self.learner.restore(checkpoint)
         self.step = self._saved = checkpoint.state["step"]
         self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]
 
@@ -468,8 +462,11 @@ class Trainer:
         """Refuse processes that did not read the same: their gradients would be of different things."""
         if self.world.size == 1:
             return
-        tensors = [self.dataset.example, *self._learner.network.state_dict().values()]
-        given = (self.step, self._learner.dtype, self.config, self.geometries, self.dataset.n_starts, self.fingerprint)
+        tensors = [self.dataset.example, *self.learner.network.state_dict().values()]
+        # Of the parts only what does not depend on how a processor rounds.
+        parts = [self.fingerprint["network"], *self.fingerprint["losses"].values(), *self.fingerprint["operators"]]
+        texts = [(part["class"], part["text"]) for part in parts]
+        given = (self.step, self.learner.dtype, self.config, self.geometries, self.dataset.n_starts, texts)
         self.world.require_equal(
             b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
             "the processes of this training do not have the same settings, tomograms, method, initial weights or "
@@ -481,19 +478,51 @@ class Trainer:
         if self.preview is None or not self.world.is_first or not every or self.step % every:
             return
         cube = _cropped(self.dataset.example, self.method.cut_margin).mean(0)
-        with torch.inference_mode(), autocast(self._learner.dtype, self.device):
+        with torch.inference_mode(), autocast(self.learner.dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())
 
 
-def _require_views(pairs: Sequence[Pair], method: Method) -> None:
-    """Refuse tomograms with fewer volumes than the method compares."""
-    for pair in pairs:
-        if method.n_views > 2:
+def _fingerprint(method: Method, network: nn.Module, objective: Objective) -> dict[str, Any]:
+    """Return the description of a method by which a resumed run is recognised, before training changes anything."""
+    terms = objective.terms
+    return {
+        "network": describe(network, values=False),
+        "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
+        "operators": [describe(part.physics) for part in terms],
+        "augmentations": [describe(augmentation) for augmentation in method.augmentations],
+        "cut_margin": method.cut_margin,
+        "n_views": method.n_views,
+    }
+
+
+def read_every(device: torch.device) -> int:
+    """Return after how many steps losses are read: on a CPU nothing is waited for, and a step may take minutes."""
+    return 1 if device.type == "cpu" else _WRITE_EVERY
+
+
+def _seen_tilts(pair: TomogramPair, method: Method) -> tuple[Geometry, ...]:
+    """Return the tilts of each view that the method sees of a tomogram, and refuse one with other views."""
+    if method.n_views == 1:
+        if len(set(pair.geometries)) > 1:
             raise ValueError(
-                f"{pair.name}: the method {method.name} needs {method.n_views} half tomograms, got 2: "
-                "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
+                f"{pair.name}: the method {method.name} takes the mean of the halves, whose tilts differ: give one "
+                "volume of all tilts"
             )
+        return pair.geometries[:1]
+    if pair.n_views != method.n_views:
+        raise ValueError(
+            f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
+            "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
+        )
+    if method.augmentations and len(set(pair.geometries)) > 1:
+        # Exchanging parts of the halves, or mirroring them, presumes that both have one wedge.
+        raise ValueError(
+            f"{pair.name}: the method {method.name} changes cubes in ways that presume equal tilts of both halves: "
+            "give the tilts of the whole series for both, or take a method without augmentations, as "
+            "`method='icecream'`"
+        )
+    return pair.geometries
 
 
 def _cropped(y: Tensor, margin: int) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 # Two values that the same formula gives on two machines differ by less.
 _TOLERANCE = 1e-4
 # Attributes that say where and how a module runs, and not what it computes.
-_INCIDENTAL = {"training", "device", "name"}
+_INCIDENTAL = {"training", "checkpointing", "device", "name"}
 
 
 def describe(part: object, *, values: bool = True) -> dict[str, Any]:
@@ -106,7 +108,12 @@ def _of_tensor(value: Tensor, values: bool) -> list[Any]:
 
 
 def _name(kind: Any) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    """Return the qualified name of a class or function, the same in a script and where the script is imported."""
+    module, main = kind.__module__, sys.modules["__main__"]
+    if module == "__main__":
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        module = spec.name if spec is not None else Path(file).stem if file else module
+    return f"{module}.{kind.__qualname__}"
 
 
 def _equal(one: object, other: object) -> bool:

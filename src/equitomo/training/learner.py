@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitomo.precision import trusted
+from equitomo.precision import checked_dtype
 from equitomo.training.checkpoint import Checkpoint, load_weights
 from equitomo.training.config import TrainingConfig
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
@@ -49,7 +49,7 @@ class Learner:
             self.network.to(device)
         if config.compile:
             self.network.compile()
-        self.dtype = trusted(config.precision, device)
+        self.dtype = checked_dtype(config.precision, device)
         self.optimizer = optimizer_for(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         state = self.network.state_dict() if config.ema_decay else {}

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from equitomo.io import no_link, write_whole
+from equitomo.io import open_without_links, write_atomically
 from equitomo.training.checkpoint import CheckpointError
 
 # Of one number of a row, at most.
@@ -41,7 +41,7 @@ class LossTable:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = not self._path.exists()
         # A link put there by someone else is not followed, which Path.open cannot say.
-        with open(self._path, "a", newline="", opener=no_link) as file:
+        with open(self._path, "a", newline="", opener=open_without_links) as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(self._columns)
@@ -78,7 +78,7 @@ class LossTable:
                 stacklevel=2,
             )
         if there:
-            write_whole(self._path, b"".join([header, *kept]), overwrite=True)
+            write_atomically(self._path, b"".join([header, *kept]), overwrite=True)
 
     def _header(self) -> bytes:
         text = io.StringIO()

@@ -10,7 +10,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from equitomo.draws import Draws
-from equitomo.geometry import TiltGeometry as Geometry
+from equitomo.geometry import Geometry
 
 Shape = tuple[int, int, int]
 Network = Callable[[], nn.Module]

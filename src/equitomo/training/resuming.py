@@ -51,7 +51,8 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
     CheckpointError
         If a setting differs. The message names all that do.
     """
-    saved, mine = dict(before), config.as_dict()
+    # A setting that is younger than the run has a default that does what was done before it.
+    saved, mine = TrainingConfig().as_dict() | dict(before), config.as_dict()
     differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
     if differing:
         shown = ", ".join(f"`{key}` was {saved.get(key)}, now {mine.get(key)}" for key in differing)

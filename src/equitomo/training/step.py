@@ -14,11 +14,13 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from equitomo.draws import Draws, draw_integers
-from equitomo.geometry import TiltGeometry as Geometry
+from equitomo.geometry import Geometry
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.training.config import OptimiserSettings
 from equitomo.training.method import Method, Shape
+
+Tilts = tuple[Geometry, ...]
 
 # Streams of draws from here on belong to the call of the network and to the losses, in this order.
 _STREAMS = 1 << 16
@@ -50,28 +52,28 @@ class Objective(nn.Module):
         The operators and the losses.
     shape
         Voxels of a cube along (z, y, x).
-    geometries
-        The different geometries of the tomograms.
+    tilts
+        The different geometries of the tomograms, each with one for every view.
     device
-        Where operators and losses are.
+        The device of operators and losses.
 
     Attributes
     ----------
     names : tuple of str
         The names of the losses.
     terms : list
-        One :class:`Terms`, or one for each geometry.
+        One :class:`Terms`, or one for each of ``tilts``.
     """
 
     masks: Tensor | None
 
     def __init__(
-        self, network: nn.Module, method: Method, shape: Shape, geometries: Sequence[Geometry], device: torch.device
+        self, network: nn.Module, method: Method, shape: Shape, tilts: Sequence[Tilts], device: torch.device
     ) -> None:
         super().__init__()
-        operators = [method.physics(shape, geometry).to(device) for geometry in geometries]
+        operators = [_operator(method, shape, views, device) for views in tilts]
         shared = len(operators) > 1 and _differ_in_masks_only(operators, shape)
-        self.register_buffer("masks", torch.cat([op.mask for op in operators]) if shared else None, persistent=False)
+        self.register_buffer("masks", _joined(operators, dim=0) if shared else None, persistent=False)
         if self.masks is not None:
             operators = operators[:1]
             # Losses that look at the operator, as for the rotations that move a wedge, see all of its masks.
@@ -80,11 +82,11 @@ class Objective(nn.Module):
         # A list alone would hide the modules from torch.
         self.parts = nn.ModuleList(self.terms)
         self.names = self.terms[0].names
-        self._numbers = {geometry: number for number, geometry in enumerate(geometries)}
+        self._numbers = {views: number for number, views in enumerate(tilts)}
 
-    def forward(self, y: Tensor, geometries: Sequence[Geometry], draws: Draws) -> Tensor:
+    def forward(self, y: Tensor, tilts: Sequence[Tilts], draws: Draws) -> Tensor:
         """Return the losses ``(losses, cubes)`` of cubes ``(cubes, views, z, y, x)``."""
-        numbers = [self._numbers[geometry] for geometry in geometries]
+        numbers = [self._numbers[views] for views in tilts]
         if len(self.terms) == 1:
             if self.masks is not None:
                 self.terms[0].physics.update(mask=self.masks[numbers])
@@ -203,20 +205,42 @@ def _per_sample(value: Tensor, n: int, name: str) -> Tensor:
     return value if value.ndim == 1 else value.flatten(1).mean(1)
 
 
+def _operator(method: Method, shape: Shape, views: Tilts, device: torch.device) -> Physics:
+    """Return the operator of a tomogram, with a mask per view where the tilts of the views differ."""
+    operators = [method.physics(shape, geometry).to(device) for geometry in dict.fromkeys(views)]
+    if len(operators) == 1:
+        return operators[0]
+    if not _differ_in_masks_only(operators, shape):
+        raise ValueError(
+            f"the tilts of the halves differ, and an operator of the class {type(operators[0]).__name__} cannot take a "
+            "mask for each: its masks must have one shape, or the tilts be those of both halves"
+        )
+    of_each = dict(zip(dict.fromkeys(views), operators, strict=True))
+    operators[0].update(mask=_joined([of_each[geometry] for geometry in views], dim=1))
+    return operators[0]
+
+
+def _joined(operators: Sequence[Physics], dim: int) -> Tensor:
+    """Return the masks of several operators as one, for samples (0) or for views (1)."""
+    n_views = max(operator.mask.shape[1] for operator in operators)
+    return torch.cat([operator.mask.expand(-1, n_views, -1, -1, -1) for operator in operators], dim)
+
+
 def _differ_in_masks_only(operators: Sequence[Physics], shape: Shape) -> bool:
     """Return whether the first operator becomes each of the others when it is given the other's mask."""
-    first = operators[0]
+    first, *others = operators
     masks = [dict(operator.named_buffers()).get("mask") for operator in operators]
-    if any(type(operator) is not type(first) for operator in operators):
+    if any(type(operator) is not type(first) for operator in others):
         return False
-    if any(mask is None or len(mask) != 1 or mask.shape != first.mask.shape for mask in masks):
+    if any(mask is None or mask.ndim != 5 or mask.shape[2:] != first.mask.shape[2:] for mask in masks):
         return False
     if type(first) in (MissingWedgeOperator, PaddedMissingWedgeOperator):
         return True
-    # Another class may depend on the geometry by more than its mask.
-    probe = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0)).to(first.mask.device)
+    # An operator of another class may depend on the geometry by more than its mask.
+    n_views = max(operator.mask.shape[1] for operator in operators)
+    probe = torch.randn(1, n_views, *shape, generator=torch.Generator().manual_seed(0)).to(first.mask.device)
     found = []
-    for operator, mask in zip(operators, masks, strict=True):
+    for operator, mask in zip(others, masks[1:], strict=True):
         first.update(mask=mask)
         found.append(torch.equal(first.A(probe), operator.A(probe)))
     first.update(mask=masks[0])
