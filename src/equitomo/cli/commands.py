@@ -23,7 +23,7 @@ from equitomo.cli.wording import with_options
 from equitomo.datasets import TomogramPair, require_usable
 from equitomo.diagnosis import diagnose
 from equitomo.geometry import TiltGeometry
-from equitomo.io import named, read_volume, require_place, require_writable
+from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
 from equitomo.run import Conversion, Demonstration, Outcome, Plan, Run, TablePrediction, check_training
 from equitomo.run.demo import DEMO_FILES
@@ -173,8 +173,8 @@ def _(command: options.Predict, call: Call) -> Job:
     if given.table is not None:
         return _prepare_table(command, call, given.table)
     # Before anything is read: a name that cannot be written is soon refused.
-    require_writable(named(result.out), overwrite=result.overwrite)
-    require_other(named(result.out), given.first, given.second)
+    require_writable(valid_path(result.out), overwrite=result.overwrite)
+    require_other(valid_path(result.out), given.first, given.second)
     run = Run.open(result.run)
     pair = run.read_pair(given)
     _warn_of(pair)

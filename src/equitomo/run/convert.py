@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from equitomo.io import named, require_place
+from equitomo.io import require_place, valid_path
 from equitomo.models import is_reference_checkpoint, load_icecream_checkpoint
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import is_checkpoint, write_checkpoint
@@ -46,7 +46,7 @@ class Conversion:
     def __init__(
         self, file: str | Path, out: str | Path, *, axes: Literal["yxz", "zyx"] | None = None, overwrite: bool = False
     ) -> None:
-        self._file, self.out = Path(file), named(out)
+        self._file, self.out = Path(file), valid_path(out)
         _require_target(self.out, overwrite)
         if axes is None and not is_reference_checkpoint(file):
             raise ValueError(

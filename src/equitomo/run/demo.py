@@ -8,7 +8,7 @@ import torch
 
 from equitomo.datasets import TomogramPair
 from equitomo.geometry import TiltGeometry
-from equitomo.io import write_volume, write_whole
+from equitomo.io import write_atomically, write_volume
 from equitomo.run.folder import RUN_FILES
 from equitomo.run.settings import SpecimenSettings
 from equitomo.simulate import simulate_halves
@@ -56,4 +56,4 @@ class Demonstration:
         for name, volume in (("even", self._halves.first), ("odd", self._halves.second), ("truth", self.truth)):
             write_volume(folder / f"{name}.mrc", volume.numpy(), voxel_size=_VOXEL_SIZE, overwrite=True)
         angles = "".join(f"{angle:.2f}\n" for angle in self._geometry.angles)
-        write_whole(folder / "tilts.tlt", angles.encode(), overwrite=True)
+        write_atomically(folder / "tilts.tlt", angles.encode(), overwrite=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from equitomo.io import PARTIAL, named
+from equitomo.io import PARTIAL, valid_path
 from equitomo.run.memory import readable
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import join
@@ -45,7 +45,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, names: Sequence[str] = RUN_FILES) -> None:
-        self.path, self.names = named(path), names
+        self.path, self.names = valid_path(path), names
         self._depth = 0
 
     @contextmanager

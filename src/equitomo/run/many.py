@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equitomo.geometry import TiltGeometry
-from equitomo.io import named, read_volume, require_place
+from equitomo.io import read_volume, require_place, valid_path
 from equitomo.run.prediction import Plan, chosen_devices, require_other
 from equitomo.run.run import Devices, Run
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
@@ -112,7 +112,7 @@ class TablePrediction:
         devices: Devices = "auto",
     ) -> None:
         number, count = _part(part)
-        tomograms, folder = tomograms_of(like or TomogramFiles(""), table, need_second=False), named(folder)
+        tomograms, folder = tomograms_of(like or TomogramFiles(""), table, need_second=False), valid_path(folder)
         results = [folder / name for name in result_names(table, tomograms)]
         for result in results:
             require_other(result, *(half for tomogram in tomograms for half in tomogram.halves.values()))
@@ -150,7 +150,7 @@ class TablePrediction:
         """Make one result with a run whose network is on one device; or return why there is no need to."""
         declared = tomogram.declared
         geometry = run.geometry(declared.tilts, declared.tilt_axis)
-        settings = self._recorded_settings() | {"nan": declared.nan, "tilts": asdict(geometry)}
+        settings = self._recorded_settings() | {"nan": declared.nan, "tilts": geometry.as_dict()}
         record = ResultRecord(
             result,
             tomogram.halves,

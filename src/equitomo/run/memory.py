@@ -33,7 +33,7 @@ def require_memory_of_step(trainer: Trainer) -> None:
         If the host's memory does not hold a step as configured, or a GPU's not even one cube.
     """
     config, device = trainer.config, trainer.device
-    n_cubes, free = trainer.n_at_once, resources.free_memory(device)
+    n_cubes, free = trainer.plan.n_at_once, resources.free_memory(device)
     if free is None:
         return
     side = " x ".join(map(str, dict.fromkeys(config.cube_shape)))

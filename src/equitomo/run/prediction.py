@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from equitomo.datasets import TomogramPair
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry
 from equitomo.inference import Footprint, TiledPredictor
-from equitomo.io import Volume, bytes_to_create, creating_volume, named, require_writable
+from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
@@ -30,7 +30,7 @@ _LARGEST_FLOAT16 = 6e4
 
 def predictor_for(
     network: nn.Module,
-    geometry: TiltGeometry,
+    geometry: Geometry,
     settings: ReconstructionSettings,
     config: TrainingConfig,
     *,
@@ -151,7 +151,7 @@ class Plan:
         OSError
             If the file cannot be written, or the disk has too little room.
         """
-        out = named(out)
+        out = valid_path(out)
         require_other(out, *input_paths(pair))
         require_range(pair, settings.dtype)
         needs = predictor.footprint(pair.shape, halves=len(pair.halves), sources=pair.halves)

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import torch
 
-from equitomo.io import Volume, write_whole
+from equitomo.io import Volume, write_atomically
 from equitomo.run.folder import MANIFEST
 from equitomo.training import Trainer, TrainingInterruptedError
 from equitomo.training.checkpoint import has_checkpoint
@@ -165,7 +165,7 @@ class Manifest:
 
     def _write(self) -> None:
         content = json.dumps(self._content, indent=1).encode() + b"\n"
-        write_whole(self._path, content, overwrite=True)
+        write_atomically(self._path, content, overwrite=True)
         self._on_disk = content
 
     def _read(self) -> bytes | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from equitomo import report
 from equitomo.datasets import TomogramPair, read_geometry
-from equitomo.geometry import TiltAxis, TiltGeometry, as_geometry
+from equitomo.geometry import Geometry, TiltAxis, TiltUnion, as_geometry
 from equitomo.inference import TiledPredictor
 from equitomo.io import Volume, bytes_to_create, read_volume
 from equitomo.methods import IcecreamTrainer
@@ -69,12 +69,12 @@ class Run:
         self,
         path: Path,
         config: TrainingConfig,
-        geometries: Sequence[TiltGeometry],
+        geometries: Sequence[Geometry],
         *,
         step: int = 0,
         network: nn.Module | None = None,
         hashes: Mapping[str, str] | None = None,
-        physics: Callable[[Shape, TiltGeometry], Physics] | None = None,
+        physics: Callable[[Shape, Geometry], Physics] | None = None,
         training: _Training | None = None,
     ) -> None:
         self.path, self.config = path, config
@@ -91,7 +91,7 @@ class Run:
         *,
         network: Callable[[], nn.Module] | None = None,
         losses: Mapping[str, Loss] | None = None,
-        physics: Callable[[Shape, TiltGeometry], Physics] | None = None,
+        physics: Callable[[Shape, Geometry], Physics] | None = None,
         init: str | Path | nn.Module | None = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -166,7 +166,7 @@ class Run:
         folder: str | Path,
         *,
         network: Callable[[], nn.Module] | None = None,
-        physics: Callable[[Shape, TiltGeometry], Physics] | None = None,
+        physics: Callable[[Shape, Geometry], Physics] | None = None,
     ) -> Self:
         """Open a run to predict with its network.
 
@@ -227,8 +227,8 @@ class Run:
         return network.to(memory_format=torch.channels_last_3d)
 
     def geometry(
-        self, tilts: str | Path | TiltGeometry | None = None, tilt_axis: TiltAxis | None = None
-    ) -> TiltGeometry:
+        self, tilts: str | Path | Geometry | None = None, tilt_axis: TiltAxis | None = None
+    ) -> Geometry:
         """Return the tilts of a tomogram to predict, by default those of the run.
 
         Parameters
@@ -244,14 +244,18 @@ class Run:
             If the run knows no tilts or several, and none are given.
         """
         if tilts is not None:
-            axes = {geometry.tilt_axis for geometry in self._geometries}
+            axes = {part.tilt_axis for geometry in self._geometries for part in geometry.parts}
             return read_geometry(tilts, tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
         if not self._geometries:
             raise ValueError("the checkpoint was converted and knows no tilts: pass `tilts`")
         if len(self._geometries) > 1:
             raise ValueError("the run was trained on several tilt ranges: pass the `tilts` of this tomogram")
         geometry = self._geometries[0]
-        return geometry if tilt_axis is None else replace(geometry, tilt_axis=tilt_axis)
+        if tilt_axis is None:
+            return geometry
+        if isinstance(geometry, TiltUnion):
+            raise ValueError("the run was tilted about two axes: pass the `tilts` of this tomogram with its axis")
+        return replace(geometry, tilt_axis=tilt_axis)
 
     def read_pair(self, files: TomogramFiles) -> TomogramPair:
         """Return a tomogram to predict, with the normalisation and by default the tilts of the run.
@@ -310,7 +314,7 @@ class Run:
 
     def predictor(
         self,
-        geometry: TiltGeometry | tuple[float, float] | None = None,
+        geometry: Geometry | tuple[float, float] | None = None,
         settings: ReconstructionSettings | None = None,
         *,
         devices: Devices | None = "auto",

@@ -13,7 +13,7 @@ from torch import Tensor
 from equitomo import report
 from equitomo.datasets import TomogramPair
 from equitomo.fourier import cosine_taper
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry
 from equitomo.metrics import (
     FourierShellCorrelation,
     fourier_shell_correlation,
@@ -73,7 +73,7 @@ def agreement(pair: TomogramPair) -> str:
     return f"the halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
 
 
-def correlations(pair: TomogramPair, geometry: TiltGeometry | None = None) -> dict[str, FourierShellCorrelation]:
+def correlations(pair: TomogramPair, geometry: Geometry | None = None) -> dict[str, FourierShellCorrelation]:
     """Return the correlation of two volumes: of the whole, and with a geometry of the measured part and the wedge."""
     first, second = (np.asarray(half[:, :, :], np.float32) for half in pair.halves)
     masks: dict[str, Tensor | None] = {"whole": None}

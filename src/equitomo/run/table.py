@@ -14,8 +14,8 @@ from typing import Any
 from filelock import Timeout
 
 from equitomo.datasets import Normalization, TomogramPair, read_geometry
-from equitomo.geometry import TiltGeometry
-from equitomo.io import PARTIAL, read_table, write_whole
+from equitomo.geometry import Geometry
+from equitomo.io import PARTIAL, read_table, write_atomically
 from equitomo.run.folder import locked
 from equitomo.run.record import described, file_hash, versions
 from equitomo.run.settings import TomogramFiles, TrainingFiles
@@ -51,7 +51,7 @@ class Tomogram:
         """The names of the halves."""
         return " and ".join(map(str, self.halves.values()))
 
-    def geometry(self) -> TiltGeometry:
+    def geometry(self) -> Geometry:
         """Return the tilts.
 
         Raises
@@ -65,7 +65,7 @@ class Tomogram:
             raise ValueError("`tilts` is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
         raise ValueError("no tilts: name them in the column tilts, or pass `tilts` for all")
 
-    def read(self, geometry: TiltGeometry | None = None, *, lazy: bool, name: str | None = None) -> TomogramPair:
+    def read(self, geometry: Geometry | None = None, *, lazy: bool, name: str | None = None) -> TomogramPair:
         """Read the pair.
 
         Parameters
@@ -254,7 +254,7 @@ class ResultRecord:
 
     def write(self, content: bytes) -> None:
         """Write what :meth:`content` returned."""
-        write_whole(self._path, content, overwrite=True)
+        write_atomically(self._path, content, overwrite=True)
 
 
 def _is_same(path: Path, saved: dict[str, Any]) -> bool:
