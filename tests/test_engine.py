@@ -39,7 +39,7 @@ from equitomo import (
     load_network,
 )
 from equitomo.draws import Draws
-from equitomo.methods import method_of
+from equitomo.methods import fast, method_of
 from equitomo.training import Trainer, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint
 from equitomo.training.fingerprint import describe, differences
@@ -505,14 +505,17 @@ def test_resuming_with_other_parts_is_refused_with_both_named(unbroken, changes,
 
 
 @pytest.mark.fault(61)
-def test_resuming_with_another_cut_is_refused(pair, tmp_path):
+def test_resuming_with_other_changes_of_the_cubes_is_refused(pair, tmp_path):
     settings = config(method="fast", side=8, margin=1, steps=2)
-    method = method_of(settings)
+    method = fast.method(settings, cut_margin=2)
     Trainer(pair, method, settings, out=tmp_path).train(until=1)
-    with pytest.raises(CheckpointError, match="cut_margin was 0, now 4"):
-        Trainer(pair, replace(method, cut_margin=4), settings, out=tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="augmentations was"):
-        Trainer(pair, replace(method, augmentations=()), settings, out=tmp_path, resume=True)
+    for changes, message in (
+        ({"cut_margin": 4}, "cut_margin was 2, now 4"),
+        ({"augmentations": ()}, "augmentations was"),
+        ({"larger_augmentations": ()}, "larger_augmentations was"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            Trainer(pair, replace(method, **changes), settings, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("part", [UNet(), CTFOperator((8, 8, 8), (-60, 60)), *losses().values()], ids=type)

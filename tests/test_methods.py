@@ -16,10 +16,12 @@ from equitomo import (
     Noise2NoiseLoss,
     PaddedMissingWedgeOperator,
     ScaleEquivariantUNet3D,
+    SubtomogramDataset,
+    SubtomogramPool,
     TomogramPair,
     TrainingConfig,
 )
-from equitomo.draws import ELEMENTS, draw_integers
+from equitomo.draws import ELEMENTS, Draws, draw_integers
 from equitomo.methods import exchange_tilts, fast, method_of, mirror_cubes
 from equitomo.training import Method, Trainer
 from equitomo.training.config import MethodName
@@ -180,31 +182,60 @@ def test_losses_see_cubes_as_they_are_cut_and_then_changed_in_order(pair):
     assert torch.equal(seen, 2 * (trainer.dataset.batch(range(2))[0] + numbers))
 
 
-@pytest.mark.parametrize("side", [8, (8, 16, 8)])
-def test_cubes_that_are_cut_with_a_margin_are_cropped_after_they_were_changed(pair, side):
-    config, shapes = tiny(side=side, margin=1), []
+def inside(cube, begin, shape):
+    return cube[(..., *[slice(b, b + n) for b, n in zip(begin, shape, strict=True)])]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(("side", "margin"), [(8, 0), (8, 2), ((4, 8, 8), 3), (8, 20)])
+def test_cubes_that_are_cut_larger_hold_the_same_cubes_wherever_they_lie(side, margin, pooled):
+    pairs = [noisy_pair((20, 16, 18), seed=k) for k in range(3)]
+    if pooled:
+        pairs = [TomogramPair(*pair.halves, (-60.0, 60.0), lazy=True) for pair in pairs]
+        made = {"memory": 2 * pairs[0].n_bytes, "exchange_every": 40}
+        dataset = SubtomogramPool(pairs, side, length=200, **made)
+    else:
+        dataset = SubtomogramDataset(pairs, side, length=200)
+    expected, sources = dataset.batch(range(200))
+    larger, same, begins = dataset.cut(range(200), margin)
+    assert same == sources
+    assert tuple(larger.shape[2:]) == tuple(
+        min(n + 2 * margin, length) for n, length in zip(dataset.shape, (20, 16, 18), strict=True)
+    )
+    for cube, begin, own in zip(larger, begins, expected, strict=True):
+        assert torch.equal(inside(cube, begin, dataset.shape), own)
+    # Cubes at the faces have all of their margin on the other side.
+    assert margin == 0 or {0, 2 * margin} <= {b for begin in begins for b in begin} or margin == 20
+
+
+def test_larger_cubes_are_changed_first_and_then_cropped(pair):
+    config, shapes = tiny(margin=1, side=8), []
 
     def note(y, geometries, draws):
         shapes.append(tuple(y.shape[-3:]))
-        return y
+        return y * (len(shapes) + 1)
 
-    method = replace(method_of(config), augmentations=(note,), cut_margin=2)
+    method = replace(method_of(config), augmentations=(note,), larger_augmentations=(note,), cut_margin=2)
     trainer, seen = trained_on(pair, method, config)
-    cut, _ = trainer.dataset.batch(range(2))
-    assert shapes == [tuple(n + 4 for n in config.cube_shape)]
-    assert torch.equal(seen, cut[..., 2:-2, 2:-2, 2:-2])
+    assert shapes == [(12, 12, 12), (8, 8, 8)]
+    assert torch.equal(seen, 6 * trainer.dataset.batch(range(2))[0])
 
 
-def test_cubes_that_do_not_fit_with_their_margin_are_refused(pair):
-    config = tiny(method="fast")
-    with pytest.raises(ValueError, match=r"24 voxels do not fit"):
-        Trainer(pair, replace(method_of(config), cut_margin=4), config)
-
-
-def test_the_margin_of_fast_is_one_value_that_a_script_can_set(pair, monkeypatch):
+def test_fast_exchanges_tilts_in_larger_cubes_if_it_is_given_a_margin(pair, monkeypatch):
+    config = tiny(method="fast", side=8, margin=1)
+    method = fast.method(config, cut_margin=2)
+    assert method.larger_augmentations == (exchange_tilts,)
+    _, seen = trained_on(pair, replace(method, augmentations=()), config)
+    dataset, draws = SubtomogramDataset(pair, 8, length=6), Draws(0, range(2))
+    larger, _, begins = dataset.cut(range(2), 2)
+    exchanged = exchange_tilts(larger, pair.geometry, draws)
+    assert torch.equal(seen, torch.stack([inside(*each, (8, 8, 8)) for each in zip(exchanged, begins, strict=True)]))
+    # A script may set it for everything that is made by the configuration.
     monkeypatch.setattr(fast, "CUT_MARGIN", 2)
-    assert method_of(tiny(method="fast")).cut_margin == 2
-    assert IcecreamTrainer(pair, tiny(method="fast")).dataset.shape == (20, 20, 20)
+    one, same = (
+        made.train().network.state_dict() for made in (Trainer(pair, method, config), IcecreamTrainer(pair, config))
+    )
+    assert all(torch.equal(one[name], same[name]) for name in one)
 
 
 def test_a_method_checks_its_numbers():

@@ -61,10 +61,11 @@ def exchange_tilts(
     small tomogram, gains nothing by it. The idea is ours.
 
     The noise stays independent where the cube is a whole period of the Fourier transform. In a cube that is cut from
-    something larger the cut spreads every coefficient over its neighbours, and one half then predicts 12 to 15 % of
-    the noise of the other near the borders of the sectors. Cubes that are cut larger and cropped after the exchange
-    leave less: 2 % for 48 voxels cropped to 32, 0.5 % for 64. See
-    :attr:`Method.cut_margin <equitomo.training.Method>`.
+    something larger the cut spreads every coefficient over its neighbours, and one half then predicts up to 15 % of the
+    power of the other's noise. Cubes that are cut larger and cropped after the exchange leave less: 2 % for 48 voxels
+    cropped to 32, 0.5 % for 64. See ``larger_augmentations`` of :class:`equitomo.training.Method`, and do not reflect
+    the volume beyond its faces for that: reflected noise is the same noise, and as much of it is predicted as without
+    a margin.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from deepinv.loss import Loss
@@ -17,7 +18,7 @@ from equitomo.training import Method, TrainingConfig
 CUT_MARGIN = 0
 
 
-def method(config: TrainingConfig) -> Method:
+def method(config: TrainingConfig, *, cut_margin: int | None = None) -> Method:
     r"""Return a method with the data as source and target of the equivariance loss.
 
     .. math:: \mathcal{L}_{\text{equi}} = \tfrac12 \sum_v \mathbb{E}_g
@@ -27,7 +28,16 @@ def method(config: TrainingConfig) -> Method:
     (:cite:t:`wiedemann2024deep`), and one pass suffices in predictions. No gradient goes through the source
     :math:`z_v`, and the corners of Fourier space beyond Nyquist are kept. Every cube is mirrored at random in a way
     that keeps its wedge, and random sectors of tilts are exchanged between its halves.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    cut_margin
+        Voxels by which cubes are cut larger at each face before tilts are exchanged, and cropped afterwards; ``None``
+        for ``CUT_MARGIN``. See :func:`equitomo.methods.exchange_tilts`.
     """
+    margin = CUT_MARGIN if cut_margin is None else cut_margin
 
     def losses(physics: Physics) -> Mapping[str, Loss]:
         return {
@@ -42,5 +52,8 @@ def method(config: TrainingConfig) -> Method:
             ),
         }
 
-    augmentations = (partial(mirror_cubes, flips=config.flips), exchange_tilts)
-    return Method("fast", unet(config), operator(config, support="box"), losses, augmentations, CUT_MARGIN)
+    mirror = partial(mirror_cubes, flips=config.flips)
+    parts = Method("fast", unet(config), operator(config, support="box"), losses, (mirror, exchange_tilts))
+    if margin:
+        return replace(parts, augmentations=(mirror,), larger_augmentations=(exchange_tilts,), cut_margin=margin)
+    return parts

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.datasets import TomogramPair, cubes_of
+from equitomo.datasets.cubes import cube_at
 from equitomo.draws import Draws
 from equitomo.geometry import Geometry
 from equitomo.precision import autocast
@@ -35,7 +36,7 @@ from equitomo.training.memory import MemoryPlan, cubes_at_once
 from equitomo.training.method import Method
 from equitomo.training.resuming import require_same_run
 from equitomo.training.skipped import SkippedSteps
-from equitomo.training.step import Objective, learning_rate
+from equitomo.training.step import Objective, Tilts, learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -158,10 +159,9 @@ class Trainer:
         self._replaces = overwrite and not resume
         self._progress, self.preview = progress, preview
         self.device = self.world.device(config.device)
-        margin, (z, y, x) = method.cut_margin, config.cube_shape
         self.dataset = cubes_of(
             pairs,
-            (z + 2 * margin, y + 2 * margin, x + 2 * margin),
+            config.side,
             length=config.steps * config.batch,
             memory=round(config.memory * 2**30) or None,
             exchange_every=config.exchange_every * config.batch,
@@ -391,21 +391,31 @@ class Trainer:
 
     def _backward(self, indices: range) -> Tensor:
         """Add the gradient of what some cubes contribute to the mean losses, and return the contribution."""
-        y, sources = self.dataset.batch(indices)
-        tilts, draws = [self._tilts[source] for source in sources], Draws(self.config.seed, indices)
-        y = self._changed(y.to(self.device, non_blocking=True), [first for first, *_ in tilts], draws)
+        y, tilts, draws = self._drawn(indices)
         with autocast(self.learner.dtype, self.device):
             losses: Tensor = self.objective(y, tilts, draws).sum(1) / self.config.batch
         self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 
-    def _changed(self, y: Tensor, geometries: Sequence[Geometry], draws: Draws) -> Tensor:
-        """Return cubes as the losses see them."""
-        if self.method.n_views == 1 and y.shape[1] > 1:
+    def _drawn(self, indices: range) -> tuple[Tensor, list[Tilts], Draws]:
+        """Return cubes as the losses see them, the tilts of each, and the random numbers for them."""
+        method, draws = self.method, Draws(self.config.seed, indices)
+        if method.larger_augmentations:
+            y, sources, begins = self.dataset.cut(indices, method.cut_margin)
+        else:
+            (y, sources), begins = self.dataset.batch(indices), []
+        tilts = [self._tilts[source] for source in sources]
+        geometries = [first for first, *_ in tilts]
+        y = y.to(self.device, non_blocking=True)
+        if method.n_views == 1 and y.shape[1] > 1:
             y = y.mean(1, keepdim=True)
-        for augment in self.method.augmentations:
+        for augment in method.larger_augmentations:
             y = augment(y, geometries, draws)
-        return _cropped(y, self.method.cut_margin)
+        if begins:
+            y = torch.stack([cube_at(*pair, self.dataset.shape) for pair in zip(y, begins, strict=True)])
+        for augment in method.augmentations:
+            y = augment(y, geometries, draws)
+        return y, tilts, draws
 
     def _read_losses(self) -> None:
         """Fetch the losses since the last time, report them, and stop a run that has diverged."""
@@ -477,7 +487,7 @@ class Trainer:
         every = self.config.preview_every
         if self.preview is None or not self.world.is_first or not every or self.step % every:
             return
-        cube = _cropped(self.dataset.example, self.method.cut_margin).mean(0)
+        cube = self.dataset.example.mean(0)
         with torch.inference_mode(), autocast(self.learner.dtype, self.device):
             seen = self.network(cube[None, None].to(self.device))[0, 0].float()
         self.preview(self.step, cube.cpu(), seen.cpu())
@@ -491,6 +501,7 @@ def _fingerprint(method: Method, network: nn.Module, objective: Objective) -> di
         "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
         "operators": [describe(part.physics) for part in terms],
         "augmentations": [describe(augmentation) for augmentation in method.augmentations],
+        "larger_augmentations": [describe(augmentation) for augmentation in method.larger_augmentations],
         "cut_margin": method.cut_margin,
         "n_views": method.n_views,
     }
@@ -515,7 +526,7 @@ def _seen_tilts(pair: TomogramPair, method: Method) -> tuple[Geometry, ...]:
             f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
             "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
         )
-    if method.augmentations and len(set(pair.geometries)) > 1:
+    if (method.augmentations or method.larger_augmentations) and len(set(pair.geometries)) > 1:
         # Exchanging parts of the halves, or mirroring them, presumes that both have one wedge.
         raise ValueError(
             f"{pair.name}: the method {method.name} changes cubes in ways that presume equal tilts of both halves: "
@@ -523,9 +534,3 @@ def _seen_tilts(pair: TomogramPair, method: Method) -> tuple[Geometry, ...]:
             "`method='icecream'`"
         )
     return pair.geometries
-
-
-def _cropped(y: Tensor, margin: int) -> Tensor:
-    """Return volumes without their outermost voxels."""
-    z, y_axis, x = (slice(margin, n - margin) for n in y.shape[-3:])
-    return y[..., z, y_axis, x]

@@ -46,8 +46,10 @@ class Method:
     augmentations
         Functions that change cubes before the losses see them, in this order: each takes cubes ``(batch, views, z, y,
         x)``, the geometry of every cube, and the draws to use, and returns cubes of the same shape.
+    larger_augmentations
+        Functions of the same kind that come before these and get larger cubes, which are cropped afterwards.
     cut_margin
-        Voxels by which cubes are cut larger at each face. They are cropped after the augmentations.
+        Voxels by which these are larger at each face, where the volume has them.
     n_views
         Views of a cube: 2 for both halves, 1 for their mean or for a single volume.
 
@@ -57,8 +59,8 @@ class Method:
     >>> from equitomo import TrainingConfig
     >>> from equitomo.methods import method_of
     >>> method = method_of(TrainingConfig.preset("fast"))
-    >>> method.name, replace(method, cut_margin=8).cut_margin
-    ('fast', 8)
+    >>> method.name, replace(method, augmentations=()).augmentations
+    ('fast', ())
     """
 
     name: str
@@ -66,6 +68,7 @@ class Method:
     physics: Operator
     losses: Losses
     augmentations: tuple[Augmentation, ...] = ()
+    larger_augmentations: tuple[Augmentation, ...] = ()
     cut_margin: int = 0
     n_views: int = 2
 
