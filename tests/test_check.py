@@ -87,7 +87,7 @@ def test_the_wedge_is_drawn_if_asked_and_replaces_a_picture_only_if_told_to(pair
     picture.write_text("precious")
     assert pair.check("--picture", picture) == 2
     assert "wedge.png" in (said := capsys.readouterr().err)
-    assert "--overwrite" in said
+    assert "overwrite" in said
     assert picture.read_text() == "precious"
     assert pair.check("--picture", picture, "--overwrite") == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
