@@ -43,7 +43,7 @@ def readers():
 
 
 def weights(trainer):
-    return trainer._learner.network.state_dict()
+    return trainer.network.state_dict()
 
 
 # The trainer -----------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str]) -> Command:
     ValueError, OSError
         If a configuration file cannot be used.
     """
-    arguments = list(_normalised(arguments))
+    arguments = _normalised(arguments)
     parser = _Parser(
         prog="equitomo",
         description="Denoise electron tomograms and fill their missing wedge, learning from two half tomograms.",
@@ -108,13 +108,10 @@ def _parser_of(name: str, command: type[Command], chosen: Mapping[str, str]) -> 
         sections["options"].add_argument("--preset", type=str, default=chosen.get("preset", preset), help=text)
     for field, owner, kind, text in _options_of(command):
         is_required, is_position = field.default is dataclasses.MISSING, field.name in POSITIONS
-        # The class that declares an option gives the section of those that few people use.
-        title = (
-            "options"
-            if field.name in COMMON or is_required
-            else f"advanced: {plain(owner.__doc__ or '').partition('.')[0]}"
-        )
-        title = "arguments" if is_position else title
+        title = "arguments" if is_position else "options"
+        if not (is_position or is_required or field.name in COMMON):
+            # The class that declares an option gives the section of those that few people use.
+            title = f"advanced: {plain(owner.__doc__ or '').partition('.')[0]}"
         if title not in sections:
             sections[title] = parser.add_argument_group(title)
         if is_position:
@@ -155,15 +152,16 @@ def _settings(name: str, kind: Any, default: Any, is_required: bool, is_position
     return {"type": kind, "default": default, "required": is_required, "metavar": metavar}
 
 
-def _normalised(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the arguments with hyphens in names, and with ``--tilts -60,60`` and ``--side 32,64,64`` as values."""
-    words = iter(arguments)
-    for word in words:
+def _normalised(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with hyphens in names, and with ``--tilts -60,60`` and ``--side 32,64,64`` as values."""
+    result: list[str] = []
+    for word in arguments:
         name, equals, value = word.partition("=")
-        name = name.replace("_", "-") if name.startswith("--") else name
-        if name in ("--tilts", "--side") and not equals and (value := next(words, "")):
-            equals = "="
-        yield f"{name}{equals}[{value}]" if name == "--side" and re.match(r"[\d ]+,", value) else name + equals + value
+        word = name.replace("_", "-") + equals + value if word.startswith("--") else word
+        if result and result[-1] in ("--tilts", "--side") and re.match(r"-?[\d.]", word):
+            word = f"{result.pop()}={word}"
+        result.append(re.sub(r"^--side=(\d+,[\d, ]+)$", r"--side=[\1]", word))
+    return result
 
 
 def _configuration(chosen: Mapping[str, str], preset: str) -> TrainingConfig:

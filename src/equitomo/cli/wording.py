@@ -33,12 +33,7 @@ def option_of(name: str) -> str:
 def with_options(message: str, names: Collection[str]) -> str:
     """Return a message of the library with the command's options in place of the arguments in backticks.
 
-    Parameters
-    ----------
-    message
-        Arguments stand in backticks, alone or with a value: ```side```, ```overwrite=True```, ```nan='mean'```.
-    names
-        Names of the command's options. Other arguments stay as they are.
+    Arguments stand alone or with a value; those that are no option of the command stay as they are.
 
     Examples
     --------
