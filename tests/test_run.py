@@ -22,7 +22,14 @@ from equitomo import (
     read_volume,
     write_volume,
 )
-from equitomo.run import Prediction, ReconstructionSettings
+from equitomo.run import (
+    Prediction,
+    ReconstructionSettings,
+    TablePrediction,
+    TrainingFiles,
+    check_training,
+    tomograms_of,
+)
 
 SHAPE = (20, 22, 24)
 TINY = {"side": 16, "width": 4, "levels": 2, "steps": 4, "batch": 1, "margin": 2, "warmup": 0}
@@ -224,7 +231,7 @@ def test_a_run_without_its_tomograms_cannot_be_trained(trained):
 
 
 def test_a_half_is_read_once_before_the_first_tile(trained, files, tmp_path, monkeypatch):
-    """Statistics and judgements come of one pass: read were the voxels of both halves, and a part of the tilts' file."""
+    """The statistics, the checks and the diagnosis come of one pass over each file."""
     read = {}
     volume = type(read_volume(files / "even.mrc"))
     slabs, item = volume.slabs, volume.__getitem__
@@ -251,7 +258,32 @@ def test_a_half_is_read_once_before_the_first_tile(trained, files, tmp_path, mon
     arguments = [files / "even.mrc", files / "odd.mrc", "--run", trained[1], "--out", tmp_path / "a.mrc", *OPTIONS]
     assert command("predict", *arguments, "--dtype", "float16") == 130
     assert read.keys() == {"even.mrc", "odd.mrc"}
-    assert all(n <= 2 * np.prod(SHAPE) for n in read.values())
+    assert all(n <= 1 * np.prod(SHAPE) for n in read.values()), read
+
+
+# Checks and tables --------------------------------------------------------------------------------------
+
+
+def test_a_script_checks_tomograms_and_the_machine(files):
+    declared = TrainingFiles(str(files / "even.mrc"), str(files / "odd.mrc"), str(files / "t.tlt"))
+    found = {finding.subject: finding for finding in check_training(tomograms_of(declared), config())}
+    assert {"files", "tilts", "voxels", "halves", "wedge", "cubes", "memory", "disk", "time"} <= found.keys()
+    assert found["cubes"].message.startswith("315 different cubes")
+    shifted = TrainingFiles(declared.first, declared.second, "nowhere.tlt")
+    assert [f.subject for f in check_training(tomograms_of(shifted), config()) if f.severity == "error"] == ["tilts"]
+
+
+def test_a_script_predicts_a_table_and_skips_what_is_done(trained, files, tmp_path):
+    (files / "table.csv").write_text("first,second\neven.mrc,odd.mrc\ngone.mrc,odder.mrc\n")
+    settings, seen = Prediction(tile=24, tile_margin=4), []
+    table = TablePrediction(Run.open(trained[1]), files / "table.csv", tmp_path / "out", settings, devices="cpu")
+    outcomes = table.write(progress=lambda result, done, total: seen.append((result.name, done == total)))
+    assert [outcome.status for outcome in outcomes] == ["done", "failed"]
+    assert "gone.mrc" in outcomes[1].reason
+    assert seen[-1] == ("even.mrc", True)
+    expected = predicted(files, trained[1], tmp_path / "alone.mrc", *OPTIONS)
+    assert np.array_equal(read_volume(tmp_path / "out" / "even.mrc").data, expected)
+    assert [outcome.status for outcome in table.write()] == ["skipped", "failed"]
 
 
 # Parts of one's own -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Runs: training in a folder with its record, prediction, tables of tomograms, and what all that needs."""
+"""Runs: training in a folder with its record, prediction, tables of tomograms, and the checks before all that."""
 
 from __future__ import annotations
 
@@ -19,21 +19,7 @@ if TYPE_CHECKING:
         TomogramFiles,
         TrainingFiles,
     )
-
-_HOMES = {
-    "Conversion": "convert",
-    "Demonstration": "demo",
-    "Outcome": "many",
-    "Plan": "prediction",
-    "Prediction": "settings",
-    "ReconstructionSettings": "settings",
-    "Run": "run",
-    "SpecimenSettings": "settings",
-    "TablePrediction": "many",
-    "TomogramFiles": "settings",
-    "TrainingFiles": "settings",
-    "check_training": "checks",
-}
+    from equitomo.run.table import Tomogram, tomograms_of
 
 __all__ = [
     "Conversion",
@@ -45,14 +31,28 @@ __all__ = [
     "Run",
     "SpecimenSettings",
     "TablePrediction",
+    "Tomogram",
     "TomogramFiles",
     "TrainingFiles",
     "check_training",
+    "tomograms_of",
 ]
+
+_HOMES = {
+    "Conversion": "convert",
+    "Demonstration": "demo",
+    "Outcome": "many",
+    "Plan": "prediction",
+    "Run": "run",
+    "TablePrediction": "many",
+    "Tomogram": "table",
+    "check_training": "checks",
+    "tomograms_of": "table",
+}
 
 
 def __getattr__(name: str) -> Any:
     # The settings must be at hand without torch: the command line parses before it imports.
     if name in __all__:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'settings')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

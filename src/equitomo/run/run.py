@@ -226,9 +226,7 @@ class Run:
         network = self.trainer.network if self._network is None else self._network
         return network.to(memory_format=torch.channels_last_3d)
 
-    def geometry(
-        self, tilts: str | Path | Geometry | None = None, tilt_axis: TiltAxis | None = None
-    ) -> Geometry:
+    def geometry(self, tilts: str | Path | Geometry | None = None, tilt_axis: TiltAxis | None = None) -> Geometry:
         """Return the tilts of a tomogram to predict, by default those of the run.
 
         Parameters
