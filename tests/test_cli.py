@@ -149,6 +149,15 @@ def test_demo_needs_no_input_and_leaves_everything(tmp_path):
     assert read_volume(tmp_path / "demo" / "reconstruction.mrc").data.shape == (32, 32, 32)
 
 
+def test_one_volume_is_reconstructed_by_a_method_that_needs_no_halves(halves, tmp_path, capsys):
+    given = ["reconstruct", halves[0], *TILTS, "--out", tmp_path / "run", *TINY, *TILED]
+    assert run(*given) == 2
+    assert "give the two half tomograms FIRST and SECOND" in capsys.readouterr().err
+    assert run(*given, "--method", "equivariant_imaging") == 0
+    assert {"reconstruction.mrc", "slices.png"} <= files_in(tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").config.method == "equivariant_imaging"
+
+
 def test_what_demo_leaves_can_be_reconstructed_again(tmp_path):
     run("demo", "--out", tmp_path / "demo", "--size", "32", *TINY, *TILED)
     files = [tmp_path / "demo" / name for name in ("even.mrc", "odd.mrc")]

@@ -334,3 +334,15 @@ def test_a_run_starts_from_another_run_or_a_network(files, tmp_path):
         assert all(torch.equal(before[key], after[key]) for key in before)
     assert record(tmp_path / "run")["init"]["step"] == 1
     assert record(tmp_path / "network")["init"] == "not recorded"
+
+
+def test_halves_of_different_tilts_are_predicted_where_no_wedge_matters(files, tmp_path):
+    pair = pair_in(files, second_tilts=(-50.0, 50.0))
+    settings = config(method="icecream", passes=2, average_first=False, test_time_mirrors=False)
+    run = Run.create(tmp_path / "run", pair, settings).train(until=1)
+    with pytest.raises(ValueError, match=r"the halves have different tilts.*pass `passes=1`"):
+        run.require_reconstruction()
+    with pytest.raises(ValueError, match=r"the halves have different tilts.*pass `passes=1`"):
+        run.predict(pair, tmp_path / "a.mrc", TILES)
+    one_pass = Prediction(tile=24, tile_margin=4, passes=1)
+    assert run.predict(pair, tmp_path / "a.mrc", one_pass, devices="cpu").exists()

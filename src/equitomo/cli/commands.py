@@ -161,8 +161,10 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             with tile_bar("predicting") as show:
                 truth = None if demonstration is None else demonstration.truth
                 out = run.reconstruct(command.result, truth=truth, planned=_announce, progress=show)
-            print(filling(run.pairs[0], read_volume(out)))
-            print(f"The input {agreement(run.pairs[0])}")
+            (pair,) = run.pairs
+            print(filling(pair, read_volume(out)))
+            if pair.n_views == 2:
+                print(f"The input {agreement(pair)}")
             drawn = ", ".join(str(run.path / name) for name in ("slices.png", "losses.png", "previews"))
             print(f"Wrote {out}\nDrew  {drawn}")
 

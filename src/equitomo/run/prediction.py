@@ -216,6 +216,22 @@ def require_other(out: Path, *inputs: str | Path | None) -> None:
         raise ValueError(f"{out} is one of the inputs: choose another name for the result")
 
 
+def require_one_wedge(pair: TomogramPair, config: TrainingConfig) -> None:
+    """Refuse halves of different tilts where a prediction depends on the wedge.
+
+    Raises
+    ------
+    ValueError
+        If that is so.
+    """
+    if len(set(pair.geometries)) > 1 and (config.passes > 1 or config.test_time_mirrors):
+        raise ValueError(
+            f"{pair.name}: the halves have different tilts, and a prediction with several passes or with mirror images "
+            "needs those of the volume that it is applied to: predict each half alone, or pass `passes=1` and "
+            "`test_time_mirrors=False`"
+        )
+
+
 def require_range(pair: TomogramPair, dtype: VoxelType) -> None:
     """Refuse 16 bits for intensities that they cannot hold, before and not after the work.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from deepinv.loss import Loss
@@ -18,16 +18,16 @@ from equitomo import report
 from equitomo.datasets import TomogramPair, read_geometry
 from equitomo.geometry import Geometry, TiltAxis, TiltUnion, as_geometry
 from equitomo.inference import TiledPredictor
-from equitomo.io import Volume, bytes_to_create, read_volume
+from equitomo.io import bytes_to_create, read_volume
 from equitomo.methods import IcecreamTrainer
 from equitomo.run.folder import RunFolder
 from equitomo.run.initial import Initial
-from equitomo.run.memory import require_memory_of_step
 from equitomo.run.pictures import StepProgress, TrainingWatch
-from equitomo.run.prediction import Plan, Progress, chosen_devices, predictor_for, require_range
-from equitomo.run.record import Invocation, Manifest
+from equitomo.run.prediction import Plan, Progress, chosen_devices, predictor_for, require_one_wedge, require_range
+from equitomo.run.record import Invocation
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
+from equitomo.run.training import RunTraining, inputs_of
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 from equitomo.volumes import Shape, VolumeLike
@@ -75,7 +75,7 @@ class Run:
         network: nn.Module | None = None,
         hashes: Mapping[str, str] | None = None,
         physics: Callable[[Shape, Geometry], Physics] | None = None,
-        training: _Training | None = None,
+        training: RunTraining | None = None,
     ) -> None:
         self.path, self.config = path, config
         self._geometries, self._step, self._network, self._training = geometries, step, network, training
@@ -153,9 +153,9 @@ class Run:
                 init=initial.network,
                 preview=watch.preview,
             )
-            training = _Training(trainer, place, watch, invocation or Invocation(), resume, overwrite)
+            training = RunTraining(trainer, place, watch, invocation or Invocation(), resume, overwrite)
             if trainer.world.is_first:
-                inputs = _inputs_of(pairs) | dict(further_inputs or {})
+                inputs = inputs_of(pairs) | dict(further_inputs or {})
                 training.prepare(inputs, initial.description, None if isinstance(init, nn.Module) else init)
         geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
         return cls(place.path, trainer.config, geometries, physics=physics, training=training)
@@ -383,6 +383,7 @@ class Run:
             As :meth:`equitomo.run.Plan.of` and :meth:`predictor`.
         """
         settings = Prediction() if settings is None else settings
+        require_one_wedge(pair, self.config_with(settings))
         predictor = self.predictor(pair.geometry, settings, devices=devices, pair=pair)
         return Plan.of(pair, out, predictor, settings, overwrite=overwrite)
 
@@ -429,6 +430,7 @@ class Run:
         """
         settings, pair = ReconstructionSettings() if settings is None else settings, self._pair()
         require_range(pair, settings.dtype)
+        require_one_wedge(pair, self.config_with(settings))
         predictor = self.predictor(pair.geometry, settings, devices=[self.trainer.device])
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += predictor.footprint(pair.shape, halves=len(pair.halves)).disk
@@ -481,75 +483,3 @@ class Run:
         if len(self.pairs) > 1:
             raise ValueError(f"the run has {len(self.pairs)} tomograms: reconstruct each with predict()")
         return self.pairs[0]
-
-
-class _Training:
-    """The part of a run that trains: the trainer, with the folder and the record.
-
-    Parameters
-    ----------
-    trainer
-        The trainer, which writes into the folder.
-    folder
-        The folder.
-    watch
-        Receives what the trainer reports.
-    invocation
-        The command that this is part of.
-    resume, overwrite
-        What is allowed to be in the folder.
-    """
-
-    def __init__(
-        self,
-        trainer: IcecreamTrainer,
-        folder: RunFolder,
-        watch: TrainingWatch,
-        invocation: Invocation,
-        resume: bool,
-        overwrite: bool,
-    ) -> None:
-        self.trainer, self.folder, self.watch = trainer, folder, watch
-        self._invocation, self._resume, self._overwrite = invocation, resume, overwrite
-        self._manifest: Manifest | None = None
-        self._is_recorded = False
-
-    def prepare(self, inputs: Mapping[str, Volume | Path], init: Any, init_path: str | Path | None) -> None:
-        """Make the record, after all checks that the first process does for all."""
-        paths = [file if isinstance(file, Path) else file.path for file in inputs.values()]
-        self.folder.require_apart([*paths, *([] if init_path is None else [init_path])])
-        self.folder.require_space(self.trainer.bytes_to_write)
-        require_memory_of_step(self.trainer)
-        self._manifest = Manifest(self.folder.path, self.trainer, inputs=inputs, init=init)
-        if self._resume:
-            self._manifest.resume()
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Hold the folder and keep the record until the block ends. Of nested blocks the outermost one counts."""
-        if self._is_recorded:
-            yield
-            return
-        with self.folder.held(resume=self._resume, overwrite=self._overwrite):
-            if self._manifest is None:  # another process writes
-                yield
-                return
-            if self._overwrite:
-                self.folder.clear()
-            else:
-                self._manifest.require_unchanged()
-            # From here on the folder holds this run.
-            self._resume, self._overwrite, self._is_recorded = True, False, True
-            try:
-                with self._manifest.kept(self._invocation):
-                    yield
-            finally:
-                self._is_recorded = False
-
-
-def _inputs_of(pairs: Sequence[TomogramPair]) -> dict[str, Volume | Path]:
-    """Return the files of the tomograms by role."""
-    if len(pairs) == 1:
-        return dict(pairs[0].files)
-    numbered = enumerate(pairs, 1)
-    return {f"{role} of tomogram {number}": file for number, pair in numbered for role, file in pair.files.items()}

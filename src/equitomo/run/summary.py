@@ -58,7 +58,8 @@ def draw_reconstruction(
     path: Path, pair: TomogramPair, reconstruction: VolumeLike, truth: VolumeLike | None = None
 ) -> Path:
     """Draw slices and spectra of a pair, its reconstruction and, where it is known, the truth; return the path."""
-    volumes: dict[str, VolumeLike] = {"mean of the halves": MeanOfHalves(pair), "reconstruction": reconstruction}
+    title = "mean of the halves" if pair.n_views == 2 else "input"
+    volumes: dict[str, VolumeLike] = {title: MeanOfHalves(pair), "reconstruction": reconstruction}
     if truth is not None:
         volumes["truth"] = truth
     return report.draw_slices(path, volumes, geometry=pair.geometry, voxel_size=pair.voxel_size)
