@@ -279,8 +279,8 @@ def _reconstruct(
     pair, target = source.pair, folder / "reconstruction.mrc"
     predictor = make_predictor(trainer.network, pair.geometry, prediction, trainer.config, sample=pair.volumes[0])
     with creating_volume(target, pair.shape, like=source.like, dtype=prediction.dtype, overwrite=True) as data:
-        with progress("predicting", "tile") as predictor.progress:
-            predictor(pair.volumes[0], pair.volumes[1], out=data, scratch=folder)
+        with progress("predicting", "tile") as show:
+            predictor(pair.volumes[0], pair.volumes[1], out=data, scratch=folder, progress=show)
         for section in data:
             section[...] = pair.restore(torch.from_numpy(np.array(section, np.float32))).numpy()
             release(data)

@@ -19,7 +19,7 @@ from equitomo.cli.options import OneOrMany, PredictFiles, Prediction, Reading, R
 from equitomo.cli.reading import read_geometry, read_halves, read_one, warn_of_geometry, warn_of_halves
 from equitomo.datasets import IntensityScale, Normalization, require_usable
 from equitomo.geometry import TiltGeometry
-from equitomo.inference import Footprint, TiledPredictor
+from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, named, require_writable
 from equitomo.precision import chosen_device
 from equitomo.symmetry import MirrorAveraged
@@ -93,12 +93,11 @@ class Ready:
 
     def write(self, progress: Progress, *, finishing: Callable[[], None] = lambda: None) -> None:
         """Predict into the file; ``finishing`` is called when all is computed, before the file takes its name."""
-        self.predictor.progress = progress
         halves = [volume.data for volume in self.volumes]
         shape, like = halves[0].shape, self.volumes[0]
         with creating_volume(self.out, shape, like=like, dtype=self.dtype, overwrite=self.overwrite) as data:
             intensities = (self.scale.mean, self.scale.scale)
-            self.predictor(*halves, out=data, scratch=self.out.parent, intensities=intensities)
+            self.predictor(*halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)
             finishing()
 
 
@@ -150,7 +149,7 @@ def make_ready(
         name=tomogram.first,
     )
     shape = volumes[0].data.shape
-    needs = predictor.footprint(shape, halves=len(volumes), sources=[volume.data for volume in volumes])
+    needs = Footprint.of(predictor, shape, halves=len(volumes), sources=[volume.data for volume in volumes])
     n_bytes = bytes_to_create(tomogram.out, shape, prediction.dtype) + needs.disk
     require_writable(tomogram.out, overwrite=overwrite, n_bytes=n_bytes)
     require_memory(needs.memory, f"{tomogram.out}: prediction", "a smaller --tile or --local_tile needs less")
@@ -228,12 +227,12 @@ def _measured_margin(
 ) -> int:
     """The margin that is within the tolerance in the middle of a volume."""
     # Core and margins make one tile: measuring takes no more memory than predicting.
-    core = min(32, predictor.tile // 4)
-    room = min((predictor.tile - core) // 2, _WIDEST_MARGIN)
-    largest = max(room // predictor.stride, 1) * predictor.stride
+    core = min(32, predictor.layout.tile // 4)
+    room = min((predictor.layout.tile - core) // 2, _WIDEST_MARGIN)
+    largest = max(room // predictor.layout.stride, 1) * predictor.layout.stride
     settings: dict[str, Any] = {"largest": largest, "core": core, "intensities": intensities}
     try:
-        return predictor.measured_margin(sample, prediction.margin_tolerance, **settings)
+        return measured_margin(predictor, sample, prediction.margin_tolerance, **settings)
     except ValueError as error:
         raise ValueError(f"--tile_margin auto: {error}; that is, a larger --tile or --margin_tolerance") from error
 

@@ -20,6 +20,7 @@ from equitomo.cli.machine import readable, require_memory_of_step
 from equitomo.cli.manifest import Invocation, Manifest
 from equitomo.cli.options import Prediction, RunFolder, TrainingInput
 from equitomo.cli.predicting import make_predictor
+from equitomo.inference import Footprint
 from equitomo.io import PARTIAL, Volume, bytes_to_create, named
 from equitomo.training import IcecreamTrainer
 from equitomo.training.checkpoint import has_checkpoint
@@ -121,7 +122,7 @@ def ready(
         predictor = make_predictor(
             trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config
         )
-        n_bytes += predictor.footprint(shape).disk
+        n_bytes += Footprint.of(predictor, shape).disk
     _require_space(folder, n_bytes, leavings)
     require_memory_of_step(trainer)
     record = Manifest(folder, options, trainer, files, init)
