@@ -90,7 +90,7 @@ def _cold(paths: list[Path], shape: tuple[int, int, int], generator: np.random.G
     target = np.empty(shape, np.float32)
 
     def front_to_back() -> None:
-        stored = read_volume(paths[0]).stored
+        stored = read_volume(paths[0])
         assert stored is not None
         for place, block in stored.slabs():
             target[place] = block

@@ -651,7 +651,7 @@ def out_below_a_file(case):
 
 FAULTS = {
     "1 truncated": (truncate, r"odd\.mrc: truncated: .* asks for \d+ bytes, found \d+\. Copy or export"),
-    "2 no MAP mark": (no_map_mark, r"odd\.mrc: no MAP mark.*--permissive"),
+    "2 no MAP mark": (no_map_mark, r"odd\.mrc: no MAP mark.*permissive"),
     "12 terabytes": (three_terabytes, r"odd\.mrc: truncated: .* asks for \d{12,} bytes"),
     "19 NaN": (nan_voxels, r"second half of .*odd\.mrc holds 1 voxels.*z 3, y 4, x 5.*replace"),
     "20 constant": (constant, r"second half of .*odd\.mrc is constant \(7 throughout\)"),
@@ -922,7 +922,7 @@ def test_a_mask_without_the_mark_is_read_if_it_is_asked_for(tmp_path, capsys, co
     content[208:212] = content[220:224] = bytes(4)
     (tmp_path / "mask.mrc").write_bytes(content)
     assert case.run(command) != 0
-    assert re.search(r"mask\.mrc: no MAP mark.*--permissive", "".join(capsys.readouterr()))
+    assert re.search(r"mask\.mrc: no MAP mark.*permissive", "".join(capsys.readouterr()))
     case.settings.append("--permissive")
     assert case.run(command) == 0
 

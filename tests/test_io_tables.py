@@ -154,7 +154,7 @@ def test_a_file_that_is_nowhere_is_warned_of_with_where_it_was_looked_for(projec
     (job / JOB_FILES[2]).unlink()
     message = (
         rf"tomograms\.star: line 10: Tomograms/job010/{JOB_FILES[2]} is neither in {job} nor in a folder above it; "
-        "leave the table where it was written, or mend its paths"
+        "leave the table where it was written, or correct its paths"
     )
     with pytest.warns(FileFormatWarning, match=message):
         (row,) = read_table(job / "tomograms.star")
@@ -221,11 +221,11 @@ def test_halves_are_taken_before_the_tomogram_made_of_them(tmp_path):
         (
             "t.csv",
             "second\na\n",
-            "line 1: the column 'first' is missing; .*with the column first, and if wanted second, t",
+            "line 1: the column 'first' is missing; .*with the column first, and optionally second, t",
         ),
         ("t.csv", "first,second\n,a\n", "line 2: no first half; give its file"),
-        ("t.csv", "first,second\na,\nb,a\n", r"line 3: .*/a stands in line 2 already"),
-        ("t.csv", "first\na\na\n", r"line 3: .*/a stands in line 2 already"),
+        ("t.csv", "first,second\na,\nb,a\n", r"line 3: .*/a is named in line 2 already"),
+        ("t.csv", "first\na\na\n", r"line 3: .*/a is named in line 2 already"),
         (
             "t.star",
             SINGLE.replace("rlnTomoReconstructedTomogram", "rlnTomoFrames"),
@@ -247,17 +247,17 @@ def test_a_first_volume_is_always_needed(tmp_path, name, text, message):
         ("first,second\n", "names no tomogram"),
         (
             "first,mask\na,b\n",
-            "line 1: the column 'second' is missing; .* columns first and second, and if wanted tilts, ",
+            "line 1: the column 'second' is missing; .* columns first and second, and optionally tilts, ",
         ),
-        ("a.mrc,b.mrc\n", "line 1: there is no column 'a.mrc'; expected is a table"),
+        ("a.mrc,b.mrc\n", "line 1: there is no column 'a.mrc'; expected a table"),
         ("first,second,masks\n", "line 1: there is no column 'masks'"),
         ("first,second,first\n", "line 1: a column is named twice"),
         ("first,second,tilts\na,b,-60,60\n", "line 2 has 4 values, the head names 3 columns.*quotes"),
         pytest.param("first,second\n\na\n", "line 3 has 1 values", marks=pytest.mark.fault(27)),
         pytest.param("first,second\na,\n", "line 2: no second half", marks=pytest.mark.fault(27)),
-        ("first,second,tilt_axis\na,b,z\n", "line 2: tilt_axis is y or x, got 'z'"),
-        ("first,second\na,b\nc,d\ne,a\n", r"line 4: .*/a stands in line 2 already"),
-        ("first,second\na,a\n", r"line 2: .*/a stands in line 2 already"),
+        ("first,second,tilt_axis\na,b,z\n", "line 2: tilt_axis must be y or x, got 'z'"),
+        ("first,second\na,b\nc,d\ne,a\n", r"line 4: .*/a is named in line 2 already"),
+        ("first,second\na,a\n", r"line 2: .*/a is named in line 2 already"),
         ("first\0second", "not a text file"),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_star_file_without_halves_is_refused(tmp_path, text, message):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(FileFormatError, match=r"the extension '\.xlsx' does not tell a table; expected.*\.csv"):
+    with pytest.raises(FileFormatError, match=r"the extension '\.xlsx' is not that of a table; expected.*\.csv"):
         read_table(put(tmp_path, "", "table.xlsx"))
 
 

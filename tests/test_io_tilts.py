@@ -142,9 +142,9 @@ NAMED = "data_tilts\nloop_\n_rlnTomoName #1\n_rlnTomoYTilt #2\nA -1\nA 5\nB -40\
 )
 def test_a_star_file_of_several_series_needs_a_name(tmp_path, text, name, low):
     path = put(tmp_path, "a.star", text)
-    with pytest.raises(FileFormatError, match=r"holds 2 tilt series; choose with name= one of (TS_01, TS_02|A, B)"):
+    with pytest.raises(FileFormatError, match=r"holds 2 tilt series; choose one with `name`: (TS_01, TS_02|A, B)"):
         read_tilts(path)
-    with pytest.raises(FileFormatError, match=r"no tilt series 'C'; name= must be one of"):
+    with pytest.raises(FileFormatError, match=r"no tilt series 'C'; `name` must be one of"):
         read_tilts(path, name="C")
     assert read_tilts(path, name=name)[0] == low
 
@@ -186,8 +186,8 @@ REFUSED = [
     (31, "a.xf", XF.replace("10.5", ""), r"a\.xf: line 1 is not one of IMOD's transforms, which are six numbers"),
     (31, "a.xf", LIST, r"a\.xf: line 1 is not one of IMOD's transforms"),
     (31, "a.prexf", XF, r"a\.prexf: IMOD's transforms hold no tilt angles; give the \.tlt file beside it"),
-    (31, "a.xml", "<TiltSeries/>", r"extension '\.xml' does not tell .* understood are lists of angles"),
-    (31, "angles", "-3\n3\n", r"extension '' does not tell"),
+    (31, "a.xml", "<TiltSeries/>", r"extension '\.xml' is not that of .* files that can be read are lists of angles"),
+    (31, "angles", "-3\n3\n", r"extension '' is not that of"),
     (31, "a.mdoc", "-3\n3\n", r"no \[ZValue = n\] sections"),
     (31, "a.mdoc", "[FrameSet = 0]\nTiltAngle = 3\n", r"has \[FrameSet = 0\]\); give the .mdoc of the whole"),
     (31, "a.mdoc", MDOC.replace("TiltAngle = 3.02", ""), r"line 12: this section has no TiltAngle"),
@@ -205,7 +205,7 @@ REFUSED = [
     ),
     (31, "a.aln", XF, "no table '# SEC ... TILT'"),
     (31, "a.aln", ALN.replace(" 1.00     0.00    -51.99", "-51.99"), "line 9 has 8 columns, expected 10"),
-    (31, "a.star", "-3\n3\n", "line 1: expected data_, loop_ or a label, so not a STAR file"),
+    (31, "a.star", "-3\n3\n", "line 1: expected data_, loop_ or a label, so this is not a STAR file"),
     (31, "a.star", STAR + "frames/x.mrc 4\n", "line 13 has 2 values, the table has 3 columns"),
     (31, "a.star", STAR.replace("Tilt", "Tlt"), "no table with one of the columns _rlnTomoYTilt, _rln"),
     (31, "a.star", GLOBAL, "give the file of one series, named in its column rlnTomoTiltSeriesStarFile"),

@@ -14,12 +14,11 @@ import torch_fourier_shell_correlation
 from making import DATA, NO_DATA
 from torch import Tensor
 
-from equitomo.fourier import full_spectrum, irfftn, rfftn
+from equitomo.fourier import cosine_taper, full_spectrum, irfftn, rfftn
 from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.metrics import (
     FourierShellCorrelation,
     conical_fsc,
-    cosine_taper,
     fourier_correlation,
     fourier_shell_correlation,
     region_masks,

@@ -18,7 +18,7 @@ from equitomo import (
     write_volume,
 )
 from equitomo.datasets import cubes_of, specimen_mask
-from equitomo.io import StoredVoxels
+from equitomo.io import Volume
 
 TILTS = (-60.0, 60.0)
 ONE = 8 * 12 * 12 * 12  # bytes of a pair of 12 x 12 x 12 voxels
@@ -135,14 +135,14 @@ def test_halves_on_two_grids_are_refused(tmp_path):
 def test_voxels_that_are_not_the_file_s_are_refused(tmp_path):
     first, second = (read_volume(path) for path in write_pair(tmp_path, "a"))
     with pytest.raises(ValueError, match=r"a_even\.mrc are not those of the file"):
-        StoredTomogramPair(replace(first, data=first.data + 1), second, TILTS)
+        StoredTomogramPair(replace(first, voxels=first.data + 1), second, TILTS)
 
 
 def test_a_pair_of_volumes_is_read_from_front_to_back(tmp_path, monkeypatch):
     volumes = [read_volume(path) for path in write_pair(tmp_path, "a")]
     seen = []
-    slabs = StoredVoxels.slabs
-    monkeypatch.setattr(StoredVoxels, "slabs", lambda self: (seen.append(self.path), slabs(self))[1])
+    slabs = Volume.slabs
+    monkeypatch.setattr(Volume, "slabs", lambda self: (seen.append(self.path), slabs(self))[1])
     pair = TomogramPair(*volumes, TILTS)
     assert seen == [volume.path for volume in volumes]
     assert torch.equal(pair.volumes, TomogramPair(*(volume.data for volume in volumes), TILTS).volumes)
@@ -150,7 +150,7 @@ def test_a_pair_of_volumes_is_read_from_front_to_back(tmp_path, monkeypatch):
 
 def test_a_volume_with_other_voxels_is_not_read_from_its_file(tmp_path):
     first, second = (read_volume(path) for path in write_pair(tmp_path, "a"))
-    changed = replace(first, data=first.data + 1)
+    changed = replace(first, voxels=first.data + 1)
     assert torch.equal(
         TomogramPair(changed, second, TILTS).volumes, TomogramPair(changed.data, second.data, TILTS).volumes
     )

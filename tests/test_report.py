@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from equitomo import MissingWedgeOperator, TiltGeometry, fourier_shell_correlation, report
-from equitomo.metrics import cosine_taper
+from equitomo.fourier import cosine_taper
 
 RANGES = [(-60.0, 60.0), (-30.0, 60.0), (-65.0, 20.0)]
 

@@ -19,7 +19,6 @@ from torch import nn
 import equitomo
 from equitomo.geometry import TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor, margin_errors, measured_margin
-from equitomo.inference._fitting import Fitting
 from equitomo.io import ZarrVoxels, creating_volume, read_volume
 from equitomo.io.zarr_metadata import Level
 from equitomo.models import ScaleEquivariantUNet3D
@@ -200,7 +199,7 @@ def test_out_of_memory_first_halves_the_batch(error, wedge, caplog):
     assert {shape[2:] for shape in limited.seen} == {(16, 16, 16)}
     # What did not fit once is not tried again.
     assert [len(np.flatnonzero([shape[0] == n for shape in limited.seen])) for n in (4, 2)] == [1, 1]
-    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels: going on with 2 at a time" in caplog.text
+    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels on cpu: retrying with 2 tiles of" in caplog.text
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
@@ -214,18 +213,16 @@ def test_out_of_memory_then_divides_the_tile_without_a_trace(caplog):
     found = predictor(limited, **settings)(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert max(np.prod(shape) for shape in limited.seen[-4:]) <= limited.limit
-    assert "going on with each in two overlapping parts" in caplog.text
+    assert "retrying with 1 tile of 40 x 40 x 38 voxels in 2 overlapping parts" in caplog.text
 
 
 def test_without_the_overlap_there_would_be_a_trace():
     """The control: the same parts without what lies around them differ."""
-    x = torch.from_numpy(half((24, 24, 48)))[None, None]
-    inner = network()
-    limited = Limited(24 * 24 * 40, MemoryError(), inner)
-    with torch.no_grad():
-        whole = inner(x)
-        torch.testing.assert_close(Fitting(limited, 10, 2)(x), whole, rtol=0, atol=1e-6)
-        assert_differs(Fitting(limited, 0, 2)(x), whole, 1e-2)
+    x = half((24, 24, 48))
+    settings = {"tile": 48, "margin": 0, "passes": 1}
+    limited = Limited(24 * 24 * 40, MemoryError(), network())
+    whole, parts = (torch.from_numpy(predictor(model, **settings)(x)) for model in (network(), limited))
+    assert_differs(parts, whole, 1e-2)
 
 
 @pytest.mark.fault(64)
@@ -254,7 +251,7 @@ def test_tiles_for_which_the_device_has_no_room_go_there_in_smaller_batches(wedg
     crowded(2 * 16**3)
     found = predictor(on_device(network), batch=4, **settings)(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels: going on with 2 at a time" in caplog.text
+    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels on cuda: retrying with 2 tiles of" in caplog.text
 
 
 @pytest.mark.parametrize("wedge", ["local", "tile"])
@@ -266,7 +263,8 @@ def test_a_wedge_for_which_the_device_has_no_room_is_emptied_on_the_cpu(wedge, c
     crowded(16**3)
     found = predictor(on_device(network), wedge=wedge)(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    said = "out of memory with 1 tile of 16 x 16 x 16 voxels: going on with the CPU"
+    tile = "1 tile of 16 x 16 x 16 voxels"
+    said = f"out of memory with {tile} on cuda: retrying with {tile} on cpu"
     assert [record.message for record in caplog.records if "tile" in record.message] == [said]
 
 

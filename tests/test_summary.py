@@ -52,4 +52,4 @@ def test_the_mean_of_the_halves_is_that_in_the_input_s_intensities():
     assert mean.shape == pair.shape
     expected = pair.restore(pair.volumes.mean(0))
     for index in ((slice(None),) * 3, (slice(None), 3, slice(None)), (slice(1, 4), slice(2, 5), slice(0, 8))):
-        torch.testing.assert_close(mean[index], expected[index])
+        torch.testing.assert_close(torch.from_numpy(mean[index]), expected[index])

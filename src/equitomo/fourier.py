@@ -8,11 +8,14 @@ half-precision input, the transforms run in float32: sixteen bits do not hold a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from equitomo.checks import spatial_shape
 
 _AXES = (-3, -2, -1)
 # Voxels of a grid above which a CPU filters one volume after the other: a batch of their spectra would neither stay in
@@ -287,3 +290,38 @@ def _at_least_float32(x: Tensor) -> Tensor:
     if not torch.is_floating_point(x):
         raise TypeError(f"a real floating-point volume is needed, got {x.dtype}: call .float() first")
     return x if x.dtype == torch.float64 else x.float()
+
+
+def hann(shape: Sequence[int]) -> Tensor:
+    """Return a Hann window ``(z, y, x)`` in float32 that is zero just outside the faces.
+
+    Without it the jumps between opposite faces would put a cross over the spectrum.
+    """
+    z, y, x = (torch.hann_window(n + 2, periodic=False)[1:-1] for n in shape)
+    return z[:, None, None] * y[:, None] * x
+
+
+def cosine_taper(shape: Sequence[int], width: int = 8) -> Tensor:
+    r"""Window ``(z, y, x)`` in float32 that falls from one to zero towards the faces of a volume.
+
+    .. math:: w(i) = \tfrac12 - \tfrac12 \cos\bigl(\pi (i + \tfrac12) / n\bigr), \qquad i < n = \text{width}
+
+    from both ends of each axis, over ``width`` voxels but at most a quarter of the shortest side.
+
+    Examples
+    --------
+    >>> [round(value, 3) for value in cosine_taper((16, 16, 16), width=2)[8, 8, :4].tolist()]
+    [0.146, 0.854, 1.0, 1.0]
+    """
+    z, y, x = cosine_edges(shape, width)
+    return z[:, None, None] * y[:, None] * x
+
+
+def cosine_edges(shape: Sequence[int], width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """The factors of :func:`cosine_taper` along z, y and x, for a volume that is looked at in parts."""
+    if width < 0:
+        raise ValueError(f"width must not be negative, got {width}")
+    width = min(width, min(shape) // 4)
+    rise = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(width) + 0.5) / max(width, 1))
+    z, y, x = (torch.cat((rise, torch.ones(n - 2 * width), rise.flip(0))) for n in spatial_shape(shape))
+    return z, y, x

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
+from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, mirrored
 
 TiltAxis = Literal["y", "x"]

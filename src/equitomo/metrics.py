@@ -1,7 +1,7 @@
 """Fourier shell correlation and other scores, for all of Fourier space, its measured part and the wedge.
 
 All work on discrete Fourier transforms. A volume cut out of something larger is not periodic: take off its
-mean and multiply it by :func:`cosine_taper` first.
+mean and multiply it by :func:`equitomo.fourier.cosine_taper` first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
+from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, multiplicity, rfftn
 from equitomo.geometry import TiltGeometry, wedge_mask
 
@@ -259,32 +259,6 @@ def wedge_energy_fraction(volume: Volume, geometry: TiltGeometry | tuple[float, 
 
     fraction, coefficients = total(regions.wedge) / total(regions.overall)
     return WedgeEnergy(float(fraction), float(coefficients), float(fraction / coefficients))
-
-
-def cosine_taper(shape: Sequence[int], width: int = 8) -> Tensor:
-    r"""Window ``(z, y, x)`` in float32 that falls from one to zero towards the faces of a volume.
-
-    .. math:: w(i) = \tfrac12 - \tfrac12 \cos\bigl(\pi (i + \tfrac12) / n\bigr), \qquad i < n = \text{width}
-
-    from both ends of each axis, over ``width`` voxels but at most a quarter of the shortest side.
-
-    Examples
-    --------
-    >>> [round(value, 3) for value in cosine_taper((16, 16, 16), width=2)[8, 8, :4].tolist()]
-    [0.146, 0.854, 1.0, 1.0]
-    """
-    z, y, x = cosine_edges(shape, width)
-    return z[:, None, None] * y[:, None] * x
-
-
-def cosine_edges(shape: Sequence[int], width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """The factors of :func:`cosine_taper` along z, y and x, for a volume that is looked at in parts."""
-    if width < 0:
-        raise ValueError(f"width must not be negative, got {width}")
-    width = min(width, min(shape) // 4)
-    rise = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(width) + 0.5) / max(width, 1))
-    z, y, x = (torch.cat((rise, torch.ones(n - 2 * width), rise.flip(0))) for n in spatial_shape(shape))
-    return z, y, x
 
 
 def _spectra(first: Volume, second: Volume) -> tuple[Shape, tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from equitomo._checks import require_volumes
+from equitomo.checks import require_volumes
 
 
 class ScaleEquivariantUNet3D(nn.Module):

@@ -33,14 +33,6 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left; torch says so in several ways."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return any(sign in text for sign in ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED"))
-
-
 def resolved(precision: Precision, device: torch.device) -> torch.dtype:
     """The format ``"auto"`` stands for: bfloat16 where the hardware computes in it, else float16 on a GPU.
 

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo._middle import Volume
+from equitomo.fourier import cosine_edges
 from equitomo.geometry import TiltGeometry
-from equitomo.io import beside, release
-from equitomo.metrics import FourierShellCorrelation, cosine_edges
+from equitomo.io import atomic_file, release
+from equitomo.metrics import FourierShellCorrelation
+from equitomo.volumes import VolumeLike as Volume
 from equitomo.wedge_estimate import WedgeEstimate
 
 if TYPE_CHECKING:
@@ -249,6 +250,6 @@ def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) ->
 def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path, overwrite=True) as file:
+    with atomic_file(path, overwrite=True) as file:
         figure.savefig(file, dpi=110, format=path.suffix.lstrip("."))
     return path

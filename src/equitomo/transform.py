@@ -12,7 +12,7 @@ from deepinv.transform import Transform
 from deepinv.transform.base import TransformParam
 from torch import Tensor
 
-from equitomo._checks import require_volumes
+from equitomo.checks import require_volumes
 from equitomo.fourier import full_spectrum, mirrored
 
 _AXES = (-3, -2, -1)

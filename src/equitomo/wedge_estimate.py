@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
-from equitomo._middle import Volume, hann, middle_of
-from equitomo.fourier import frequencies, rfftn
+from equitomo.checks import spatial_shape
+from equitomo.fourier import frequencies, hann, rfftn
 from equitomo.geometry import TiltGeometry, as_geometry
+from equitomo.volumes import VolumeLike as Volume
+from equitomo.volumes import middle_of
 
 Axis = Literal["z", "y", "x"]
 

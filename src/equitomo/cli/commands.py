@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from equitomo import report
-from equitomo._middle import Volume as Voxels
 from equitomo.cli import convert, many, predicting, run_folder, summary
 from equitomo.cli.initial import Initial
 from equitomo.cli.interruption import interruptible
@@ -39,12 +38,13 @@ from equitomo.cli.predicting import make_predictor, progress, require_other, req
 from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_pair, read_table_of_pairs
 from equitomo.datasets import StoredTomogramPair, TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
-from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_volume, write_whole
+from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_atomically, write_volume
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
-from equitomo.precision import is_out_of_memory
+from equitomo.resources import is_out_of_memory
 from equitomo.simulate import simulate_halves
 from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, leave
+from equitomo.volumes import VolumeLike as Voxels
 
 Options = dict[type, Any]
 # The exit status, None for 0.
@@ -147,7 +147,7 @@ def _prepare_demo(options: Options) -> Job:
             for name, volume in files.items():
                 write_volume(folder / f"{name}.mrc", volume.numpy(), voxel_size=_DEMO_VOXEL, overwrite=True)
             angles = "".join(f"{angle:.2f}\n" for angle in geometry.angles)
-            write_whole(folder / "tilts.tlt", angles.encode(), overwrite=True)
+            write_atomically(folder / "tilts.tlt", angles.encode(), overwrite=True)
             _train(trainer, folder)
             source = PairInput(pair, {"first": read_volume(folder / "even.mrc")})
             _reconstruct(trainer, folder, source, options[Prediction], truth=halves.truth)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from equitomo.cli.options import Converted
-from equitomo.io import named, require_place
+from equitomo.io import require_place, valid_path
 from equitomo.models import ScaleEquivariantUNet3D, load_icecream_checkpoint
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import is_checkpoint, write_checkpoint
@@ -16,7 +16,7 @@ from equitomo.training.checkpoint import is_checkpoint, write_checkpoint
 
 def require_target(options: Converted) -> Path:
     """Refuse a checkpoint folder that cannot be written, or that is something else."""
-    out = named(options.out)
+    out = valid_path(options.out)
     if out.is_symlink() or (out.exists() and not is_checkpoint(out)):
         raise FileExistsError(errno.EEXIST, "is there and is no checkpoint: choose another name", str(out))
     if out.exists() and not options.overwrite:

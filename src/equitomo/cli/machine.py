@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import torch
 
+from equitomo import resources
 from equitomo.training import IcecreamTrainer
 from equitomo.training.memory import bytes_of_step
 
@@ -15,18 +15,12 @@ LESS_MEMORY = "--micro_batch 1, --checkpointing true or a smaller --side or --wi
 
 def free_memory() -> int | None:
     """Bytes that can be had without swapping, where the system says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
+    return resources.free_memory()
 
 
 def free_on(device: torch.device) -> int | None:
     """Bytes that can be had on a device, where it says so."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return free_memory() if device.type == "cpu" else None
+    return free_memory() if device.type == "cpu" else resources.free_memory(device)
 
 
 def require_memory(n_bytes: float, what: str, remedy: str) -> None:

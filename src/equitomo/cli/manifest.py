@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from equitomo.io import Volume, write_whole
+from equitomo.io import Volume, write_atomically
 from equitomo.training import IcecreamTrainer, TrainingInterruptedError
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import find_world
@@ -144,7 +144,7 @@ class Manifest:
                 warnings.warn(f"{self._path} could not be brought up to date: {error}", stacklevel=2)
 
     def _write(self) -> None:
-        write_whole(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
+        write_atomically(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
 
 
 def described(given: Volume | Path) -> dict[str, Any]:

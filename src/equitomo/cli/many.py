@@ -29,7 +29,7 @@ from equitomo.cli.predicting import (
 )
 from equitomo.cli.results import Record, claimed, result_names
 from equitomo.geometry import TiltGeometry
-from equitomo.io import TableRow, named, read_table, read_volume, require_place
+from equitomo.io import TableRow, read_table, read_volume, require_place, valid_path
 from equitomo.training import TrainingConfig
 
 _SETTINGS = ("passes", "average_first", "mirrors", "flips", "precision", "normalization")
@@ -39,7 +39,7 @@ def prepare(options: Options) -> Callable[[], int]:
     """Check what the prediction of many tomograms was given; the work that is left, which gives the exit status."""
     files, given = options[PredictFiles], options[OneOrMany]
     assert given.table is not None
-    rows, folder = read_table(given.table, need_second=False), named(files.out)
+    rows, folder = read_table(given.table, need_second=False), valid_path(files.out)
     results = [folder / name for name in result_names(given.table, rows)]
     inputs = [str(half) for row in rows for half in _halves(row).values()]
     for result in results:

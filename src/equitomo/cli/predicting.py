@@ -13,18 +13,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from equitomo._middle import Volume as Voxels
 from equitomo.cli.machine import require_memory
 from equitomo.cli.options import OneOrMany, PredictFiles, Prediction, Reading, RunGeometry
 from equitomo.cli.reading import read_geometry, read_halves, read_one, warn_of_geometry, warn_of_halves
 from equitomo.datasets import IntensityScale, Normalization, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor, measured_margin
-from equitomo.io import Volume, bytes_to_create, creating_volume, named, require_writable
+from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import load_checkpoint, load_network
+from equitomo.volumes import VolumeLike as Voxels
 
 Options = dict[type, Any]
 Job = Callable[[], None]
@@ -93,7 +93,7 @@ class Ready:
 
     def write(self, progress: Progress, *, finishing: Callable[[], None] = lambda: None) -> None:
         """Predict into the file; ``finishing`` is called when all is computed, before the file takes its name."""
-        halves = [volume.data for volume in self.volumes]
+        halves: list[Any] = [volume.data for volume in self.volumes]
         shape, like = halves[0].shape, self.volumes[0]
         with creating_volume(self.out, shape, like=like, dtype=self.dtype, overwrite=self.overwrite) as data:
             intensities = (self.scale.mean, self.scale.scale)
@@ -104,7 +104,7 @@ class Ready:
 def prepare(options: Options) -> Job:
     """Check what the prediction of one tomogram was given; the work that is left."""
     files, given = options[PredictFiles], options[OneOrMany]
-    out = named(files.out)
+    out = valid_path(files.out)
     require_writable(out, overwrite=files.overwrite)
     require_other(out, given.first, given.second)
     devices = chosen_devices(files.device)

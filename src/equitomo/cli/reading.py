@@ -143,7 +143,7 @@ def read_one(path: str | Path, reading: Reading) -> Volume:
     if not finite.any() or finite.all():
         return volume
     warnings.warn(f"{path}: {np.sum(~finite)} voxels that are NaN or infinite now hold the file's mean", stacklevel=2)
-    return replace(volume, data=np.where(finite, data, data[finite].mean(dtype=np.float64).astype(np.float32)))
+    return replace(volume, voxels=np.where(finite, data, data[finite].mean(dtype=np.float64).astype(np.float32)))
 
 
 def read_geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:

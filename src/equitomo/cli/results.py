@@ -14,7 +14,7 @@ from filelock import Timeout
 
 from equitomo.cli.manifest import described, file_hash, versions
 from equitomo.cli.run_folder import locked
-from equitomo.io import PARTIAL, TableRow, write_whole
+from equitomo.io import PARTIAL, TableRow, write_atomically
 
 
 def result_names(table: str, rows: Sequence[TableRow]) -> list[str]:
@@ -113,7 +113,7 @@ class Record:
 
     def write(self) -> None:
         """Write what was taken down."""
-        write_whole(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
+        write_atomically(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
 
 
 def _is_same(path: Path, saved: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from equitomo.cli.manifest import Invocation, Manifest
 from equitomo.cli.options import Prediction, RunFolder, TrainingInput
 from equitomo.cli.predicting import make_predictor
 from equitomo.inference import Footprint
-from equitomo.io import PARTIAL, Volume, bytes_to_create, named
+from equitomo.io import PARTIAL, Volume, bytes_to_create, valid_path
 from equitomo.training import IcecreamTrainer
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import join
@@ -65,7 +65,7 @@ def occupied(options: RunFolder, leavings: Iterable[str]) -> Iterator[Path]:
     """
     if options.resume and options.overwrite:
         raise ValueError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    folder = named(options.out)
+    folder = valid_path(options.out)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--out {folder} is a file: name a folder")
     made = _make(folder)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo._middle import Volume, middle_of
 from equitomo.datasets import TomogramPair
-from equitomo.metrics import cosine_taper, fourier_shell_correlation, wedge_energy_fraction
+from equitomo.fourier import cosine_taper
+from equitomo.io import SLAB_BYTES, Index, slabs_of
+from equitomo.metrics import fourier_shell_correlation, wedge_energy_fraction
+from equitomo.volumes import VolumeLike as Volume
+from equitomo.volumes import middle_of
 
 # Voxels along an axis, at most: spectra of whole volumes would take more memory than all the rest.
 _LARGEST = 256
@@ -21,8 +27,15 @@ class MeanOfHalves:
         self._pair = pair
         self.shape = pair.shape
 
-    def __getitem__(self, index: Any) -> Tensor:
-        return self._pair.restore(self._pair.volumes[(slice(None), *index)].mean(0))
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, index: Any, /) -> NDArray[np.float32]:
+        mean: NDArray[np.float32] = self._pair.restore(self._pair.volumes[(slice(None), *index)].mean(0)).numpy()
+        return mean
+
+    def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, NDArray[np.float32]]]:
+        """Yield pieces of about ``n_bytes``, each with its place."""
+        return slabs_of(self, n_bytes)
 
 
 def agreement(pair: TomogramPair) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo._middle import Volume, hann, middle_of
-from equitomo.fourier import frequencies, irfftn, rfftn
+from equitomo.fourier import frequencies, hann, irfftn, rfftn
+from equitomo.volumes import VolumeLike as Volume
+from equitomo.volumes import middle_of
 
 # A shift or a mirror is told from the middle of a volume; in fewer voxels chance repeats too much of it.
 _MOST, _LEAST = 128, 24

@@ -12,15 +12,13 @@ from equitomo.datasets.halves import judge_halves
 from equitomo.datasets.intensities import (
     IntensityScale,
     Normalization,
-    Samples,
     require_finite,
     require_usable,
     warn_of_outliers,
 )
 from equitomo.geometry import TiltGeometry, as_geometry
-from equitomo.io import StoredVoxels, Volume
-
-Voxels = Samples | Volume | StoredVoxels
+from equitomo.volumes import VolumeLike as Voxels
+from equitomo.volumes import as_voxels
 
 
 class TomogramPair:
@@ -127,13 +125,9 @@ def copy_into(target: Tensor, volume: Voxels) -> None:
     """Voxels as float32, without a second copy in memory. Read-only, swapped and reversed arrays are settled by it."""
     if isinstance(volume, Tensor):
         target.copy_(volume.detach())
-    elif isinstance(volume, Volume):
-        copy_into(target, volume.stored if volume.stored and isinstance(volume.data, np.memmap) else volume.data)
-    elif isinstance(volume, StoredVoxels):
-        for place, block in volume.slabs():
-            target.numpy()[place] = block
     else:
-        target.numpy()[...] = volume
+        for place, block in as_voxels(volume).slabs():
+            target.numpy()[place] = block
 
 
 def _checked_mask(mask: Voxels, shape: tuple[int, int, int], name: str) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +14,8 @@ from equitomo.datasets.intensities import IntensityScale, Normalization
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.specimen import specimen_mask
 from equitomo.geometry import TiltGeometry, as_geometry
-from equitomo.io import StoredVoxels, Volume
+from equitomo.io import Volume
+from equitomo.volumes import Filled, Voxels
 
 
 class ReadingStoppedError(Exception):
@@ -87,7 +87,7 @@ class StoredTomogramPair:
         self.voxel_size = first.voxel_size if min(first.voxel_size) > 0 else None
         self.name = f"{first.path} and {second.path}" if name is None else name
         self.scale: IntensityScale | None = None
-        self._halves = [_stored(first), _stored(second)]
+        self._halves: list[Voxels] = [_stored(first), _stored(second)]
         self._mask = _stored(mask) if isinstance(mask, Volume) else mask
         self._normalization: Normalization = normalization
         self._nan = nan
@@ -103,13 +103,13 @@ class StoredTomogramPair:
             If a file cannot be read.
         """
         if self._nan == "mean":
-            self._halves = [replace(half, fill=_mean_if_needed(half)) for half in self._halves]
+            self._halves = [_filled(half) if isinstance(half, Volume) else half for half in self._halves]
         pair = TomogramPair(
             self._halves[0],
             self._halves[1],
             self.geometry,
             voxel_size=self.voxel_size,
-            mask=self._mask if isinstance(self._mask, StoredVoxels) else None,
+            mask=self._mask if isinstance(self._mask, Volume) else None,
             normalization=self._normalization,
             name=self.name,
         )
@@ -167,22 +167,22 @@ def require_two_halves(first: Volume, second: Volume) -> None:
             )
 
 
-def _stored(volume: Volume) -> StoredVoxels:
-    if volume.stored is None:
+def _stored(volume: Volume) -> Volume:
+    if isinstance(volume.voxels, np.ndarray):
         raise ValueError(
             f"the voxels given for {volume.path} are not those of the file: use TomogramPair, or write them"
         )
-    return volume.stored
+    return volume
 
 
-def _mean_if_needed(voxels: StoredVoxels) -> float | None:
-    """The mean of a file's finite voxels, if there are others."""
+def _filled(voxels: Volume) -> Voxels:
+    """The volume with the mean of its finite voxels in the place of others, if there are such."""
     total, finite = 0.0, 0
     for _, block in voxels.slabs():
         good = block[np.isfinite(block)]
         total, finite = total + float(good.sum(dtype=np.float64)), finite + good.size
     missing = int(np.prod(voxels.shape)) - finite
     if not missing or not finite:
-        return None
+        return voxels
     warnings.warn(f"{voxels.path}: {missing} voxels that are NaN or infinite now hold the file's mean", stacklevel=3)
-    return total / finite
+    return Filled(voxels, total / finite)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from equitomo._checks import spatial_shape
-from equitomo._middle import Volume
+from equitomo.checks import spatial_shape
 from equitomo.inference._layout import tile_shape
 from equitomo.io import ZarrVoxels
 from equitomo.tiling import Tiling
+from equitomo.volumes import VolumeLike
 
 if TYPE_CHECKING:
     from equitomo.inference.predictor import TiledPredictor
@@ -52,7 +52,7 @@ class Footprint:
         halves: int = 2,
         channels: int = 1,
         streamed: bool = True,
-        sources: Sequence[Volume] = (),
+        sources: Sequence[VolumeLike] = (),
     ) -> Self:
         """Return an upper bound of what a prediction of a volume of ``shape`` takes.
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from equitomo.tiling import Border, Placement, Tiling, shortest_tile
-
-Shape = tuple[int, int, int]
+from equitomo.volumes import Shape
 
 # Smaller tiles are mostly margin. Larger ones gain little, and the host holds several copies of one.
 _SMALLEST, _LARGEST, _LEAST_CORE = 112, 240, 64

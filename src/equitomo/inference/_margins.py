@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo._middle import Volume
-from equitomo.inference._layout import Shape
-from equitomo.inference._voxels import Source, float32_array
+from equitomo.inference._voxels import Source
 from equitomo.tiling import reflected
+from equitomo.volumes import Shape, VolumeLike
 
 if TYPE_CHECKING:
     from equitomo.inference.predictor import TiledPredictor
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def margin_errors(
     predictor: TiledPredictor,
-    volume: Volume,
+    volume: VolumeLike,
     *,
     largest: int = 64,
     core: int = 32,
@@ -60,7 +59,7 @@ def margin_errors(
         raise ValueError("margins cannot be measured with `exact_tile=True`: the network takes one tile size only")
     stride = layout.stride
     n, largest = (-(-length // stride) * stride for length in (core, largest))
-    source = Source([float32_array(volume)], *intensities)
+    source = Source([volume], *intensities)
     z, y, x = source.shape
     at = (z // 2, y // 2, x // 2) if centre is None else centre
     # Pooling falls on the same voxels as in a tile.
@@ -79,7 +78,7 @@ def margin_errors(
 
 def measured_margin(
     predictor: TiledPredictor,
-    volume: Volume,
+    volume: VolumeLike,
     tolerance: float = 0.01,
     *,
     largest: int = 64,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equitomo.geometry import TiltGeometry, as_geometry
-from equitomo.inference._fitting import Fitting
-from equitomo.inference._layout import Shape
+from equitomo.inference._splitting import SplittingFunction
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.physics.streamed import apply_by_planes, streaming_needs
+from equitomo.volumes import Shape
 
 OperatorFactory = Callable[[Shape], Physics]
 # An operator with a method `resized`, or a function that makes one for a shape.
@@ -61,8 +60,7 @@ class Operators:
     def __init__(self, resizable: Resizable, device: torch.device) -> None:
         self._resizable, self.device = resizable, device
         self._last: tuple[Shape, Physics] | None = None
-        on_cpu = partial(self._apply_on, device=_CPU) if device != _CPU else None
-        self._apply = Fitting(partial(self._apply_on, device=device), on_cpu=on_cpu)
+        self._apply = SplittingFunction(self._apply_on, [device] if device == _CPU else [device, _CPU])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``A(x)`` for tiles ``(batch, 1, z, y, x)`` on the host, as many at a time as the memory holds."""

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo.inference._layout import Shape, TileLayout, in_batches
+from equitomo.inference._layout import TileLayout, in_batches
 from equitomo.inference._replica import Replica, distribute
 from equitomo.inference._voxels import Source, Target
 from equitomo.io import scratch_array
 from equitomo.tiling import Placement
+from equitomo.volumes import Shape
 
 
 @dataclass(frozen=True)

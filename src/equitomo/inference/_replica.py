@@ -11,9 +11,9 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from equitomo.inference._fitting import Fitting
 from equitomo.inference._network import device_of
 from equitomo.inference._operators import Operators, Resizable
+from equitomo.inference._splitting import SplittingFunction
 from equitomo.precision import Precision, autocast, trusted
 
 Item = TypeVar("Item")
@@ -48,7 +48,7 @@ class Replica:
         self._input_dtype = next(network.parameters(), torch.zeros(())).dtype
         self.dtype = trusted(precision, self.device)
         self._operators = None if operator is None else Operators(operator, self.device)
-        self._network = Fitting(self._infer, overlap, stride)
+        self._network = SplittingFunction(self._infer, [self.device], overlap, stride)
 
     @property
     def operators(self) -> Operators:
@@ -73,9 +73,9 @@ class Replica:
         """Return the network's output for ``A(x)``, with A applied to each tile."""
         return self._network(self.operators(x))
 
-    def _infer(self, x: Tensor) -> Tensor:
-        with autocast(self.dtype, self.device):
-            result = cast(Tensor, self.network(x.to(self.device, self._input_dtype)))
+    def _infer(self, x: Tensor, device: torch.device) -> Tensor:
+        with autocast(self.dtype, device):
+            result = cast(Tensor, self.network(x.to(device, self._input_dtype)))
         if result.ndim != 5 or len(result) != len(x) or result.shape[-3:] != x.shape[-3:]:
             raise ValueError(
                 f"the network gives {tuple(result.shape)} for tiles of {tuple(x.shape)}, and must keep the number of "

@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from equitomo.inference._layout import Shape, TileLayout
+from equitomo.inference._layout import TileLayout
 from equitomo.inference._passes import VolumePasses
 from equitomo.inference._voxels import Source, Target
 from equitomo.io import release
+from equitomo.volumes import Shape
 
 Wedge = Literal["local", "global", "tile"]
 Strategy = Callable[[VolumePasses, Source, Target, int], None]

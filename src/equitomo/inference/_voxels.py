@@ -9,11 +9,10 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from equitomo._middle import InFile
-from equitomo.io import release
+from equitomo.io import MrcVoxels, Volume, release
 from equitomo.tiling import Placement
+from equitomo.volumes import Filled, Shape, VolumeLike, as_voxels
 
 
 class Source:
@@ -27,12 +26,11 @@ class Source:
         A voxel ``v`` is read as ``(v - mean) / deviation``.
     """
 
-    def __init__(
-        self, volumes: Sequence[NDArray[np.generic] | InFile], mean: float = 0.0, deviation: float = 1.0
-    ) -> None:
-        self._volumes, self._mean, self._deviation = volumes, np.float32(mean), np.float32(deviation)
-        z, y, x = volumes[0].shape
-        self.shape = (z, y, x)
+    def __init__(self, volumes: Sequence[VolumeLike], mean: float = 0.0, deviation: float = 1.0) -> None:
+        self._volumes = [as_voxels(volume) for volume in volumes]
+        self._maps = [array_behind(volume) for volume in volumes]
+        self._mean, self._deviation = np.float32(mean), np.float32(deviation)
+        self.shape: Shape = self._volumes[0].shape
 
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
         voxels = np.array(self._volumes[0][index], np.float32, order="C")
@@ -45,7 +43,7 @@ class Source:
 
     def release(self) -> None:
         """Give back the memory that reading from files took."""
-        release(*self._volumes)
+        release(*self._maps)
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Result:
     out
         The caller's array, of the same shape or with a channel axis before ``(z, y, x)``. It is set to zero.
     sources
-        Arrays with which ``out`` must not share its memory.
+        Volumes with which ``out`` must not share its memory.
 
     Raises
     ------
@@ -113,14 +111,13 @@ class Result:
         If ``out`` does not fit.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], out: NDArray[np.floating] | None, sources: Sequence[NDArray[np.generic] | InFile]
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], out: NDArray[np.floating] | None, sources: Sequence[VolumeLike]) -> None:
         self._shape, self._out = shape, out
         if out is None:
             return
         self._require_shape(out.shape[-4] if out.ndim == len(shape) + 1 else 1)
-        if any(isinstance(source, np.ndarray) and np.may_share_memory(out, source) for source in sources):
+        arrays = [array for array in map(array_behind, sources) if isinstance(array, np.ndarray)]
+        if any(np.may_share_memory(out, array) for array in arrays):
             raise ValueError("`out` must not be the input, whose voxels are read several times")
         for index in np.ndindex(out.shape[:-2]):
             out[index] = 0
@@ -155,6 +152,8 @@ class Result:
             raise ValueError(f"`out` must be float32 of shape {allowed[0]}, got {out.dtype} of shape {out.shape}")
 
 
-def float32_array(volume: Tensor | NDArray[np.generic] | InFile) -> NDArray[np.generic] | InFile:
-    """Return a tensor as an array. Other volumes are converted where they are read."""
-    return volume.detach().float().cpu().numpy() if isinstance(volume, Tensor) else volume
+def array_behind(volume: VolumeLike) -> VolumeLike:
+    """Return the array that a volume reads from, a map of its file where there is one, or else the voxels."""
+    while isinstance(volume, Volume | Filled):
+        volume = volume.voxels
+    return volume.array if isinstance(volume, MrcVoxels) else volume

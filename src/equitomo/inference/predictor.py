@@ -14,23 +14,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equitomo._middle import InFile
 from equitomo.geometry import TiltGeometry
-from equitomo.inference._layout import Shape, TileLayout, suitable_tile, tile_shape
+from equitomo.inference._layout import TileLayout, suitable_tile, tile_shape
 from equitomo.inference._network import copies, evaluating, normalization_layers
 from equitomo.inference._operators import Resizable, operator_for_all_shapes
 from equitomo.inference._passes import VolumePasses
 from equitomo.inference._replica import Replica
 from equitomo.inference._strategies import Wedge, strategy_of, tile_count
-from equitomo.inference._voxels import Result, Source, Target, float32_array
+from equitomo.inference._voxels import Result, Source, Target, array_behind
 from equitomo.io import ZarrVoxels
 from equitomo.models import TwoViewReconstructor
 from equitomo.precision import Precision
 from equitomo.tiling import Border, Tiling
+from equitomo.volumes import Shape, VolumeLike, Voxels
 
 Progress = Callable[[int, int], None]
 # What comes in decides whether a tensor or an array goes out.
-Given = TypeVar("Given", Tensor, NDArray[np.generic] | InFile)
+Given = TypeVar("Given", Tensor, NDArray[np.generic] | Voxels)
 
 # Chunks so many times as large as a tile are decoded so often that a warning is issued.
 _LARGE_CHUNK = 16
@@ -228,8 +228,8 @@ class TiledPredictor:
         """
         if second is not None and tuple(second.shape) != tuple(first.shape):
             raise ValueError(f"the halves differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
-        halves = [float32_array(half) for half in (first, second) if half is not None]
-        shape = tuple(halves[0].shape)
+        halves = [half for half in (first, second) if half is not None]
+        shape = tuple(first.shape)
         if len(shape) < 3 or not math.prod(shape):
             raise ValueError(f"a volume (..., z, y, x) is needed, got shape {shape}")
         spatial = cast(Shape, shape[-3:])
@@ -245,7 +245,7 @@ class TiledPredictor:
                 warnings.warn(message, stacklevel=2)
             for group in groups:
                 for index in np.ndindex(shape[:-3]):
-                    source = Source([half[index] for half in group], mean, deviation)
+                    source = Source([half[index] if index else half for half in group], mean, deviation)
                     target = Target(result.part(index), mean, deviation, 1 / len(groups))
                     reconstruct(passes, source, target, self.passes)
         if out is None and isinstance(first, Tensor):
@@ -263,7 +263,7 @@ class TiledPredictor:
             stack.enter_context(torch.inference_mode())
             yield
 
-    def _surprises(self, halves: Sequence[NDArray[np.generic] | InFile], shape: Shape) -> Iterator[str]:
+    def _surprises(self, halves: Sequence[VolumeLike], shape: Shape) -> Iterator[str]:
         """Yield warnings about chunks that are far larger than a tile, and about a result that depends on the tiles."""
         tiling = self.layout.large(shape)
         tile = tile_shape(tiling)
@@ -274,7 +274,7 @@ class TiledPredictor:
                 f"layers, so its result depends on the tiles, which are {n_tiles}: pass a `tile` that holds the volume "
                 "with both margins and another `wedge` than 'local', or a larger `margin` for a smaller difference"
             )
-        for half in halves:
+        for half in map(array_behind, halves):
             if isinstance(half, ZarrVoxels) and math.prod(half.chunks) > _LARGE_CHUNK * math.prod(tile):
                 yield (
                     f"{half.path}: whole chunks of {half.chunks} voxels are decoded anew for each tile of {tile}, "

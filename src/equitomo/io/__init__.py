@@ -2,31 +2,32 @@
 
 from .errors import FileFormatError, FileFormatWarning
 from .files import bytes_to_create, creating_volume, read_volume, require_writable, write_volume
-from .mapped import release, scratch_array
+from .mapped import SLAB_BYTES, Index, release, scratch_array, slabs_of
 from .mrc_header import MrcHeader
-from .opening import named
-from .placing import PARTIAL, beside, flush_folder, no_link, require_place, write_whole
+from .mrc_voxels import MrcVoxels
+from .opening import valid_path
+from .placing import PARTIAL, atomic_file, flush_folder, open_without_links, require_place, write_atomically
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
-from .voxels import StoredVoxels
 from .zarr_voxels import ZarrVoxels
 
 __all__ = [
     "PARTIAL",
+    "SLAB_BYTES",
     "FileFormatError",
     "FileFormatWarning",
+    "Index",
     "MrcHeader",
-    "StoredVoxels",
+    "MrcVoxels",
     "TableRow",
     "Volume",
     "ZarrVoxels",
-    "beside",
+    "atomic_file",
     "bytes_to_create",
     "creating_volume",
     "flush_folder",
-    "named",
-    "no_link",
+    "open_without_links",
     "read_table",
     "read_tilts",
     "read_volume",
@@ -34,6 +35,8 @@ __all__ = [
     "require_place",
     "require_writable",
     "scratch_array",
+    "slabs_of",
+    "valid_path",
+    "write_atomically",
     "write_volume",
-    "write_whole",
 ]

@@ -1,8 +1,8 @@
-"""What is wrong, or surprising, with a file."""
+"""The error and the warning that a file can cause."""
 
 
 class FileFormatError(ValueError):
-    """The file is not what it says, or not of a kind that can be used."""
+    """The file is damaged, or not of a kind that can be used."""
 
 
 class FileFormatWarning(UserWarning):

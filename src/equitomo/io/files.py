@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .mapped import Array
 from .mrc import read_mrc
-from .mrc_header import Array, Axes
+from .mrc_header import Axes
 from .mrc_write import creating_mrc, write_mrc
-from .opening import named
+from .opening import valid_path
 from .placing import require_place
 from .volume import Volume
 from .writing import Precision, WritingPlan
@@ -18,53 +19,51 @@ from .zarr_metadata import is_zarr
 from .zarr_read import read_zarr
 from .zarr_write import creating_zarr, require_zarr_place, stored_bytes, write_zarr
 
-# Of an MRC file with all but the longest extended headers.
+# Room for the header of an MRC file, all but the longest extended headers included.
 _HEADER_BYTES = 1 << 20
 
 
 def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool = False) -> Volume:
     r"""Read a tomogram from an MRC file, plain or packed by gzip or bzip2, or from an OME-Zarr store.
 
-    The content decides, not the extension (``.mrc .rec .st .ali .map``, ``.gz .bz2``). Modes 0,
-    1, 2, 6 and 12 of either byte order are read, with MRC2014 headers or older ones. The header
-    is held against the size of the file before anything is allocated. Axes stored in another
-    order (``mapc, mapr, maps``) are brought into ``(z, y, x)``.
+    The content decides how it is read, not the extension (``.mrc .rec .st .ali .map``, ``.gz .bz2``). Modes 0, 1, 2, 6
+    and 12 of either byte order are read, with MRC2014 headers or older ones. The header is checked against the size of
+    the file before anything is allocated. Axes stored in another order (``mapc, mapr, maps``) are brought into
+    ``(z, y, x)``. Where the header states no voxel size, that of an FEI extended header is taken.
 
     OME-Zarr stores (OME-NGFF 0.3 to 0.5, Zarr formats 2 and 3) need the package ``zarr``: ``pip install
     'equitomo[zarr]'``. ``FILE.zarr`` is the image at full resolution, ``FILE.zarr/1`` its level of the path ``1``,
-    ``FILE.zarr/NAME`` an image in a group of the store. Axes are ordered by their names; others than z, y and x must
-    have length 1. Units become ångström, the translation the origin of the header. A chunk that is missing is an
-    error, since what was lost cannot be told from what was left out as empty.
+    ``FILE.zarr/NAME`` an image in a group of the store. Axes are ordered by their names; all but z, y and x must have
+    length 1. Lengths are converted to ångström, and the translation becomes the origin of the header. A missing chunk
+    is an error, because a chunk that was lost cannot be distinguished from one that was left out as empty.
 
     Parameters
     ----------
     path
         The file.
     memory_map
-        True: ``data`` is a read-only :class:`numpy.memmap` where the file allows it (plain and
-        in native byte order), so volumes larger than the memory can be opened; of a Zarr store
-        voxels that are decoded where they are indexed. False: an ordinary array that belongs to
+        True: the voxels stay in the file until they are needed. ``data`` is a read-only :class:`numpy.memmap` of an MRC
+        file that is not packed and has the native byte order, so volumes larger than the memory can be opened; the
+        voxels of a Zarr store are decoded where they are indexed. False: ``data`` is an ordinary array that belongs to
         the caller.
     permissive
-        Read a file without the ``MAP`` mark whenever the sizes agree, not only if its header is
-        otherwise a valid old one; and a store of which chunks are missing, with its fill value.
+        Read a file without the ``MAP`` mark whenever the sizes agree, not only if its header is otherwise a valid old
+        one; and read a store with missing chunks, which then hold its fill value.
 
     Raises
     ------
     FileFormatError
-        If the file is not MRC or OME-Zarr, is damaged, or holds something other than one real
-        volume; if the package ``zarr`` is needed and not there. The message says what was
-        expected and how to mend it.
+        If the file is not MRC or OME-Zarr, is damaged, or holds something other than one real volume; or if the package
+        ``zarr`` is needed and not installed. The message says what was expected and what to do.
     OSError
         If the file cannot be opened.
 
     Warns
     -----
     FileFormatWarning
-        If the header is old, contradicts itself or leaves out the voxel size (in OME-Zarr: the
-        unit of an axis), if chunks are missing and ``permissive`` is given, and if the file
-        says it is a stack of images (``ispg`` 0 with ``mz`` 1; with ``mz`` equal to ``nz``, as
-        IMOD writes tomograms, it is taken as a volume silently).
+        If the header is old, contradicts itself or leaves out the voxel size (in OME-Zarr: the unit of an axis), if
+        chunks are missing and ``permissive`` is given, or if the header describes a stack of images (``ispg`` 0 with
+        ``mz`` 1; with ``mz`` equal to ``nz``, as IMOD writes tomograms, a file is read as a volume without a warning).
 
     Examples
     --------
@@ -75,7 +74,7 @@ def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool =
     >>> volume.data.shape, volume.voxel_size
     ((4, 5, 6), (10.0, 10.0, 10.0))
     """
-    path = named(path)
+    path = valid_path(path)
     read = read_zarr if is_zarr(path) else read_mrc
     return read(path, memory_map=memory_map, permissive=permissive)
 
@@ -92,31 +91,30 @@ def write_volume(
 ) -> Path:
     """Write a volume as an MRC file or an OME-Zarr store, whole or not at all.
 
-    The voxels go slab by slab to a file (a folder) beside the target, which takes the target's name only
-    when it is complete and on the disk; whatever happens before, that file is removed.
+    The voxels are written slab by slab to a temporary file (or folder) beside the target, which takes the target's name
+    only when it is complete and on the disk. If anything goes wrong before, it is removed.
 
     Parameters
     ----------
     path
-        The target. ``.zarr`` writes an OME-Zarr store (OME-NGFF 0.4, Zarr format 2, chunks of 128, and
-        two coarser levels of means over 2 x 2 x 2 voxels), any other name MRC; of a packed file
-        (``.gz``, ``.bz2``) it is refused.
+        The target. A name that ends in ``.zarr`` gives an OME-Zarr store (OME-NGFF 0.4, Zarr format 2, chunks of 128,
+        and two coarser levels of means over 2 x 2 x 2 voxels), any other name an MRC file; ``.gz`` and ``.bz2`` are
+        refused.
     data
         Real numbers with axes ``(z, y, x)``, in memory or memory-mapped.
     like
-        A volume whose voxel size, origin, start, cell, labels, extended header and byte order
-        are kept; in OME-Zarr voxel size and origin, as its translation. None writes a plain header.
+        A volume from which voxel size, origin, start, cell, labels, extended header and byte order are taken; an
+        OME-Zarr store keeps voxel size and origin, as its translation. None writes a plain header.
     voxel_size
-        Along ``(z, y, x)`` in ångström, or one number for all. None takes it from ``like``, or
-        leaves it unknown (0).
+        Along ``(z, y, x)`` in ångström, or one number for all. None takes it from ``like``, or leaves it unknown (0).
     dtype
         ``"float32"`` (mode 2) or ``"float16"`` (mode 12).
     label
-        At most 80 ASCII characters, added after the labels of ``like``. If those are ten
-        already, it takes the place of the last: the first ones tell of the acquisition. None
-        writes ``"Written by equitomo"``. In OME-Zarr it is the description of the image.
+        At most 80 ASCII characters, added after the labels of ``like``. If there are ten labels already, it replaces
+        the last one, because the first ones describe the acquisition. None writes ``"Written by equitomo"``. In
+        OME-Zarr it is the description of the image.
     overwrite
-        Allow to replace an existing file, or a folder that is a Zarr store.
+        Allow replacing an existing file, or a folder that is a Zarr store.
 
     Returns
     -------
@@ -126,7 +124,7 @@ def write_volume(
     Raises
     ------
     ValueError
-        If an argument does not fit, or the values do not fit into ``dtype``.
+        If an argument is wrong, or ``dtype`` cannot hold the values.
     FileExistsError
         If the target exists and ``overwrite`` is False.
     OSError
@@ -141,10 +139,10 @@ def write_volume(
     >>> after.voxel_size, after.header.labels
     ((7.5, 7.5, 7.5), ('Written by equitomo', 'plus 1'))
     """
-    path = named(path)
+    path = valid_path(path)
     data = np.asanyarray(data)
     if data.dtype.kind not in "biuf":
-        raise TypeError(f"data must hold real numbers, got {data.dtype}")
+        raise TypeError(f"`data` must hold real numbers, got {data.dtype}")
     plan = WritingPlan.of(
         path, data.shape, like=like, voxel_size=voxel_size, dtype=dtype, label=label, overwrite=overwrite
     )
@@ -166,9 +164,9 @@ def creating_volume(
 ) -> Iterator[Array]:
     """Write a volume as an MRC file or an OME-Zarr store piece by piece, whole or not at all.
 
-    Gives an array of zeros ``(z, y, x)`` to be filled in any order, a map of a file beside the target. At the end of
-    the ``with`` block the header is completed and the file takes the target's name; if the block is left by an error
-    or an interrupt the file is removed.
+    The ``with`` block gets an array of zeros ``(z, y, x)`` to fill in any order, a map of a temporary file beside the
+    target. At the end of the block the header is completed and the file takes the target's name; if the block is left
+    by an error or an interrupt the file is removed.
 
     Parameters
     ----------
@@ -177,13 +175,13 @@ def creating_volume(
     shape
         Voxels ``(z, y, x)``.
     like, voxel_size, dtype, label, overwrite
-        As for :func:`write_volume`. The array is float32 also with ``"float16"``: then, and for OME-Zarr, it lies in a
-        second, nameless file in the same folder.
+        As for :func:`write_volume`. The array is float32 even with ``"float16"``: then, and for OME-Zarr, it lies in a
+        second file without a name in the same folder.
 
     Raises
     ------
     ValueError, FileExistsError, OSError
-        As for :func:`write_volume`; room on the disk is claimed at the beginning.
+        As for :func:`write_volume`; the space on the disk is allocated at the beginning.
 
     Examples
     --------
@@ -196,7 +194,7 @@ def creating_volume(
     >>> float(read_volume(path).data.mean())
     0.5
     """
-    path = named(path)
+    path = valid_path(path)
     plan = WritingPlan.of(
         path, tuple(shape), like=like, voxel_size=voxel_size, dtype=dtype, label=label, overwrite=overwrite
     )
@@ -206,10 +204,10 @@ def creating_volume(
 
 
 def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
-    """Refuse, before any work, a target that :func:`write_volume` could not write."""
-    target = named(target)
+    """Raise an error, before any work, if :func:`write_volume` could not write the target."""
+    target = valid_path(target)
     if target.suffix.lower() in (".gz", ".bz2"):
-        raise ValueError(f"path must not end in {target.suffix}: packed files are not written, got {target}")
+        raise ValueError(f"`path` must not end in {target.suffix}: packed files are not written, got {target}")
     if _names_zarr(target):
         require_zarr_place(target, overwrite=overwrite, n_bytes=n_bytes)
     else:
@@ -217,13 +215,13 @@ def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: in
 
 
 def bytes_to_create(target: str | Path, shape: tuple[int, ...], dtype: Precision = "float32") -> int:
-    """About the room on the disk that :func:`creating_volume` takes, with what it removes at the end."""
+    """Return about how many bytes of the disk :func:`creating_volume` takes, temporary files included."""
     floats = 4 * math.prod(shape)
-    if _names_zarr(named(target)):
+    if _names_zarr(valid_path(target)):
         return stored_bytes(shape, dtype) + floats
     return _HEADER_BYTES + (floats if dtype == "float32" else floats + math.prod(shape) * np.dtype(dtype).itemsize)
 
 
 def _names_zarr(path: Path) -> bool:
-    """Of a file that is not there yet the extension tells the format."""
+    """Return whether a path means a Zarr store; the extension decides, since the file does not exist yet."""
     return path.suffix.lower() == ".zarr"

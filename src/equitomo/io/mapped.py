@@ -1,29 +1,49 @@
-"""Arrays that live in files, for volumes larger than the memory."""
+"""Arrays in memory and in maps of files, for volumes larger than the memory."""
 
 import errno
+import math
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from .mrc_header import Array
+Array = npt.NDArray[Any]
+Index = tuple[slice, slice, slice]
+# Small enough for the allocator to use one block again and again: fresh memory costs more than reading.
+SLAB_BYTES = 1 << 22
+
+
+def slabs_of(volume: Any, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
+    """Yield pieces of about ``n_bytes`` of an array ``(z, y, x)``, each with its place, in the order of the memory.
+
+    An object that is sliced like an array is cut along z. After each piece the memory of a map is released.
+    """
+    axis = int(np.argmax(np.abs(getattr(volume, "strides", (1, 0, 0)))))
+    n = volume.shape[axis]
+    step = max(1, n_bytes // max(1, math.prod(volume.shape) // max(1, n) * volume.dtype.itemsize))
+    for start in range(0, n, step):
+        place = [slice(0, length) for length in volume.shape]
+        place[axis] = slice(start, min(start + step, n))
+        index = (place[0], place[1], place[2])
+        yield index, volume[index]
+        release(volume)
 
 
 def scratch_array(folder: str | Path | None, shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
-    """An array of zeros in a file without a name, or in memory.
+    """Return an array of zeros in a file without a name, or in memory.
 
     Parameters
     ----------
     folder
-        Where the file lies; ``None`` takes memory. Its space is claimed now, and given back when the array is no
-        longer used or the process ends, in whatever way.
+        The folder of the file; ``None`` uses memory. The space on the disk is allocated now, and freed when the array
+        is no longer used or the process ends, in whatever way.
     shape, dtype
-        Of the array.
+        Shape and type of the array.
 
     Raises
     ------
@@ -42,18 +62,18 @@ def scratch_array(folder: str | Path | None, shape: Sequence[int], dtype: npt.DT
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            claim(file, n_bytes)
-            # The map keeps the file open for itself.
+            allocate(file, n_bytes)
+            # The map keeps a descriptor of its own.
             return np.memmap(file, dtype, "r+", 0, tuple(shape))
     except OSError as error:
         remedy = f"cannot keep {n_bytes} bytes of intermediate results there: {error.strerror}. Name another folder"
         raise type(error)(error.errno, remedy, str(folder)) from error
 
 
-def claim(file: BinaryIO, n_bytes: int) -> None:
-    """Give a file its final size and the space for it.
+def allocate(file: BinaryIO, n_bytes: int) -> None:
+    """Give a file its final size, and allocate the space on the disk.
 
-    Writing to the map of a file for which the disk has no room left would kill the process.
+    Writing to the map of a file for which the disk has no room would kill the process.
     """
     file.flush()
     file.truncate(n_bytes)
@@ -61,13 +81,13 @@ def claim(file: BinaryIO, n_bytes: int) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         except OSError as error:
-            # Some file systems cannot; there the check of the free space has to do.
+            # Some file systems cannot; the check of the free space must do there.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
 
 
 def release(*arrays: Any) -> None:
-    """Give back the memory that maps of files hold; their voxels stay where they are, in the file.
+    """Release the memory that maps of files use; the voxels stay in the file.
 
     Pages of a map that were read or written count as memory of the process until the system needs them. Anything but
     a shared map of a file is left alone.

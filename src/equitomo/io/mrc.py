@@ -1,67 +1,90 @@
 """Read tomograms in the MRC format (MRC2014 and the older headers of IMOD)."""
 
-import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
-
-from .errors import FileFormatWarning
+from .errors import FileFormatError, FileFormatWarning
+from .fei import fei_voxel_size
 from .mrc_header import (
     HEADER_BYTES,
-    Array,
+    Axes,
     MrcHeader,
     axis_numbers,
     axis_order,
-    check_one_volume,
-    stored_layout,
-    understood,
-    voxel_size_of,
+    checked_record,
+    field,
+    stored_dtype,
 )
-from .opening import open_regular
-from .packing import packer_of, unpacked
+from .mrc_voxels import MrcVoxels
+from .unpacking import is_packed, open_unpacked, unpacked_size
 from .volume import Volume
-from .voxels import MrcVoxels
 
 
 def read_mrc(path: Path, *, memory_map: bool = True, permissive: bool = False) -> Volume:
-    """A volume from an MRC file, plain or packed; see :func:`read_volume`."""
+    """Return the volume in an MRC file, plain or packed; see :func:`read_volume`."""
     notes: list[str] = []
-    with open_regular(path, "an MRC file") as file:
-        packer = packer_of(file)
-        content = unpacked(path, file, packer) if packer else None
-        size = len(content) if content is not None else os.fstat(file.fileno()).st_size
-        head = bytes(content[:HEADER_BYTES]) if content is not None else file.read(HEADER_BYTES)
-        record = understood(path, head, size, permissive, notes)
-        check_one_volume(path, record, notes)
-        dtype, shape, skip = stored_layout(record, notes)
-        if content is not None:
-            extended = bytes(content[HEADER_BYTES:skip])
-            data: Array = np.frombuffer(content, dtype, math.prod(shape), skip).reshape(shape)
-        else:
-            extended = file.read(skip - HEADER_BYTES)
-            data = (
-                np.memmap(cast(Any, file), dtype, "r", skip, shape)
-                if memory_map
-                else np.fromfile(cast(Any, file), dtype, math.prod(shape)).reshape(shape)
-            )
-    voxel_size = voxel_size_of(record, notes)
-    order = axis_order(record)
-    if order != (0, 1, 2):
+    header, head = read_header(path, permissive, notes)
+    record = header.record
+    _require_one_volume(path, header, notes)
+    voxels = MrcVoxels(
+        path,
+        head,
+        HEADER_BYTES + len(header.extended),
+        (field(record, "nz"), field(record, "ny"), field(record, "nx")),
+        stored_dtype(record, notes),
+        axis_order(record),
+    )
+    voxel_size = _voxel_size(header, notes)
+    if voxels.order != (0, 1, 2):
         notes.append(f"axes are stored in another order (mapc, mapr, maps = {axis_numbers(record)}); made (z, y, x)")
     for note in notes:
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=3)
-    volume = Volume(_native(data.transpose(order), memory_map), voxel_size, MrcHeader(record, extended), path)
-    object.__setattr__(volume, "stored", MrcVoxels(path, dtype, shape, skip, order))
-    return volume
+    return Volume(voxels if memory_map else voxels.read(), voxel_size, header, path)
 
 
-def _native(data: Array, memory_map: bool) -> Array:
-    """Voxels in native byte order and aligned, copied only where needed."""
-    if not data.dtype.isnative:
-        return np.array(data, data.dtype.newbyteorder("="), order="C")
-    if not memory_map:
-        return np.require(data, requirements=["C", "W", "A"])
-    return data if data.flags.aligned else np.array(data, order="C")
+def read_header(path: Path, permissive: bool, notes: list[str]) -> tuple[MrcHeader, bytes]:
+    """Return the header of an MRC file, checked against the size of the file, and its bytes as they are stored."""
+    with open_unpacked(path) as file:
+        head = file.read(HEADER_BYTES)
+        size = unpacked_size(path, file, head) if is_packed(file) else os.fstat(file.fileno()).st_size
+        record = checked_record(path, head, size, permissive, notes)
+        return MrcHeader(record, file.read(field(record, "nsymbt"))), head
+
+
+def _require_one_volume(path: Path, header: MrcHeader, notes: list[str]) -> None:
+    """Refuse pictures and stacks of volumes; note a file that calls itself a stack of images."""
+    nz, mz = field(header.record, "nz"), field(header.record, "mz")
+    if header.ispg >= 401:
+        raise FileFormatError(
+            f"{path}: a stack of volumes (ispg {header.ispg}), expected one volume; save the wanted one as its own file"
+        )
+    if nz == 1:
+        raise FileFormatError(
+            f"{path}: a single section (nz = 1), expected a volume; give the tomogram, not a projection or a slice"
+        )
+    if header.ispg == 0 and mz == 1:
+        notes.append(f"calls itself a stack of {nz} images (ispg 0, mz 1); used as a volume with {nz} sections")
+
+
+def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
+    """Return cell over sampling along ``(z, y, x)``, 0 where neither it nor an FEI extended header says."""
+    record = header.record
+    if any(float(record["cellb"][name]) not in (0.0, 90.0) for name in ("alpha", "beta", "gamma")):
+        notes.append("the cell angles are not right angles; the voxels are used as if they were")
+    sizes = []
+    for axis in "zyx":
+        cell, sampling = float(record["cella"][axis]), field(record, f"m{axis}")
+        sizes.append(cell / sampling if 0 < cell < float("inf") and sampling > 0 else 0.0)
+    z, y, x = sizes
+    # In a stack of images mz is 1 by rule, yet many programs let the cell span all sections.
+    nz, mz = field(record, "nz"), field(record, "mz")
+    if header.ispg == 0 and mz == 1 and abs(z / nz - x) <= 0.01 * x:
+        z /= nz
+    # Programs write 1 Å where they do not know it.
+    if (0.0 in sizes or sizes == [1.0] * 3) and (known := fei_voxel_size(header)):
+        notes.append(f"the voxel size of {known[2]:.4g} Å is that of the FEI extended header; the header states none")
+        return known
+    if 0.0 in sizes:
+        notes.append("no voxel size in the header; give it where ångström matter")
+    return z, y, x

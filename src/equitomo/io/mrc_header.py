@@ -1,28 +1,28 @@
-"""The header of an MRC file: what it says, held against the size of the file."""
+"""The header of an MRC file, checked against the size of the file."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.utils import byte_order_from_machine_stamp, dtype_from_mode, normalise_byte_order
 
 from .errors import FileFormatError
+from .mapped import Array
 
-Array = npt.NDArray[Any]
 Axes = tuple[float, float, float]
 
 HEADER_BYTES = 1024
-MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-REFUSED_MODES = {
+_MODES = (0, 1, 2, 6, 12)
+_REFUSED_MODES = {
     3: "complex numbers (a transform, not a volume)",
     4: "complex numbers (a transform, not a volume)",
     16: "RGB pictures",
     101: "packed 4-bit numbers; unpack them first, with IMOD: newstack -mode 1",
 }
-STAMPS = {b"\x44\x44": "<", b"\x44\x41": "<", b"\x11\x11": ">"}
-IMOD_STAMP = 1146047817
+_IMOD_STAMP = 1146047817
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class MrcHeader:
     @property
     def start(self) -> tuple[int, int, int]:
         """Index of the first voxel along ``(z, y, x)``."""
-        starts = [int(self.record[name]) for name in ("nzstart", "nystart", "nxstart")]
+        starts = [field(self.record, name) for name in ("nzstart", "nystart", "nxstart")]
         z, y, x = (starts[axis] for axis in axis_order(self.record))
         return z, y, x
 
@@ -62,7 +62,7 @@ class MrcHeader:
     @property
     def ispg(self) -> int:
         """Space group number: 0 an image stack, 1 a volume."""
-        return int(self.record["ispg"])
+        return field(self.record, "ispg")
 
     @property
     def exttyp(self) -> str:
@@ -77,152 +77,140 @@ class MrcHeader:
 
 
 def header_at(origin: Axes) -> MrcHeader:
-    """The header that stands for a file of another format, which knows an origin ``(z, y, x)`` in ångström."""
+    """Return a header for a file of another format, which knows its origin ``(z, y, x)`` in ångström alone."""
     record = np.zeros((), HEADER_DTYPE.newbyteorder("="))
     record["origin"]["z"], record["origin"]["y"], record["origin"]["x"] = origin
     return MrcHeader(record)
 
 
-def understood(path: Path, head: bytes, size: int, permissive: bool, notes: list[str]) -> Array:
-    """Header in the right byte order, held against the size of the file."""
+def checked_record(path: Path, head: bytes, size: int, permissive: bool, notes: list[str]) -> Array:
+    """Return the header of a file of ``size`` bytes in its byte order, or an error that says what is wrong."""
     if len(head) < HEADER_BYTES:
         what = "is empty" if not head else f"has only {size} bytes{_looks_like(head)}"
         raise FileFormatError(
             f"{path}: {what}; an MRC file begins with a header of {HEADER_BYTES} bytes. Copy or export it again"
         )
-    marked, stamp = head[208:211] == b"MAP", STAMPS.get(head[212:214])
-    if not marked:
-        return _old_header(path, head, size, permissive, notes)
-    if stamp is None:
-        fitting = [order for order in "<>" if expected_size(as_record(head, order)) == size]
-        shown = head[212:216].hex(" ")
-        if len(fitting) != 1:
-            raise FileFormatError(
-                f"{path}: unknown machine stamp {shown} (expected 44 44 or 11 11), and the size of the file "
-                "does not tell the byte order either; write the file again with a program that sets it"
-            )
-        stamp = fitting[0]
-        notes.append(f"unknown machine stamp {shown}; the size of the file tells the byte order {stamp!r}")
-    record = as_record(head, stamp)
+    records = [_as_record(head, order) for order in _byte_orders(head)]
+    if len(records) > 1:
+        records = [_settled_by_size(path, head, size, records, permissive, notes)]
+    (record,) = records
     _check_numbers(path, record)
-    expected = expected_size(record) or 0
+    expected = _stated_size(record) or 0
     if size < expected:
         raise FileFormatError(
             f"{path}: truncated: the header asks for {expected} bytes, found {size}. Copy or export the file again"
         )
     if size > expected:
         notes.append(f"{size - expected} bytes after the voxels are ignored")
+    if not _is_marked(head):
+        # The old layout holds the origin in the order z, x, y where the mark, the stamp and rms are now.
+        floats = np.frombuffer(head, np.dtype("f4").newbyteorder(cast(Any, byte_order(record))), 3, 208)
+        record["origin"]["z"], record["origin"]["x"], record["origin"]["y"] = floats
     return record
 
 
-def check_one_volume(path: Path, record: Array, notes: list[str]) -> None:
-    """Refuse pictures and stacks of volumes; note what calls itself a stack of images."""
-    nz, mz, ispg = _ints(record, "nz", "mz", "ispg")
-    if ispg >= 401:
-        raise FileFormatError(
-            f"{path}: a stack of volumes (ispg {ispg}), expected one volume; save the wanted one as its own file"
-        )
-    if nz == 1:
-        raise FileFormatError(
-            f"{path}: a single section (nz = 1), expected a volume; give the tomogram, not a projection or a slice"
-        )
-    if ispg == 0 and mz == 1:
-        notes.append(f"calls itself a stack of {nz} images (ispg 0, mz 1); used as a volume with {nz} sections")
+def stated_size(head: bytes) -> int | None:
+    """Return the bytes that a header asks for, 0 if it cannot be used, None if it is no MRC header."""
+    if len(head) < HEADER_BYTES:
+        return None
+    orders = _byte_orders(head)
+    sizes = [size for order in orders if (size := _stated_size(_as_record(head, order)))]
+    # An old header has neither mark nor stamp. In the wrong byte order sizes below 65,536 are larger, never smaller.
+    return min(sizes, default=0 if len(orders) == 1 else None)
 
 
-def stored_layout(record: Array, notes: list[str]) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """Type and shape of the voxels as stored, and the byte where they begin."""
-    nx, ny, nz, mode, nsymbt = _ints(record, "nx", "ny", "nz", "mode", "nsymbt")
-    dtype = np.dtype(MODES[mode]).newbyteorder(cast(Any, byte_order(record)))
-    if mode == 0 and (reason := _unsigned_bytes(record)):
+def stored_dtype(record: Array, notes: list[str]) -> np.dtype[Any]:
+    """Return the type of the voxels as stored; note bytes that are unsigned."""
+    dtype: np.dtype[Any] = dtype_from_mode(field(record, "mode")).newbyteorder(byte_order(record))
+    if dtype == np.int8 and (reason := _reason_for_unsigned_bytes(record)):
         notes.append(f"mode 0 read as unsigned bytes, because {reason}")
-        dtype = np.dtype("u1")
-    return dtype, (nz, ny, nx), HEADER_BYTES + nsymbt
+        return np.dtype("u1")
+    return dtype
 
 
-def voxel_size_of(record: Array, notes: list[str]) -> Axes:
-    """Cell over sampling along (z, y, x), 0 where the header does not say."""
-    if any(float(record["cellb"][name]) not in (0.0, 90.0) for name in ("alpha", "beta", "gamma")):
-        notes.append("the cell angles are not right angles; the voxels are used as if they were")
-    sizes = []
-    for axis in "zyx":
-        cell, sampling = float(record["cella"][axis]), int(record[f"m{axis}"])
-        known = 0 < cell < float("inf") and sampling > 0
-        sizes.append(cell / sampling if known else 0.0)
-    z, y, x = sizes
-    # In a stack of images mz is 1 by rule, yet many programs let the cell span all sections.
-    nz, mz, ispg = _ints(record, "nz", "mz", "ispg")
-    if ispg == 0 and mz == 1 and abs(z / nz - x) <= 0.01 * x:
-        z /= nz
-    if 0.0 in sizes:
-        notes.append("no voxel size in the header; give it where ångström matter")
-    return z, y, x
-
-
-def as_record(head: bytes, order: str) -> Array:
-    """Header bytes as a structured array without axes."""
-    return np.frombuffer(head, HEADER_DTYPE.newbyteorder(cast(Any, order)), 1).reshape(()).copy()
+def field(record: Array, name: str) -> int:
+    """Return a field as a Python integer, which does not overflow."""
+    return int(record[name])
 
 
 def byte_order(record: Array) -> str:
-    """Byte order of a record, ``"<"`` or ``">"``."""
-    return ">" if record["nx"].dtype == np.dtype(">i4") else "<"
+    """Return the byte order of a record, ``"<"`` or ``">"``."""
+    return str(normalise_byte_order(record.dtype["nx"].byteorder))
 
 
 def axis_numbers(record: Array) -> tuple[int, ...]:
-    """Fields mapc, mapr and maps, where an unset header means 1, 2, 3."""
-    axes = tuple(_ints(record, "mapc", "mapr", "maps"))
+    """Return the fields mapc, mapr and maps, where an unset header means 1, 2, 3."""
+    axes = tuple(field(record, name) for name in ("mapc", "mapr", "maps"))
     return axes if axes != (0, 0, 0) else (1, 2, 3)
 
 
 def axis_order(record: Array) -> tuple[int, ...]:
-    """Which stored axis (section, row, column) is z, y and x."""
+    """Return which stored axis (section, row, column) is z, y and x."""
     stored = axis_numbers(record)[::-1]
     return tuple(stored.index(axis) for axis in (3, 2, 1))
 
 
-def expected_size(record: Array) -> int | None:
-    """Bytes of the file that the header describes, or None if it describes none."""
-    nx, ny, nz, mode, nsymbt = _ints(record, "nx", "ny", "nz", "mode", "nsymbt")
-    if min(nx, ny, nz) < 1 or mode not in MODES or nsymbt < 0:
+def _as_record(head: bytes, order: str) -> Array:
+    """Return header bytes as a structured array without axes."""
+    return np.frombuffer(head, HEADER_DTYPE.newbyteorder(cast(Any, order)), 1).reshape(()).copy()
+
+
+def _is_marked(head: bytes) -> bool:
+    return head[208:211] == b"MAP"
+
+
+def _byte_orders(head: bytes) -> str:
+    """Return the byte order that the machine stamp states, or both if there is none."""
+    if _is_marked(head):
+        with suppress(ValueError):
+            return str(byte_order_from_machine_stamp(head[212:216]))
+    return "<>"
+
+
+def _stated_size(record: Array) -> int | None:
+    """Return the bytes of the file that the header describes, or None if it describes none."""
+    nx, ny, nz, mode, nsymbt = (field(record, name) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
+    if min(nx, ny, nz) < 1 or mode not in _MODES or nsymbt < 0:
         return None
-    return HEADER_BYTES + nsymbt + nx * ny * nz * np.dtype(MODES[mode]).itemsize
+    return HEADER_BYTES + nsymbt + nx * ny * nz * int(dtype_from_mode(mode).itemsize)
 
 
-def _ints(record: Array, *names: str) -> list[int]:
-    """Fields as Python integers, which do not overflow."""
-    return [int(record[name]) for name in names]
-
-
-def _old_header(path: Path, head: bytes, size: int, permissive: bool, notes: list[str]) -> Array:
-    """Header without the MAP mark, as programs wrote before 2000."""
-    fitting = [as_record(head, order) for order in "<>" if expected_size(as_record(head, order)) == size]
-    if len(fitting) != 1:
+def _settled_by_size(
+    path: Path, head: bytes, size: int, records: list[Array], permissive: bool, notes: list[str]
+) -> Array:
+    """Return the one of two byte orders whose sizes agree with the file, of a header without mark or known stamp."""
+    fitting = [record for record in records if _stated_size(record) == size]
+    if _is_marked(head):
+        shown = head[212:216].hex(" ")
+        if len(fitting) != 1:
+            raise FileFormatError(
+                f"{path}: unknown machine stamp {shown} (expected 44 44 or 11 11), and the size of the file does not "
+                "tell the byte order either; write the file again with a program that sets it"
+            )
+        order = byte_order(fitting[0])
+        notes.append(f"unknown machine stamp {shown}; the size of the file tells the byte order {order!r}")
+    elif len(fitting) != 1:
         raise FileFormatError(
             f"{path}: not an MRC file{_looks_like(head)}: no MAP mark at byte 208, and its {size} bytes are "
             "not what an old header would ask for. Export the tomogram as MRC"
         )
-    record = fitting[0]
-    if not permissive and not _is_plain(record):
+    elif not permissive and not _is_plain(fitting[0]):
         raise FileFormatError(
             f"{path}: no MAP mark at byte 208 of the header. The sizes agree, so if you know that it is an "
-            "MRC file read it with permissive=True (--permissive)"
+            "MRC file, pass `permissive=True`"
         )
-    notes.append("old header without the MAP mark; read because its sizes agree with the file")
-    _check_numbers(path, record)
-    # The old layout holds the origin in the order z, x, y where the mark, the stamp and rms are now.
-    floats = np.frombuffer(head, np.dtype("f4").newbyteorder(cast(Any, byte_order(record))), 3, 208)
-    record["origin"]["z"], record["origin"]["x"], record["origin"]["y"] = floats
-    return record
+    else:
+        notes.append("old header without the MAP mark; read because its sizes agree with the file")
+    return fitting[0]
 
 
 def _is_plain(record: Array) -> bool:
-    """Whether all that an unmarked header says makes sense."""
-    n_labels, *sampling = _ints(record, "nlabl", "mx", "my", "mz")
+    """Return whether everything that an unmarked header says makes sense."""
+    n_labels = field(record, "nlabl")
     labels = [bytes(label) for label in record["label"][: max(n_labels, 0)]]
     return (
         1 <= n_labels <= 10
-        and min(sampling) > 0
+        and min(field(record, name) for name in ("mx", "my", "mz")) > 0
         and sorted(axis_numbers(record)) == [1, 2, 3]
         and bool(record["dmin"] <= record["dmax"])
         and all(label.rstrip(b"\0").decode("latin-1").isprintable() for label in labels)
@@ -230,7 +218,7 @@ def _is_plain(record: Array) -> bool:
 
 
 def _looks_like(head: bytes) -> str:
-    """What a file seems to be instead, for messages."""
+    """Return what a file seems to be instead, for messages."""
     kinds = {
         b"\x89HDF": "HDF5",
         b"II*\0": "TIFF",
@@ -245,11 +233,11 @@ def _looks_like(head: bytes) -> str:
 
 
 def _check_numbers(path: Path, record: Array) -> None:
-    """Refuse what the header says if no volume can be read by it."""
-    nx, ny, nz, mode, nsymbt = _ints(record, "nx", "ny", "nz", "mode", "nsymbt")
-    packed = mode == 0 and (_imod_flags(record) or 0) & 16
-    if mode not in MODES or packed:
-        what = REFUSED_MODES.get(101 if packed else mode, "unknown")
+    """Refuse a header by which no volume can be read."""
+    nx, ny, nz, mode, nsymbt = (field(record, name) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
+    is_packed = mode == 0 and (_imod_flags(record) or 0) & 16
+    if mode not in _MODES or is_packed:
+        what = _REFUSED_MODES.get(101 if is_packed else mode, "unknown")
         raise FileFormatError(
             f"{path}: mode {mode}: {what}. Modes 0, 1, 2, 6 and 12 can be read; convert the file to mode 2"
         )
@@ -264,8 +252,8 @@ def _check_numbers(path: Path, record: Array) -> None:
         )
 
 
-def _unsigned_bytes(record: Array) -> str:
-    """Why bytes are unsigned, or nothing: MRC2014 says signed, IMOD wrote unsigned for long."""
+def _reason_for_unsigned_bytes(record: Array) -> str:
+    """Return why bytes are unsigned, or nothing: MRC2014 says signed, IMOD wrote unsigned ones for long."""
     flags = _imod_flags(record)
     if flags is not None:
         return "" if flags & 1 else "IMOD's flag says so"
@@ -273,7 +261,7 @@ def _unsigned_bytes(record: Array) -> str:
 
 
 def _imod_flags(record: Array) -> int | None:
-    """Bits that IMOD sets (1: bytes are signed, 16: two values in a byte), or None without its stamp."""
+    """Return the bits that IMOD sets (1: signed bytes, 16: two values in a byte), or None without its stamp."""
     words = np.dtype("u4").newbyteorder(cast(Any, byte_order(record)))
     stamp, flags = np.frombuffer(record["extra2"].tobytes(), words, 2, 40)
-    return int(flags) if stamp == IMOD_STAMP else None
+    return int(flags) if stamp == _IMOD_STAMP else None

@@ -8,11 +8,11 @@ from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.utils import machine_stamp_from_byte_order
 
-from .mapped import claim, release, scratch_array
-from .mrc_header import HEADER_BYTES, Array, byte_order
-from .placing import beside, require_place
-from .voxels import SLAB_BYTES
+from .mapped import SLAB_BYTES, Array, allocate, release, scratch_array
+from .mrc_header import HEADER_BYTES, byte_order
+from .placing import atomic_file, require_place
 from .writing import WritingPlan, as_stored
 
 
@@ -20,7 +20,7 @@ def write_mrc(plan: WritingPlan, data: Array) -> None:
     """Write a volume as an MRC file; see :func:`write_volume`."""
     head = _Head.of(plan)
     require_place(plan.path, overwrite=plan.overwrite, n_bytes=head.n_bytes)
-    with beside(plan.path, overwrite=plan.overwrite) as file:
+    with atomic_file(plan.path, overwrite=plan.overwrite) as file:
         file.write(head.record.tobytes() + head.extended)
         head.finish(file, _write_slabs(file, data, head.dtype))
 
@@ -30,15 +30,15 @@ def creating_mrc(plan: WritingPlan) -> Iterator[Array]:
     """Write a volume as an MRC file piece by piece; see :func:`creating_volume`."""
     head = _Head.of(plan)
     require_place(plan.path, overwrite=plan.overwrite, n_bytes=head.n_bytes)
-    with beside(plan.path, overwrite=plan.overwrite) as file:
+    with atomic_file(plan.path, overwrite=plan.overwrite) as file:
         file.write(head.record.tobytes() + head.extended)
         if plan.dtype == "float16":
-            # Sums of weighted pieces would be rounded at every step.
+            # In float16 sums of weighted pieces would be rounded at every step.
             data = scratch_array(plan.path.parent, plan.shape)
             yield data
             head.finish(file, _write_slabs(file, data, head.dtype))
         else:
-            claim(file, head.n_bytes)
+            allocate(file, head.n_bytes)
             data = np.memmap(cast(Any, file), head.dtype, "r+", head.n_bytes - math.prod(plan.shape) * 4, plan.shape)
             yield data
             head.finish(file, _statistics(data))
@@ -47,7 +47,7 @@ def creating_mrc(plan: WritingPlan) -> Iterator[Array]:
 
 @dataclass(frozen=True)
 class _Head:
-    """What stands before the voxels, and how they are stored."""
+    """The header before the voxels, and the type in which they are stored."""
 
     record: Array
     extended: bytes
@@ -67,18 +67,18 @@ class _Head:
         for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
             self.record[name] = value
         if self.record["mode"] == 12:
-            # Read back as half floats the deviation overflows from some ten thousand voxels on, and a true one would
-            # count as wrong: negative is MRC2014's way to say that it is not known.
+            # A program that computes the deviation in half floats overflows from some ten thousand voxels on, and would
+            # call the true one wrong: a negative value means "not known" in MRC2014.
             self.record["rms"] = -1
         file.seek(0)
         file.write(self.record.tobytes())
 
 
 def _new_header(plan: WritingPlan) -> Array:
-    """Header of a volume, with all that is worth keeping of another one's."""
+    """Return the header of a volume, with everything that is worth keeping from another one's."""
     like, shape = plan.like, plan.shape
     record = like.header.record.copy() if like else np.zeros((), HEADER_DTYPE.newbyteorder("="))
-    keep_sampling = like is not None and like.data.shape == shape and int(record["mz"]) not in (0, 1)
+    keep_sampling = like is not None and like.shape == shape and int(record["mz"]) not in (0, 1)
     starts = like.header.start if like else (0, 0, 0)
     for axis, n, start, size in zip("zyx", shape, starts, plan.voxel_size, strict=True):
         record[f"n{axis}"], record[f"n{axis}start"] = n, start
@@ -89,22 +89,22 @@ def _new_header(plan: WritingPlan) -> Array:
         record["cellb"] = (90, 90, 90)
     record["mapc"], record["mapr"], record["maps"] = 1, 2, 3
     record["ispg"], record["nversion"], record["map"] = 1, 20141, b"MAP "
-    record["machst"] = (0x44, 0x44, 0, 0) if byte_order(record) == "<" else (0x11, 0x11, 0, 0)
+    record["machst"] = list(machine_stamp_from_byte_order(byte_order(record)))
     extended = like.header.extended if like else b""
     record["nsymbt"] = len(extended)
     if extended and not record["exttyp"].tobytes().strip(b" \0"):
-        # MRC2014 asks for a kind and has no code for an unknown one. Text was CCP4's, its symmetry operators; anything
-        # else dates from when there was one format. Numbers per section are told by nint and nreal, which are kept.
+        # MRC2014 requires a kind and has no code for an unknown one. Text was CCP4's, its symmetry operators; anything
+        # else dates from the time of a single format. The numbers per section are in nint and nreal, which are kept.
         record["exttyp"] = b"CCP4" if extended.isascii() else b"MRCO"
     _add_label(record, plan.label)
     return record
 
 
 def _add_label(record: Array, label: str | None) -> None:
-    """Close the gaps between the labels and add one, in place of the last if there are ten."""
+    """Add a label after the others, without gaps, or in place of the last if there are ten."""
     text = "Written by equitomo" if label is None else label
     if len(text) > 80 or not (text.isascii() and text.isprintable() and text.strip()):
-        raise ValueError(f"label must be 1 to 80 printable ASCII characters, got {len(text)}: {text!r}")
+        raise ValueError(f"`label` must be 1 to 80 printable ASCII characters, got {len(text)}: {text!r}")
     labels = [bytes(old) for old in record["label"] if bytes(old).strip(b" \0")][:9]
     labels.append(text.ljust(80).encode("ascii"))
     record["nlabl"] = len(labels)
@@ -112,7 +112,7 @@ def _add_label(record: Array, label: str | None) -> None:
 
 
 def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
-    """Write voxels a few sections at a time; return their minimum, maximum, mean and deviation."""
+    """Write voxels a few sections at a time, and return their minimum, maximum, mean and deviation."""
 
     def write(slab: Array) -> Array:
         stored = as_stored(slab, dtype)
@@ -123,13 +123,13 @@ def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[flo
 
 
 def _statistics(data: Array, store: Callable[[Array], Array] = np.asarray) -> tuple[float, float, float, float]:
-    """Minimum, maximum, mean and deviation of what ``store`` makes of the voxels, a few sections at a time."""
+    """Return minimum, maximum, mean and deviation of the voxels that ``store`` returns, a few sections at a time."""
     step = max(1, SLAB_BYTES // (data[0].size * data.itemsize))
     low, high, mean, square, count = np.inf, -np.inf, 0.0, 0.0, 0
     for begin in range(0, len(data), step):
         stored = store(data[begin : begin + step])
         with np.errstate(over="ignore", invalid="ignore"):
-            # Means and squares of two parts combine exactly; sums of squares would cancel.
+            # Means and centred squares of two parts combine exactly; plain sums of squares would cancel.
             n, centre = stored.size, float(stored.mean(dtype=np.float64))
             square += float(np.square(np.subtract(stored, centre, dtype=np.float64)).sum())
             square += (centre - mean) ** 2 * count * n / (count + n)
@@ -138,5 +138,5 @@ def _statistics(data: Array, store: Callable[[Array], Array] = np.asarray) -> tu
             low, high = min(low, float(stored.min())), max(high, float(stored.max()))
         release(data)
     if not np.isfinite([low, high, mean, square]).all():
-        return 0.0, -1.0, -2.0, -1.0  # MRC2014's way to say that they are not known
+        return 0.0, -1.0, -2.0, -1.0  # these mean "not known" in MRC2014
     return low, high, mean, float(np.sqrt(square / count))

@@ -1,4 +1,4 @@
-"""Opening files for reading, with errors that say what to do."""
+"""Open files for reading, with errors that say what to do."""
 
 import errno
 import os
@@ -12,11 +12,11 @@ MAX_TEXT_BYTES = 1 << 26
 
 
 def open_regular(path: str | Path, kind: str) -> BinaryIO:
-    """Open a file for reading, with an error that says what to do."""
-    path = named(path)
+    """Open a file for reading; ``kind`` is what messages call it."""
+    path = valid_path(path)
     try:
         mode = path.stat().st_mode
-        # Opening a pipe would wait for ever.
+        # Opening a pipe would wait forever.
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise FileFormatError(f"{path}: not a regular file; give the name of {kind}")
         return path.open("rb")
@@ -30,9 +30,9 @@ def open_regular(path: str | Path, kind: str) -> BinaryIO:
 
 
 def read_text(path: Path, kind: str, expected: str) -> str:
-    """The text of a file, refused if it is none or empty."""
+    """Return the text of a file; messages call it ``kind`` and say what was ``expected``."""
     with open_regular(path, f"a {kind}") as file:
-        # Python sets aside as many bytes as it is asked for.
+        # Python allocates as many bytes as are asked for.
         content = file.read(min(os.fstat(file.fileno()).st_size, MAX_TEXT_BYTES) + 1)
     if len(content) > MAX_TEXT_BYTES or b"\0" in content:
         raise FileFormatError(f"{path}: not a text file; {expected}")
@@ -41,8 +41,8 @@ def read_text(path: Path, kind: str, expected: str) -> str:
     return content.decode("utf-8-sig", "replace")
 
 
-def named(path: str | Path) -> Path:
-    """Path, refused if no file can have that name."""
+def valid_path(path: str | Path) -> Path:
+    """Return the path, or raise an error if no file can have that name."""
     if not str(path) or "\0" in str(path):
-        raise ValueError(f"path must be the name of a file, without NUL characters, got {str(path)!r}")
+        raise ValueError(f"`path` must be the name of a file, without NUL characters, got {str(path)!r}")
     return Path(path)

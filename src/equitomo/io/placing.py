@@ -1,4 +1,4 @@
-"""Give files their names only when they are whole, and never at the cost of another file."""
+"""Write files that take their names only when they are complete, and never at the cost of another file."""
 
 import errno
 import os
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .opening import named
+from .opening import valid_path
 
-# What beside() calls a file that is not whole yet, after a kill too.
+# The ending of a file that is not complete yet; a killed process leaves such a file behind.
 PARTIAL = ".????????.partial"
 
 
 def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0, folder: bool = False) -> Path:
-    """Refuse, before any work, a target that could not be written; ``folder`` says that it may be a folder."""
-    target = named(target)
+    """Raise an error, before any work, if the target could not be written; with ``folder`` it may be a folder."""
+    target = valid_path(target)
     try:
         if not stat.S_ISDIR(target.parent.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "not a folder")
@@ -37,11 +37,11 @@ def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int =
 
 
 @contextmanager
-def beside(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[BinaryIO]:
-    """Open a new file beside the target that takes its name at the end, if all went well."""
+def atomic_file(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[BinaryIO]:
+    """Open a new file beside the target that takes its name at the end of the ``with`` block, unless that fails."""
     target = require_place(target, overwrite=overwrite, n_bytes=n_bytes)
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
-    # A link put there by someone else must be neither followed nor replaced.
+    # A link that someone else put there must be neither followed nor replaced.
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(partial, flags, 0o666)
@@ -58,8 +58,8 @@ def beside(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> 
 
 
 @contextmanager
-def folder_beside(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[Path]:
-    """Make a folder beside the target that takes its name at the end, if all went well."""
+def atomic_folder(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[Path]:
+    """Make a folder beside the target that takes its name at the end of the ``with`` block, unless that fails."""
     target = require_place(target, overwrite=overwrite, n_bytes=n_bytes, folder=True)
     partial, old = (target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
     try:
@@ -71,7 +71,7 @@ def folder_beside(target: str | Path, *, overwrite: bool = False, n_bytes: int =
         _flush(partial)
         if not overwrite and os.path.lexists(target):
             raise _exists(target)
-        # A folder with something in it cannot be replaced in one step.
+        # A folder that is not empty cannot be replaced in one step.
         if os.path.lexists(target):
             target.rename(old)
         try:
@@ -89,19 +89,19 @@ def folder_beside(target: str | Path, *, overwrite: bool = False, n_bytes: int =
                 left.unlink(missing_ok=True)
 
 
-def write_whole(target: str | Path, content: bytes, *, overwrite: bool = False) -> None:
+def write_atomically(target: str | Path, content: bytes, *, overwrite: bool = False) -> None:
     """Write a small file, whole or not at all."""
-    with beside(target, overwrite=overwrite, n_bytes=len(content)) as file:
+    with atomic_file(target, overwrite=overwrite, n_bytes=len(content)) as file:
         file.write(content)
 
 
-def no_link(path: str, flags: int) -> int:
-    """An ``opener`` for :func:`open` that follows no symbolic link."""
+def open_without_links(path: str, flags: int) -> int:
+    """Open a file without following a symbolic link; an ``opener`` for :func:`open`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power failure."""
+    """Make the names in a folder survive a power failure."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -111,7 +111,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Make all that is in a folder last through a power failure."""
+    """Make the whole content of a folder survive a power failure."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -122,7 +122,7 @@ def _flush(folder: Path) -> None:
 
 
 def _publish(partial: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished file its name, and make that last."""
+    """Give the complete file its name, and make the name survive a power failure."""
     if overwrite:
         partial.replace(target)
     else:
@@ -131,7 +131,7 @@ def _publish(partial: Path, target: Path, overwrite: bool) -> None:
             os.link(partial, target, follow_symlinks=False)
         except FileExistsError as error:
             raise _exists(target) from error
-        except OSError as error:  # some file systems have no links
+        except OSError as error:  # some file systems have no hard links
             if os.path.lexists(target):
                 raise _exists(target) from error
             partial.replace(target)
@@ -139,12 +139,12 @@ def _publish(partial: Path, target: Path, overwrite: bool) -> None:
 
 
 def _cannot_write(target: Path, error: OSError) -> OSError:
-    """Error of the same kind that names the target and the remedy."""
+    """Return an error of the same kind that names the target and what to do."""
     remedy = f"cannot write in the folder {target.parent}: {error.strerror}. Give one that exists and is writable"
     return type(error)(error.errno, remedy, str(target))
 
 
 def _exists(target: Path) -> FileExistsError:
-    """Error for a target that is there already."""
-    remedy = "exists already; choose another name, or allow to replace it with overwrite=True (--overwrite)"
+    """Return the error for a target that exists already."""
+    remedy = "exists already; choose another name, or pass `overwrite=True` to replace it"
     return FileExistsError(errno.EEXIST, remedy, str(target))

@@ -11,11 +11,11 @@ Lines = list[tuple[int, str]]
 
 
 def star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list[tuple[int, list[str]]]]]:
-    """Name, columns and rows of every ``loop_`` of a STAR file."""
+    """Yield the block's name, the columns and the rows of every ``loop_`` in a STAR file."""
     block, columns, rows = "", list[str](), list[tuple[int, list[str]]]()
-    state = "pairs"  # then "head" below loop_, then "rows"
+    state = "pairs"  # "head" after loop_, then "rows"
     for line, text in [*lines, (len(lines) + 1, "data_")]:
-        # A comment is a word that begins with #; column heads end in one, "#3".
+        # A comment is a word that begins with #; the heads of columns end in one, such as "#3".
         words = re.findall(r"\"[^\"]*\"|'[^']*'|#.*|\S+", text)
         words = [word.strip("\"'") for word in words if not word.startswith("#")]
         first = words[0] if words else ""
@@ -34,4 +34,4 @@ def star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list
             state = "rows"
             rows.append((line, words))
         elif words and not first.startswith("_"):
-            raise FileFormatError(f"{path}: line {line}: expected data_, loop_ or a label, so not a STAR file")
+            raise FileFormatError(f"{path}: line {line}: expected data_, loop_ or a label, so this is not a STAR file")

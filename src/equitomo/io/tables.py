@@ -14,19 +14,19 @@ from .opening import read_text
 from .star import star_tables
 
 COLUMNS = ("first", "second", "tilts", "tilt_axis", "mask")
-# What RELION 5 and programs that follow it call them.
+# The names of these columns in RELION 5 and in programs that follow it.
 LABELS = {
     "rlnTomoReconstructedTomogramHalf1": "first",
     "rlnTomoReconstructedTomogramHalf2": "second",
     "rlnTomoTiltSeriesStarFile": "tilts",
     "rlnMaskName": "mask",
 }
-# A tomogram that was made of all tilts; it stands for the first half where a table names none.
+# A tomogram made from all tilts; it is taken as the first half where a table names no halves.
 WHOLE = "rlnTomoReconstructedTomogram"
 LIMITS = ("rlnTiltMin", "rlnTiltMax")
-# The line, counted from 1, and its values by column.
+# The number of a line, counted from 1, and its values by column.
 Row = tuple[int, dict[str, str]]
-# Which columns must be there: both halves, or the first one.
+# The columns that a table must have: both halves, or the first one.
 Needed = tuple[str, ...]
 
 
@@ -37,9 +37,9 @@ class TableRow:
     Parameters
     ----------
     line
-        Where it stands, counted from 1.
+        Number of its line, counted from 1.
     first, second
-        The halves; ``second`` is ``None`` of a single volume.
+        The halves; ``second`` is ``None`` for a single volume.
     tilts
         A file, or ``LOW,HIGH`` in degrees; ``None`` if the table does not say.
     tilt_axis
@@ -57,41 +57,41 @@ class TableRow:
 
 
 def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
-    """Read which tomograms to work on from a CSV, TSV or STAR file.
+    """Read the list of tomograms to work on from a CSV, TSV or STAR file.
 
-    The first line of a CSV or TSV file names its columns; empty lines and those that begin with ``#`` are skipped.
-    Of a STAR file the first table with both halves is taken, by the labels of RELION 5
+    The first line of a CSV or TSV file names its columns; empty lines and lines that begin with ``#`` are skipped. In a
+    STAR file the first table with both halves is taken. Its columns have the labels of RELION 5
     (``rlnTomoReconstructedTomogramHalf1`` and ``Half2``, ``rlnTomoTiltSeriesStarFile``), with ``rlnTiltMin``,
-    ``rlnTiltMax`` and ``rlnMaskName`` as IsoNet 2 writes them, or by the names of this package. Paths are relative to
-    the table's folder. RELION's are relative to the folder of its project: those of a STAR file which are not in the
-    table's folder are taken from the nearest folder above it that has them.
+    ``rlnTiltMax`` and ``rlnMaskName`` as IsoNet 2 writes them, or the names that this package uses. Paths are relative
+    to the table's folder. RELION's paths are relative to the folder of its project, so a file that a STAR file names
+    and that is not in the table's folder is taken from the nearest folder above that has it.
 
     Parameters
     ----------
     path
         The table.
     need_second
-        False: a line may name no second half, the column may be missing, and of a STAR file the first table with
-        first halves, or with whole tomograms (``rlnTomoReconstructedTomogram``), is taken if none has both halves.
+        False: a line may lack the second half, the column may be missing, and if no table of a STAR file has both
+        halves the first one with first halves, or with whole tomograms (``rlnTomoReconstructedTomogram``), is taken.
 
     Raises
     ------
     FileFormatError
-        If the file is no such table, or a line of it cannot be used. The message names the line.
+        If the file is not such a table, or one of its lines cannot be used. The message names the line.
     OSError
         If the file cannot be opened.
 
     Warns
     -----
     FileFormatWarning
-        If a file that a STAR file names is in none of these folders.
+        If none of these folders has a file that a STAR file names.
     """
     path = Path(path)
     needed = ("first", "second") if need_second else ("first",)
     expected = _expected(needed)
     readers = {".csv": ",", ".tsv": "\t", ".star": None}
     if path.suffix.lower() not in readers:
-        raise FileFormatError(f"{path}: the extension {path.suffix!r} does not tell a table; {expected}")
+        raise FileFormatError(f"{path}: the extension {path.suffix!r} is not that of a table; {expected}")
     lines = list(enumerate(read_text(path, "table", expected).splitlines(), 1))
     delimiter = readers[path.suffix.lower()]
     found = list(_star(path, lines, needed) if delimiter is None else _separated(path, lines, delimiter, needed))
@@ -105,8 +105,8 @@ def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
 def _expected(needed: Needed) -> str:
     *most, last = (name for name in COLUMNS if name not in needed)
     return (
-        f"expected is a table named .csv (commas), .tsv (tabs) or .star, with the column{'s' * (len(needed) > 1)} "
-        f"{' and '.join(needed)}, and if wanted {', '.join(most)} and {last}"
+        f"expected a table named .csv (commas), .tsv (tabs) or .star, with the column{'s' * (len(needed) > 1)} "
+        f"{' and '.join(needed)}, and optionally {', '.join(most)} and {last}"
     )
 
 
@@ -128,8 +128,8 @@ def _separated(path: Path, lines: list[tuple[int, str]], delimiter: str, needed:
             _check_names(path, line, names, needed)
         elif len(values) != len(names):
             raise FileFormatError(
-                f"{path}: line {line} has {len(values)} values, the head names {len(names)} columns; put a value with "
-                'a comma in it, as "-60,60", between quotes'
+                f"{path}: line {line} has {len(values)} values, the head names {len(names)} columns; put a value that "
+                'contains a comma, such as "-60,60", between quotes'
             )
         else:
             yield line, dict(zip(names, values, strict=True))
@@ -170,7 +170,7 @@ def _row(path: Path, line: int, values: dict[str, str], needed: Needed) -> Table
         raise FileFormatError(f"{path}: line {line}: no {missing[0]} half; {remedy}")
     axis = given.get("tilt_axis")
     if axis not in (None, "y", "x"):
-        raise FileFormatError(f"{path}: line {line}: tilt_axis is y or x, got {axis!r}")
+        raise FileFormatError(f"{path}: line {line}: tilt_axis must be y or x, got {axis!r}")
     tilts = given.get("tilts")
     if tilts is None and all(limit in given for limit in LIMITS):
         tilts = ",".join(given[limit] for limit in LIMITS)
@@ -186,26 +186,26 @@ def _row(path: Path, line: int, values: dict[str, str], needed: Needed) -> Table
 
 
 def _place(path: Path, line: int, name: str) -> Path:
-    """Where a file is that the table names."""
-    beside = path.parent / name
-    if path.suffix.lower() != ".star" or Path(name).is_absolute() or os.access(beside, os.F_OK):
-        return beside
-    # Links are not resolved: the folder of a job may lie on another disk, and that of the project not above it there.
+    """Return the path of a file that the table names."""
+    in_folder = path.parent / name
+    if path.suffix.lower() != ".star" or Path(name).is_absolute() or os.access(in_folder, os.F_OK):
+        return in_folder
+    # Links are not resolved: the folder of a job may lie on another disk, where the project's folder is not above it.
     folder = Path(os.path.normpath(path.parent.absolute()))
     for above in folder.parents:
         if os.access(above / name, os.F_OK):
             return above / name
-    # No error: other lines may be of use, and a command reports what it cannot open by its line.
+    # This is not an error: other lines may be usable, and a command reports by its line what it cannot open.
     note = f"{name} is neither in {folder} nor in a folder above it; leave the table where it was written"
-    warnings.warn(f"{path}: line {line}: {note}, or mend its paths", FileFormatWarning, stacklevel=4)
-    return beside
+    warnings.warn(f"{path}: line {line}: {note}, or correct its paths", FileFormatWarning, stacklevel=4)
+    return in_folder
 
 
 def _refuse_repetitions(path: Path, rows: list[TableRow]) -> None:
-    """A file in two places is a slip of the pen, or would make halves of two tomograms out of one."""
+    """Refuse a file that is named twice, by mistake or as the half of two tomograms."""
     seen: dict[Path, int] = {}
     for row in rows:
         for half in filter(None, (row.first, row.second)):
             if half in seen:
-                raise FileFormatError(f"{path}: line {row.line}: {half} stands in line {seen[half]} already")
+                raise FileFormatError(f"{path}: line {row.line}: {half} is named in line {seen[half]} already")
             seen[half] = row.line

@@ -1,5 +1,6 @@
 """Read tilt angles from the files that tomography programs write."""
 
+import math
 import re
 import warnings
 from collections import Counter
@@ -7,19 +8,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import FileFormatError, FileFormatWarning
+from .fei import fei_metadata
+from .mrc import read_header
+from .mrc_header import field
 from .opening import read_text
 from .star import Lines, star_tables
 
-# One angle and the number of its line, counted from 1.
-Found = tuple[int, float]
+# One angle and where it stands: a line, counted from 1, or a section, counted from 0.
+Found = tuple[str, float]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
-# Series are recorded in steps of a degree or more: a smaller span is one view twice, or the radians of a short series.
+# Series are recorded in steps of a degree or more: a smaller span means one view twice, or radians of a short series.
 LEAST_SPAN = 1.0
-UNDERSTOOD = (
-    "understood are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them (.xf), SerialEM "
-    "(.mdoc), AreTomo (.aln) and RELION (.star); or write the angles in degrees, one per line, into a .tlt file"
+_EXPECTED = (
+    "files that can be read are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them "
+    "(.xf), SerialEM (.mdoc), AreTomo (.aln), RELION (.star) and tilt series with an FEI extended header (.mrc .st); "
+    "or write the angles in degrees, one per line, into a .tlt file"
 )
 
 
@@ -28,53 +33,52 @@ def read_tilts(
 ) -> tuple[float, ...]:
     r"""Read the tilt angles of one tilt series.
 
-    The extension says how the file is read, and its content has to agree; nothing is guessed.
+    The extension decides how the file is read, and its content has to agree; nothing is guessed.
 
     ====================== =================================================================
     ``.tlt .rawtlt .txt``  one number per line; blank lines and what follows ``#`` are skipped
-    ``.xf``                IMOD's transforms: the ``.tlt`` of that name, which must have as many
+    ``.xf``                IMOD's transforms: the ``.tlt`` of the same name, with as many angles
     ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section
     ``.aln``               AreTomo: column ``TILT`` of the kept views, not of ``DarkFrame``
     ``.star``              RELION: ``rlnTomoYTilt`` (refined), else ``rlnTomoNominalStageTiltAngle``
+    ``.mrc .st``           FEI: ``Alpha tilt`` of every section, in the extended header
     ====================== =================================================================
 
-    The wedge is that of the angles which the tomogram was reconstructed with. AreTomo adds its ``AlphaOffset`` to
-    ``TILT``, IMOD that of the alignment to the ``.tlt``, RELION has it in ``rlnTomoYTilt``: nothing is added here. The
-    angles of the stage (``.mdoc``, ``.rawtlt``) know of no pre-tilt, and an ``OFFSET`` that was given to IMOD's
-    ``tilt`` stands in none of the files; :func:`equitomo.judge_geometry` tells both where they matter.
+    The missing wedge is that of the angles with which the tomogram was reconstructed. AreTomo adds its ``AlphaOffset``
+    to ``TILT``, IMOD that of the alignment to the ``.tlt``, RELION has it in ``rlnTomoYTilt``: nothing is added here.
+    The angles of the stage (``.mdoc``, ``.rawtlt``, FEI) do not contain a pre-tilt, and none of the files contains an
+    ``OFFSET`` that was given to IMOD's ``tilt``; :func:`equitomo.judge_geometry` finds both where they matter.
 
     Parameters
     ----------
     path
         The file.
     n_expected
-        Number of images in the stack; a different number of angles is warned of. None does not
-        compare.
+        Number of images in the stack; a warning is issued if the number of angles differs. None does not compare.
     name
-        Which tilt series of a STAR file: its ``data_`` block or its ``rlnTomoName``. None is for
-        files with one series only.
+        The tilt series to read from a STAR file: its ``data_`` block or its ``rlnTomoName``. None is for files with one
+        series only.
     sort
         True: ascending. False: in the order of the file, which is that of the images.
 
     Returns
     -------
     tuple of float
-        Angles in degrees, duplicates included, fit for :class:`equitomo.TiltGeometry`.
+        Angles in degrees, duplicates included, as :class:`equitomo.TiltGeometry` takes them.
 
     Raises
     ------
     FileFormatError
-        If the file is not one of these, has a line that is no angle, fewer than two different
-        angles, a span of less than 1 degree, or angles that cannot be degrees of a tilt series.
-        The message names the line.
+        If the file is not one of these, or has a line that is not an angle, fewer than two different angles, a span of
+        less than 1 degree, or angles that cannot be degrees of a tilt series. The message names the line.
     OSError
         If the file cannot be opened.
 
     Warns
     -----
     FileFormatWarning
-        If a list is not in ascending order (in the other formats that is the normal order of
-        acquisition), angles repeat, all are below 2 degrees, or their number is unexpected.
+        If a list is not in ascending order (in the other formats this is the normal order of acquisition), angles
+        repeat, all are below 2 degrees, or their number is unexpected.
 
     Examples
     --------
@@ -86,15 +90,18 @@ def read_tilts(
     path = Path(path)
     n_transforms = None
     if path.suffix.lower() == ".xf":
-        n_transforms, path = _beside_transforms(path)
+        n_transforms, path = _list_of_transforms(path)
     reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise FileFormatError(f"{path}: {_refusal(path)}; {UNDERSTOOD}")
-    found = reader(path, list(enumerate(read_text(path, "tilt file", UNDERSTOOD).splitlines(), 1)), name)
+    if path.suffix.lower() in (".mrc", ".st"):
+        found = _read_fei(path)
+    elif reader is not None:
+        found = reader(path, list(enumerate(read_text(path, "tilt file", _EXPECTED).splitlines(), 1)), name)
+    else:
+        raise FileFormatError(f"{path}: {_reason_for_refusal(path)}; {_EXPECTED}")
     if n_transforms not in (None, len(found)):
         raise FileFormatError(
             f"{path}: has {len(found)} angles, but there are {n_transforms} transforms in the .xf beside it, expected "
-            "one for each view; take both from one alignment"
+            "one for each view; take both from the same alignment"
         )
     _check_angles(path, found)
     angles = [angle for _, angle in found]
@@ -103,17 +110,17 @@ def read_tilts(
     return tuple(sorted(angles) if sort else angles)
 
 
-def _refusal(path: Path) -> str:
-    """Why a file of another kind is refused."""
+def _reason_for_refusal(path: Path) -> str:
+    """Return why a file of another kind is refused."""
     if path.suffix.lower() in (".prexf", ".prexg", ".xg"):
         return "IMOD's transforms hold no tilt angles; give the .tlt file beside it"
-    return f"the extension {path.suffix!r} does not tell a file of tilt angles"
+    return f"the extension {path.suffix!r} is not that of a file of tilt angles"
 
 
-def _beside_transforms(path: Path) -> tuple[int, Path]:
-    """Number of IMOD's transforms, which turn and shift images in their plane, and the list of their angles."""
+def _list_of_transforms(path: Path) -> tuple[int, Path]:
+    """Return the number of IMOD's transforms, which rotate and shift images in their plane, and the list of angles."""
     n_transforms = 0
-    for line, text in enumerate(read_text(path, "file of transforms", UNDERSTOOD).splitlines(), 1):
+    for line, text in enumerate(read_text(path, "file of transforms", _EXPECTED).splitlines(), 1):
         numbers = text.split()
         if numbers and (len(numbers) != 6 or not all(NUMBER.fullmatch(number) for number in numbers)):
             raise FileFormatError(f"{path}: line {line} is not one of IMOD's transforms, which are six numbers")
@@ -128,18 +135,31 @@ def _beside_transforms(path: Path) -> tuple[int, Path]:
 
 
 def _angle(path: Path, line: int, text: str) -> Found:
-    """One angle, or an error that names the line."""
+    """Return one angle, or raise an error that names the line."""
     if not NUMBER.fullmatch(text):
         raise FileFormatError(f"{path}: line {line}: {text!r} is not a tilt angle; expected a number of degrees")
-    return line, float(text)
+    return f"line {line}", float(text)
+
+
+def _read_fei(path: Path) -> list[Found]:
+    """Return the ``Alpha tilt`` of every section of a tilt series."""
+    header, _ = read_header(path, False, [])
+    metadata = fei_metadata(header, field(header.record, "nz"))
+    if metadata is None:
+        raise FileFormatError(f"{path}: has no FEI extended header with a tilt angle for each section; {_EXPECTED}")
+    found = [(f"section {n}", float(angle)) for n, angle in enumerate(metadata["Alpha tilt"])]
+    for place, angle in found:
+        if not math.isfinite(angle):
+            raise FileFormatError(f"{path}: {place}: {angle} is not a tilt angle; export the file again")
+    return found
 
 
 def _read_list(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """One number per line."""
+    """Return the angles of a list with one number per line."""
     found = []
     for line, text in lines:
         columns = text.split("#")[0].split()
-        # Which of several columns is the angle cannot be known: shifts pass for angles too.
+        # It is impossible to know which of several columns is the angle: shifts look like angles too.
         if len(columns) > 1 and all(NUMBER.fullmatch(column) for column in columns):
             raise FileFormatError(
                 f"{path}: line {line} has {len(columns)} columns, expected one angle per line; an AreTomo "
@@ -151,9 +171,9 @@ def _read_list(path: Path, lines: Lines, name: str | None) -> list[Found]:
 
 
 def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """``TiltAngle`` of every ``[ZValue = n]`` section."""
+    """Return the ``TiltAngle`` of every ``[ZValue = n]`` section."""
     found: list[Found] = []
-    section = 0  # line of the section that still lacks its angle
+    section = 0  # the line of the section whose angle has not been read yet
     inside = False
     for line, text in [*lines, (len(lines) + 1, "[end]")]:
         if text.lstrip().startswith("["):
@@ -171,14 +191,14 @@ def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
             section = 0
     if not found:
         raise FileFormatError(
-            f"{path}: no [ZValue = n] sections, so not the .mdoc of a tilt series (the .mdoc of one image's "
+            f"{path}: no [ZValue = n] sections, so this is not the .mdoc of a tilt series (the .mdoc of one image's "
             "frames has [FrameSet = 0]); give the .mdoc of the whole series"
         )
     return found
 
 
 def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """Column ``TILT`` of the table below ``# SEC ... TILT``, up to the next comment."""
+    """Return the column ``TILT`` of the table below ``# SEC ... TILT``, up to the next comment."""
     found: list[Found] = []
     columns: list[str] = []
     n_dark, n_raw = 0, None
@@ -186,13 +206,13 @@ def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
         words = text.lstrip("# ").split()
         if text.lstrip().startswith("#"):
             if found:
-                break  # the local alignment follows, which has other columns
+                break  # the table of the local alignment follows, with other columns
             columns = words if {"SEC", "TILT"} <= set(words) else columns
             n_dark += words[:1] == ["DarkFrame"]
             if words[:1] == ["RawSize"] and words[-1].isdecimal():
                 n_raw = words[-1]
         elif not columns:
-            continue  # AreTomo 3 says hello before it
+            continue  # AreTomo 3 writes a greeting before the table
         elif words and len(words) != len(columns):
             raise FileFormatError(
                 f"{path}: line {line} has {len(words)} columns, expected {len(columns)} as in the head"
@@ -200,7 +220,7 @@ def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
         elif words:
             found.append(_angle(path, line, words[columns.index("TILT")]))
     if not found:
-        raise FileFormatError(f"{path}: no table '# SEC ... TILT', so not an alignment of AreTomo; {UNDERSTOOD}")
+        raise FileFormatError(f"{path}: no table '# SEC ... TILT', so this is not an alignment of AreTomo; {_EXPECTED}")
     if n_raw is not None and str(len(found) + n_dark) != n_raw:
         note = f"{len(found)} views and {n_dark} dark ones, of {n_raw} in the stack; was it cut short?"
         warnings.warn(f"{path}: lists {note}", FileFormatWarning, stacklevel=3)
@@ -208,7 +228,7 @@ def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
 
 
 def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """The tilt column of the only series of a STAR file, or of the named one."""
+    """Return the tilt column of the series ``name`` in a STAR file, or of its only series."""
     series: dict[str, list[Found]] = {}
     linked = False
     for block, columns, rows in star_tables(path, lines):
@@ -220,27 +240,27 @@ def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
             key = row[columns.index("_rlnTomoName")] if "_rlnTomoName" in columns else block
             series.setdefault(key, []).append(_angle(path, line, row[columns.index(tilt)]))
     if not series:
-        hint = "give the file of one series, named in its column rlnTomoTiltSeriesStarFile" if linked else UNDERSTOOD
+        hint = "give the file of one series, named in its column rlnTomoTiltSeriesStarFile" if linked else _EXPECTED
         raise FileFormatError(f"{path}: no table with one of the columns {', '.join(TILT_COLUMNS)}; {hint}")
     if name is None and len(series) > 1:
-        raise FileFormatError(f"{path}: holds {len(series)} tilt series; choose with name= one of {_some(series)}")
+        raise FileFormatError(f"{path}: holds {len(series)} tilt series; choose one with `name`: {_some(series)}")
     if name is not None and name not in series:
-        raise FileFormatError(f"{path}: no tilt series {name!r}; name= must be one of {_some(series)}")
+        raise FileFormatError(f"{path}: no tilt series {name!r}; `name` must be one of {_some(series)}")
     return series[name or next(iter(series))]
 
 
 def _some(series: dict[str, list[Found]]) -> str:
-    """A few names, for messages."""
+    """Return a few names, for messages."""
     names = list(series)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _check_angles(path: Path, found: list[Found]) -> None:
-    """Refuse what cannot be the tilts of a series."""
-    for line, angle in found:
+    """Refuse angles that cannot be those of a tilt series."""
+    for place, angle in found:
         if abs(angle) > 90:
             raise FileFormatError(
-                f"{path}: line {line}: {angle:g} is not a tilt between -90 and 90 degrees; radians or "
+                f"{path}: {place}: {angle:g} is not a tilt between -90 and 90 degrees; radians or "
                 "degrees? Or another column?"
             )
     angles = [angle for _, angle in found]
@@ -262,7 +282,7 @@ def _check_angles(path: Path, found: list[Found]) -> None:
 
 
 def _surprises(angles: list[float], n_expected: int | None, *, is_list: bool) -> Iterator[str]:
-    """What is worth a warning."""
+    """Yield the warnings to be issued."""
     if is_list and angles != sorted(angles):
         yield "the angles are not in ascending order; make sure that the order is that of the images"
     repeated = [angle for angle, count in Counter(angles).items() if count > 1]

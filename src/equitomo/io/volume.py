@@ -1,13 +1,16 @@
 """A volume, and what its file says about it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .mrc_header import Array, Axes, MrcHeader
-from .voxels import StoredVoxels
+from .mapped import SLAB_BYTES, Array, Index, slabs_of
+from .mrc_header import Axes, MrcHeader
+from .mrc_voxels import MrcVoxels
 from .zarr_voxels import ZarrVoxels
 
 
@@ -15,38 +18,64 @@ from .zarr_voxels import ZarrVoxels
 class Volume:
     """A volume and what its file says about it.
 
+    Sliced like an array by integers and slices without steps, it gives arrays ``(z, y, x)``. :meth:`slabs` reads the
+    whole file once and keeps nothing in memory.
+
     Parameters
     ----------
-    data
-        Voxels with axes ``(z, y, x)`` in the stored type (of MRC files int8, uint8, int16, uint16,
-        float16 or float32) and native byte order. What a Zarr store holds is decoded where it is
-        indexed; ``numpy.asarray(data)`` reads all of it.
+    voxels
+        Voxels with axes ``(z, y, x)`` in the stored type (of MRC files int8, uint8, int16, uint16, float16 or float32)
+        and native byte order: an array, or voxels in a file.
     voxel_size
         Along ``(z, y, x)`` in ångström; 0 if the file does not say.
     header
         The rest of the header, for :func:`write_volume`. For other formats one that holds what they say.
     path
         The file it was read from.
-
-    Attributes
-    ----------
-    stored : StoredVoxels or None
-        The same voxels in the file, to be read piece by piece; ``None`` if ``data`` are others.
     """
 
-    data: Array | ZarrVoxels
+    voxels: Array | MrcVoxels | ZarrVoxels
     voxel_size: Axes
     header: MrcHeader
     path: Path
-    # Not an argument: dataclasses.replace(volume, data=...) must not leave the file's voxels behind.
-    stored: StoredVoxels | None = field(default=None, init=False, repr=False)
+
+    @property
+    def data(self) -> Array | ZarrVoxels:
+        """The voxels as an array, a map of the MRC file where possible.
+
+        The voxels of a Zarr store are decoded where they are indexed; ``numpy.asarray(data)`` reads all of them.
+        """
+        return self.voxels.array if isinstance(self.voxels, MrcVoxels) else self.voxels
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along ``(z, y, x)``."""
-        z, y, x = self.data.shape
+        z, y, x = self.voxels.shape
         return z, y, x
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels."""
+        return self.voxels.dtype
+
+    def __getitem__(self, index: Any, /) -> Array:
+        block: Array = self.voxels[index]
+        return block
+
+    def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
+        """Yield pieces of about ``n_bytes``, each with its place in the volume, in the order of the file.
+
+        A piece must be copied before the next one is asked for and must not be written to.
+
+        Raises
+        ------
+        OSError
+            If the file is gone, cannot be read to the end, or has become shorter or another one.
+        FileFormatError
+            If a packed file or a chunk is damaged.
+        """
+        return slabs_of(self.voxels, n_bytes) if isinstance(self.voxels, np.ndarray) else self.voxels.slabs(n_bytes)
+
     def as_float32(self) -> npt.NDArray[np.float32]:
-        """Voxels as float32: ``data`` itself if it has that type, else a converted copy."""
+        """Return the voxels as float32: ``data`` itself if it has that type, else a converted copy."""
         return np.asanyarray(self.data).astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""What is to be written, whatever the format."""
+"""The arguments of writing a volume, and the conversion of its voxels, for all formats."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from .mrc_header import Array, Axes
+from .mapped import Array
+from .mrc_header import Axes
 from .volume import Volume
 
 Precision = Literal["float32", "float16"]
@@ -36,33 +37,33 @@ class WritingPlan:
         label: str | None = None,
         overwrite: bool = False,
     ) -> Self:
-        """The plan, or a ValueError that names the argument that does not fit."""
+        """Return the plan, or raise a ValueError that names the argument that is wrong."""
         if len(shape) != 3 or 0 in shape:
-            raise ValueError(f"data must have three axes (z, y, x), none empty, got shape {shape}")
+            raise ValueError(f"`data` must have three axes (z, y, x), none empty, got shape {shape}")
         if dtype not in ("float32", "float16"):
-            raise ValueError(f'dtype must be "float32" or "float16", got {dtype!r}')
+            raise ValueError(f'`dtype` must be "float32" or "float16", got {dtype!r}')
         sizes = _three_sizes(voxel_size, like)
         return cls(path, (shape[0], shape[1], shape[2]), like, sizes, dtype, label, overwrite)
 
 
 def as_stored(slab: Array, dtype: np.dtype[Any]) -> Array:
-    """Voxels as they are stored, or a ValueError if a finite one has no room in that type."""
+    """Return voxels in the stored type, or raise a ValueError if that type cannot hold a finite one."""
     with np.errstate(over="ignore", invalid="ignore"):
         stored = np.ascontiguousarray(slab, dtype)
         if not np.can_cast(slab.dtype, dtype) and np.any(np.isinf(stored) & np.isfinite(slab)):
             raise ValueError(
-                f"data reach {np.abs(slab[np.isfinite(slab)]).max():g}, more than {dtype.name} can hold "
-                f'({np.finfo(dtype).max:g}); write with dtype="float32" or scale the volume'
+                f"`data` reaches {np.abs(slab[np.isfinite(slab)]).max():g}, more than {dtype.name} can hold "
+                f"({np.finfo(dtype).max:g}); pass `dtype='float32'` or scale the volume"
             )
     return stored
 
 
 def _three_sizes(voxel_size: float | Axes | None, like: Volume | None) -> Axes:
-    """Voxel size along (z, y, x), checked."""
+    """Return the voxel size along (z, y, x), checked."""
     if voxel_size is None:
         return like.voxel_size if like else (0.0, 0.0, 0.0)
     sizes = np.broadcast_to(np.asarray(voxel_size, dtype=float), 3) if np.size(voxel_size) in (1, 3) else [np.nan]
     if not all(0 <= size < np.inf for size in sizes):
-        raise ValueError(f"voxel_size must be one number or (z, y, x) in ångström, not negative, got {voxel_size}")
+        raise ValueError(f"`voxel_size` must be one number or (z, y, x) in ångström, not negative, got {voxel_size}")
     z, y, x = (float(size) for size in sizes)
     return z, y, x

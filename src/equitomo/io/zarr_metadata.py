@@ -1,4 +1,4 @@
-"""What an OME-Zarr store says of its image: where the voxels are, on which axes, and how large they are."""
+"""The metadata of an OME-Zarr store: where its voxels are, on which axes, and how large they are."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ from .errors import FileFormatError
 from .mrc_header import Axes
 from .opening import read_text
 
-# Names of the files that make a folder a group or an array of Zarr, of formats 3 and 2.
+# The files that make a folder a group or an array of Zarr, in formats 3 and 2.
 _NODES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _ANGSTROM = {
     "picometer": 1e-2,
@@ -22,7 +22,7 @@ _ANGSTROM = {
     "millimeter": 1e7,
     "meter": 1e10,
 }
-# Others may run code, as numcodecs' pickle does, or are not for numbers.
+# Other codecs may run code, as numcodecs' pickle does, or are not for numbers.
 _CODECS = {
     *("blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "fixedscaleoffset", "crc32", "crc32c"),
     *("bytes", "transpose", "sharding_indexed"),
@@ -36,11 +36,11 @@ class Level:
     Parameters
     ----------
     folder
-        Of the array.
+        The folder of the array.
     axes
         Which of the array's axes are z, y and x.
     n_axes
-        How many the array has.
+        How many axes the array has.
     voxel_size
         Along ``(z, y, x)`` in ångström; 0 if the store does not say.
     origin
@@ -55,14 +55,14 @@ class Level:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a path is in a Zarr store: by its name, or by what the folder holds."""
+    """Return whether a path is in a Zarr store, judged by its name or by the content of the folder."""
     return not path.is_file() and (
         any(part.lower().endswith(".zarr") for part in path.parts) or any((path / name).is_file() for name in _NODES)
     )
 
 
 def find_level(path: Path, notes: list[str]) -> Level:
-    """The resolution that a path names: the first, which is the finest, unless the path goes on to another."""
+    """Return the resolution that a path names; without a name it is the first one, which is the finest."""
     group, images = _multiscales(path)
     image = _one_image(group, images)
     datasets = {str(_entry(group, dataset, "path", str)): dataset for dataset in _entry(group, image, "datasets", list)}
@@ -81,7 +81,7 @@ def find_level(path: Path, notes: list[str]) -> Level:
         stated = ", ".join(unit or "none" for unit in (units[axis] for axis in (z, y, x)))
         notes.append(f"no voxel size in the metadata (units: {stated}); give it where ångström matter")
     scale = scale or [0.0] * len(factors)
-    # Without the 0.0 a missing translation in a negative direction would come out as -0.0.
+    # Without the 0.0 a missing translation in a negative direction would become -0.0.
     origin = [0.0 + shift * factor for shift, factor in zip(translation, factors, strict=True)]
     sizes = [size * factor for size, factor in zip(scale, factors, strict=True)]
     return Level(
@@ -94,7 +94,7 @@ def find_level(path: Path, notes: list[str]) -> Level:
 
 
 def check_codecs(folder: Path) -> None:
-    """Refuse an array whose chunks are not plainly packed numbers."""
+    """Refuse an array whose chunks are not packed by a known codec for numbers."""
     if (path := folder / "zarr.json").is_file():
         names = list(_codecs(read_json(path).get("codecs")))
     else:
@@ -112,7 +112,7 @@ def check_codecs(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, refused if it is something else."""
+    """Return the JSON object in a file, or raise an error if the file holds something else."""
     expected = "expected the JSON object of a Zarr store; copy or export the store again"
     try:
         content = json.loads(read_text(path, "metadata file", expected))
@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _multiscales(path: Path) -> tuple[Path, Any]:
-    """The group that describes the image, and its ``multiscales``."""
+    """Return the group that describes the image, and its ``multiscales``."""
     for folder in (path, *path.parents):
         attributes = _attributes(folder)
         if attributes and "multiscales" in attributes:
@@ -141,13 +141,13 @@ def _multiscales(path: Path) -> tuple[Path, Any]:
 
 
 def _attributes(folder: Path) -> dict[str, Any] | None:
-    """The attributes of a group or array, None if the folder is neither."""
+    """Return the attributes of a group or array, or None if the folder is neither."""
     if (path := folder / "zarr.json").is_file():
         attributes = read_json(path).get("attributes", {})
-        # Since version 0.5 they have a name space.
+        # Since version 0.5 they have a namespace.
         inner = attributes.get("ome", attributes) if isinstance(attributes, dict) else attributes
         if not isinstance(inner, dict):
-            raise FileFormatError(f"{path}: the attributes are no JSON object; export the store again")
+            raise FileFormatError(f"{path}: the attributes are not a JSON object; export the store again")
         return inner
     if (path := folder / ".zattrs").is_file():
         return read_json(path)
@@ -164,7 +164,7 @@ def _one_image(group: Path, images: Any) -> dict[str, Any]:
 
 
 def _entry(group: Path, content: Any, name: str, kind: type) -> Any:
-    """One entry of the metadata, of the right kind."""
+    """Return one entry of the metadata, or raise an error if it is not of the right kind."""
     value = content.get(name) if isinstance(content, dict) else None
     if not isinstance(value, kind):
         raise FileFormatError(
@@ -175,9 +175,9 @@ def _entry(group: Path, content: Any, name: str, kind: type) -> Any:
 
 
 def _axes(group: Path, image: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Names and units of all axes of the array; unit empty if not given."""
+    """Return the names and the units of all axes of the array; a unit that is not given is empty."""
     axes = _entry(group, image, "axes", list)
-    # Version 0.3 gave names alone.
+    # Version 0.3 has the names alone.
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]
     names = [str(_entry(group, axis, "name", str)).lower() for axis in axes]
     if sorted(name for name in names if name in ("z", "y", "x")) != ["x", "y", "z"]:
@@ -188,7 +188,7 @@ def _axes(group: Path, image: dict[str, Any]) -> tuple[list[str], list[str]]:
 def _transformed(
     group: Path, image: dict[str, Any], dataset: dict[str, Any], n_axes: int
 ) -> tuple[list[float], list[float]]:
-    """Scale and translation from indices to the axes' units; the scale is empty if there is none."""
+    """Return the scale and translation from indices to the axes' units; the scale is empty if there is none."""
     scale, translation, scaled = [1.0] * n_axes, [0.0] * n_axes, False
     for kind, numbers in _transforms(group, [dataset, image], n_axes):
         if kind == "scale":
@@ -201,7 +201,7 @@ def _transformed(
 
 
 def _transforms(group: Path, owners: list[dict[str, Any]], n_axes: int) -> Iterator[tuple[str, list[float]]]:
-    """The transformations of a level, then those of all levels, in the order in which they are applied."""
+    """Yield the transformations of a level, then those of all levels, in the order in which they are applied."""
     for owner in owners:
         for transform in _entry(group, {"coordinateTransformations": [], **owner}, "coordinateTransformations", list):
             kind = _entry(group, transform, "type", str)
@@ -224,7 +224,7 @@ def _is_number(value: Any, *, positive: bool) -> bool:
 
 
 def _codecs(given: Any) -> Iterator[str]:
-    """Names of the codecs of format 3, those inside of shards among them."""
+    """Yield the names of the codecs of format 3, including those inside shards."""
     for codec in given if isinstance(given, list) else []:
         name = codec.get("name") if isinstance(codec, dict) else codec
         yield str(name)

@@ -13,12 +13,12 @@ from .volume import Volume
 from .zarr_metadata import Level, check_codecs, find_level
 from .zarr_voxels import ZarrVoxels
 
-# The most that the usual compressors put into one chunk.
+# The usual compressors put no more into one chunk.
 _MAX_CHUNK_BYTES = 1 << 31
 
 
 def read_zarr(path: Path, *, memory_map: bool = True, permissive: bool = False) -> Volume:
-    """A volume from an OME-Zarr store; see :func:`read_volume`."""
+    """Return the volume in an OME-Zarr store; see :func:`read_volume`."""
     notes: list[str] = []
     level = find_level(path, notes)
     voxels = _opened(path, level, permissive)
@@ -27,19 +27,17 @@ def read_zarr(path: Path, *, memory_map: bool = True, permissive: bool = False) 
     if missing is not None and not permissive:
         raise FileFormatError(
             f"{path}: the chunk {missing} is missing; copy the store again. If it was left out because it holds "
-            "nothing but the fill value, read it with permissive=True (--permissive)"
+            "nothing but the fill value, pass `permissive=True`"
         )
     if missing is not None:
-        notes.append(f"chunks are missing, {missing.relative_to(level.folder)} first; the fill value stands there")
+        notes.append(f"chunks are missing, {missing.relative_to(level.folder)} first; they hold the fill value")
     for note in notes:
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=3)
-    volume = Volume(voxels if memory_map else np.asarray(voxels), level.voxel_size, header_at(level.origin), path)
-    object.__setattr__(volume, "stored", voxels)
-    return volume
+    return Volume(voxels if memory_map else np.asarray(voxels), level.voxel_size, header_at(level.origin), path)
 
 
 def import_zarr(path: Path) -> Any:
-    """The package that reads and writes the chunks, which is needed for such stores only."""
+    """Return the package that reads and writes the chunks, which is needed for such stores only."""
     try:
         import zarr
     except ImportError as error:
@@ -48,7 +46,7 @@ def import_zarr(path: Path) -> Any:
 
 
 def _opened(path: Path, level: Level, permissive: bool) -> ZarrVoxels:
-    """The array of a level, held against what the metadata says."""
+    """Return the array of a level, checked against the metadata."""
     zarr = import_zarr(path)
     if not any((level.folder / name).is_file() for name in ("zarr.json", ".zarray")):
         raise FileFormatError(f"{path}: the metadata names an array {level.folder}, but none is there; copy it again")
@@ -56,7 +54,7 @@ def _opened(path: Path, level: Level, permissive: bool) -> ZarrVoxels:
     try:
         array = zarr.open_array(level.folder, mode="r")
     except Exception as error:
-        # The package raises what its parsers happen to raise.
+        # The package lets through whatever its parsers raise.
         raise FileFormatError(f"{level.folder}: not an array that can be read ({error}); export it again") from error
     others = [n for axis, n in enumerate(array.shape) if axis not in level.axes]
     if array.ndim != level.n_axes or any(n != 1 for n in others):

@@ -10,34 +10,36 @@ from typing import Any
 import numpy as np
 
 from .errors import FileFormatError
-from .mrc_header import Array
-from .voxels import Index, StoredVoxels
+from .mapped import SLAB_BYTES, Array, Index
 from .zarr_metadata import Level
 
-# Chunks that the package decodes at the same time unless it is told otherwise, and copies of each: packed, unpacked,
-# and on the way from the one to the other. The threads that decode keep as much again for the next chunks, but for
-# blocks of 32 MiB and more, which the allocator gives back at once.
+# The number of chunks that the package decodes at the same time by default, and of copies of each: packed, unpacked,
+# and two in between. The threads that decode keep as much again for the next chunks, except for blocks of 32 MiB and
+# more, which the allocator frees at once.
 _AT_ONCE, _COPIES, _GIVEN_BACK = 10, 4, 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
-class ZarrVoxels(StoredVoxels):
+class ZarrVoxels:
     """The voxels of a Zarr array, decoded where they are read.
 
-    Indexed like an array by integers and slices without steps, it gives arrays ``(z, y, x)``; ``numpy.asarray`` reads
-    all. Reading sections from front to back holds one row of chunks in memory and decodes each chunk once;
-    :meth:`slabs` holds a few chunks.
+    An object that is indexed like an array, by integers and slices without steps, and returns arrays ``(z, y, x)``;
+    ``numpy.asarray`` reads all voxels. Reading section by section from front to back keeps one row of chunks in memory
+    and decodes each chunk once; :meth:`slabs` keeps a few chunks.
 
     Parameters
     ----------
+    path
+        The store.
     array
         The array, a :class:`zarr.Array`.
     level
-        Where it lies, and which of its axes are z, y and x. The other axes have length 1.
+        Its folder, and which of its axes are z, y and x. The other axes have length 1.
     permissive
-        Let the fill value stand for chunks that are missing.
+        Read missing chunks as the fill value.
     """
 
+    path: Path
     array: Any
     level: Level
     permissive: bool = False
@@ -47,11 +49,11 @@ class ZarrVoxels(StoredVoxels):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along (z, y, x)."""
-        return self._along(self.array.shape)
+        return self._reordered(self.array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Numbers as read, in native byte order."""
+        """Type of the voxels as they are read, in native byte order."""
         stored: np.dtype[Any] = self.array.dtype
         return stored.newbyteorder("=")
 
@@ -67,15 +69,15 @@ class ZarrVoxels(StoredVoxels):
 
     @property
     def chunks(self) -> tuple[int, int, int]:
-        """Voxels of a chunk along (z, y, x), no more than there are."""
-        z, y, x = (min(n, chunk) for n, chunk in zip(self.shape, self._along(self.array.chunks), strict=True))
+        """Voxels of a chunk along (z, y, x), at most those of the volume."""
+        z, y, x = (min(n, chunk) for n, chunk in zip(self.shape, self._reordered(self.array.chunks), strict=True))
         return z, y, x
 
     def bytes_to_read(self, box: tuple[int, int, int]) -> int:
-        """What decoding takes at the peak, beside the result, while a box of such lengths is read wherever it lies."""
-        along = zip(box, self._along(self.array.chunks), self.shape, strict=True)
+        """Return the peak memory of decoding, without the result, while a box of these lengths is read anywhere."""
+        along = zip(box, self._reordered(self.array.chunks), self.shape, strict=True)
         touched = math.prod(min(-(-(n - 1) // chunk) + 1, -(-length // chunk)) for n, chunk, length in along)
-        # Of a shard all that is wanted is read first.
+        # The requested part of a shard is read as a whole first.
         n_chunks = touched if self.array.shards else min(touched, _AT_ONCE)
         # Chunks at the end of an axis are stored in full.
         n_bytes = int(math.prod(self.array.chunks)) * self.dtype.itemsize
@@ -107,9 +109,25 @@ class ZarrVoxels(StoredVoxels):
         z, y, x = (_span(part, n) for part, n in zip(index, self.shape, strict=True))
         return self._read((z, y, x))[tuple(slice(None) if isinstance(part, slice) else 0 for part in index)]
 
+    def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
+        """Yield boxes of whole chunks of about ``n_bytes``, each with its place in the volume.
+
+        Raises
+        ------
+        FileFormatError
+            If a chunk is damaged or missing.
+        """
+        steps = list(self._reordered(self.array.chunks))
+        for axis in (2, 1, 0):
+            room = n_bytes // (math.prod(steps) * self.dtype.itemsize)
+            steps[axis] = min(steps[axis] * max(1, room), self.shape[axis])
+        for starts in product(*(range(0, n, step) for n, step in zip(self.shape, steps, strict=True))):
+            z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(starts, steps, self.shape, strict=True))
+            yield (z, y, x), self._read((z, y, x))
+
     def first_missing(self, box: Index) -> Path | None:
-        """The first chunk of a box that is not there, or None. How many there should be costs nothing."""
-        # Inside of a shard a chunk that is missing cannot be told from one that was left out.
+        """Return the first missing chunk of a box, or None; a huge number of chunks costs no memory."""
+        # Inside a shard a chunk that was lost cannot be distinguished from one that was left out.
         sizes = self.array.shards or self.array.chunks
         spans = [range(1)] * self.level.n_axes
         for axis, part in zip(self.level.axes, box, strict=True):
@@ -120,20 +138,10 @@ class ZarrVoxels(StoredVoxels):
                 return chunk
         return None
 
-    def _pieces(self, n_bytes: int) -> Iterator[tuple[Index, Array]]:
-        """Boxes of whole chunks."""
-        steps = list(self._along(self.array.chunks))
-        for axis in (2, 1, 0):
-            room = n_bytes // (math.prod(steps) * self.dtype.itemsize)
-            steps[axis] = min(steps[axis] * max(1, room), self.shape[axis])
-        for starts in product(*(range(0, n, step) for n, step in zip(self.shape, steps, strict=True))):
-            z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(starts, steps, self.shape, strict=True))
-            yield (z, y, x), self._read((z, y, x))
-
     def _section(self, z: int) -> Array:
-        """One section, of the row of chunks that was decoded last if it is there."""
+        """Return one section, from the row of chunks that was decoded last if that contains it."""
         n_sections, n_rows, n_columns = self.shape
-        height = self._along(self.array.chunks)[0]
+        height = self._reordered(self.array.chunks)[0]
         start = z - z % height
         if not self._row or self._row[0][0] != start:
             self._row.clear()
@@ -141,14 +149,14 @@ class ZarrVoxels(StoredVoxels):
             self._row.append((start, self._read(box)))
         row = self._row[0][1]
         if z == start + len(row) - 1:
-            # A pass from front to back needs this row no longer.
+            # A pass from front to back does not need this row any more.
             self._row.clear()
         section: Array = row[z - start]
         return section
 
     def _read(self, box: Index) -> Array:
-        """A box of voxels, or an error that names the store."""
-        # The package would put the fill value in the place of what was lost since the store was opened.
+        """Return a box of voxels, or raise an error that names the store."""
+        # The package would put the fill value in place of a chunk that was lost since the store was opened.
         if not self.permissive and (missing := self.first_missing(box)) is not None:
             raise FileFormatError(f"{self.path}: the chunk {missing} is missing; copy the store again")
         selection: list[slice | int] = [0] * self.level.n_axes
@@ -159,21 +167,21 @@ class ZarrVoxels(StoredVoxels):
         except Exception as error:
             if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
-            # Each codec has errors of its own.
+            # Each codec raises errors of its own.
             raise FileFormatError(
                 f"{self.path}: a chunk of {self.level.folder.name!r} is damaged ({error}); copy the store again"
             ) from error
         stored = sorted(self.level.axes)
         return block.transpose([stored.index(axis) for axis in self.level.axes])
 
-    def _along(self, lengths: tuple[int, ...]) -> tuple[int, int, int]:
-        """Of something for each axis of the array, that for z, y and x."""
+    def _reordered(self, lengths: tuple[int, ...]) -> tuple[int, int, int]:
+        """Reorder a per-axis value from array order to (z, y, x)."""
         z, y, x = (int(lengths[axis]) for axis in self.level.axes)
         return z, y, x
 
 
 def _grid(spans: list[range]) -> Iterator[tuple[int, ...]]:
-    """Like itertools.product, but lazily: how long the ranges are is what a file says."""
+    """Yield the product of ranges lazily, unlike itertools.product: a file decides how long they are."""
     if not spans:
         yield ()
         return
@@ -183,7 +191,7 @@ def _grid(spans: list[range]) -> Iterator[tuple[int, ...]]:
 
 
 def _span(part: Any, n: int) -> slice:
-    """The voxels along one axis that an integer or a slice names."""
+    """Return the slice of one axis that an integer or a slice without step names."""
     if isinstance(part, int | np.integer):
         place = int(part) + (n if part < 0 else 0)
         if not 0 <= place < n:

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .mapped import release, scratch_array
-from .mrc_header import Array
-from .opening import named
-from .placing import folder_beside, require_place
+from .mapped import Array, release, scratch_array
+from .opening import valid_path
+from .placing import atomic_folder, require_place
 from .writing import Precision, WritingPlan, as_stored
 from .zarr_read import import_zarr
 
-# Full resolution, and two levels that halve it, for viewers.
+# Full resolution, and two coarser levels for viewers.
 _LEVELS = 3
 _CHUNK = 128
 
@@ -27,7 +26,7 @@ def write_zarr(plan: WritingPlan, data: Array) -> None:
     zarr = import_zarr(plan.path)
     n_bytes = stored_bytes(plan.shape, plan.dtype)
     require_zarr_place(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes)
-    with folder_beside(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
+    with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
         _write(zarr, folder, plan, data)
 
 
@@ -37,20 +36,20 @@ def creating_zarr(plan: WritingPlan) -> Iterator[Array]:
     zarr = import_zarr(plan.path)
     n_bytes = stored_bytes(plan.shape, plan.dtype) + 4 * math.prod(plan.shape)
     require_zarr_place(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes)
-    with folder_beside(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
-        # A chunk that is written in parts would be packed anew for each of them.
+    with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
+        # A chunk that is written in parts would be packed anew for every part.
         data = scratch_array(plan.path.parent, plan.shape)
         yield data
         _write(zarr, folder, plan, data)
 
 
 def require_zarr_place(target: Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
-    """Refuse, before any work, a store that could not be written."""
+    """Raise an error, before any work, if a store could not be written."""
     import_zarr(target)
-    require_place(named(target), overwrite=overwrite, n_bytes=n_bytes, folder=True)
-    # Whatever else is in a folder of that name, it is not ours to remove.
+    require_place(valid_path(target), overwrite=overwrite, n_bytes=n_bytes, folder=True)
+    # A folder of that name with any other content must not be removed.
     if target.is_symlink() or (target.is_dir() and not _is_store(target)) or target.is_file():
-        raise FileExistsError(f"{target}: exists and is no Zarr store, so it is not replaced; choose another name")
+        raise FileExistsError(f"{target}: exists and is not a Zarr store, so it is not replaced; choose another name")
 
 
 def _is_store(folder: Path) -> bool:
@@ -58,7 +57,7 @@ def _is_store(folder: Path) -> bool:
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: Precision) -> int:
-    """What all levels take if nothing can be packed."""
+    """Return the bytes of all levels without compression."""
     voxels = sum(math.prod(_halved(shape, level)) for level in range(_LEVELS))
     return voxels * np.dtype(dtype).itemsize
 
@@ -68,7 +67,7 @@ def _halved(shape: tuple[int, ...], times: int) -> tuple[int, ...]:
 
 
 def _write(zarr: Any, folder: Path, plan: WritingPlan, data: Array) -> None:
-    """All levels, then the metadata."""
+    """Write all levels, then the metadata."""
     group = zarr.open_group(folder, mode="a", zarr_format=2)
     finer: Any = data
     for level in range(_LEVELS):
@@ -80,11 +79,11 @@ def _write(zarr: Any, folder: Path, plan: WritingPlan, data: Array) -> None:
             dtype=plan.dtype,
             fill_value=0,
             chunk_key_encoding={"name": "v2", "separator": "/"},
-            # A chunk that is left out because it holds zeros looks like one that was lost.
+            # A chunk that is left out because it holds zeros cannot be distinguished from one that was lost.
             config={"write_empty_chunks": True},
         )
         for z, y, x in product(*(range(0, n, _CHUNK) for n in shape)):
-            # Of the level before the same place is twice as large.
+            # The same region has twice the lengths in the finer level.
             near = tuple(slice(start << bool(level), (start + _CHUNK) << bool(level)) for start in (z, y, x))
             block = np.asarray(finer[near])
             block = _mean_of_eight(block) if level else block
@@ -96,7 +95,7 @@ def _write(zarr: Any, folder: Path, plan: WritingPlan, data: Array) -> None:
 
 
 def _mean_of_eight(block: Array) -> Array:
-    """Means over 2 x 2 x 2 voxels, at an odd end over what there is."""
+    """Return the means over 2 x 2 x 2 voxels, over fewer at the end of an axis of odd length."""
     block = np.pad(block.astype(np.float32), [(0, n % 2) for n in block.shape], mode="edge")
     z, y, x = (n // 2 for n in block.shape)
     means: Array = block.reshape(z, 2, y, 2, x, 2).mean((1, 3, 5))
@@ -104,15 +103,15 @@ def _mean_of_eight(block: Array) -> Array:
 
 
 def _image(plan: WritingPlan) -> dict[str, Any]:
-    """The metadata: OME-NGFF 0.4."""
+    """Return the metadata in OME-NGFF 0.4."""
     origin = plan.like.header.origin if plan.like else (0.0, 0.0, 0.0)
     axes, sizes = [], [size or 1.0 for size in plan.voxel_size]
     for name, size in zip("zyx", plan.voxel_size, strict=True):
-        # A scale must be positive: one without a unit says that the voxel size is not known.
+        # A scale must be positive: a scale without a unit means that the voxel size is not known.
         axes.append({"name": name, "type": "space"} | ({"unit": "angstrom"} if size else {}))
     datasets = []
     for level in range(_LEVELS):
-        # The centre of the first of 2, 4, ... voxels lies beside that of the first one.
+        # The centre of the first 2, 4, ... voxels is shifted from that of the first voxel.
         shifts = [start + (2**level - 1) / 2 * size for start, size in zip(origin, sizes, strict=True)]
         transforms = [
             {"type": "scale", "scale": [size * 2**level for size in sizes]},

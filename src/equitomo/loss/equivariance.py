@@ -11,7 +11,7 @@ from deepinv.physics import Physics
 from deepinv.transform import Transform
 from torch import Tensor, nn
 
-from equitomo._checks import require_volumes
+from equitomo.checks import require_volumes
 from equitomo.loss._window import check_margin, inside, mean_square, measured_mean_square
 from equitomo.transform import CubeRotationGroup
 

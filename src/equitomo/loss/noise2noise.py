@@ -8,7 +8,7 @@ from deepinv.loss import Loss
 from deepinv.physics import Physics
 from torch import Tensor, nn
 
-from equitomo._checks import require_volumes
+from equitomo.checks import require_volumes
 from equitomo.loss._window import check_margin, inside, mean_square, measured_inside, measured_mean_square
 
 

@@ -25,24 +25,21 @@ device has no room for one, the CPU goes on. The result is the same.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
+from equitomo.checks import spatial_shape
 from equitomo.fourier import mirrored
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
-from equitomo.precision import is_out_of_memory
-
-_log = logging.getLogger(__name__)
+from equitomo.resources import Retry
 
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Shape = tuple[int, int, int]
@@ -185,10 +182,17 @@ class _Plan:
         return volume[: self.lengths[0]]
 
 
-class _Slabs:
-    """Parts of a volume, smaller ones when memory runs out, and on the CPU where a device has no room for the smallest.
+class _Share(NamedTuple):
+    """How many planes or sections are computed at a time, and where."""
 
-    What did not fit once is not tried again.
+    n: int
+    device: torch.device
+
+
+class _Slabs:
+    """Work on the planes and sections of a volume, a few at a time.
+
+    When memory runs out fewer are taken, and the CPU where a device has no room for a single one.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
@@ -196,29 +200,33 @@ class _Slabs:
 
     def each(self, unit: str, length: int, n_bytes: int, work: Callable[[slice, torch.device], None]) -> None:
         """Do the work on slices of an axis, each with as many steps of ``n_bytes`` as a slab holds, one at least."""
-        start = 0
-        while start < length:
-            n = min(max(1, self._bytes // n_bytes), length - start)
-            try:
-                work(slice(start, start + n), self._device)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or (n == 1 and self._device.type == "cpu"):
-                    raise
-                self._give_way(unit, n, n_bytes)
-            else:
-                start += n
-                continue
-            # Out of the handler, which would keep what the failed attempt had allocated. Does nothing without a GPU.
-            torch.cuda.empty_cache()
+        start, shape = 0, " x ".join(map(str, self._shape))
 
-    def _give_way(self, unit: str, n: int, n_bytes: int) -> None:
-        """Take smaller parts, or the CPU, and say so."""
-        if n > 1:
-            self._bytes, remedy = n // 2 * n_bytes, f"{n // 2} at a time"
-        else:
-            self._bytes, self._device, remedy = _SLAB_BYTES, torch.device("cpu"), "the CPU"
-        units, shape = unit if n == 1 else f"{unit}s", " x ".join(map(str, self._shape))
-        _log.warning("out of memory with %d %s of a volume of %s voxels: going on with %s", n, units, shape, remedy)
+        def smaller(share: _Share) -> _Share | None:
+            if share.n > 1:
+                self._bytes = share.n // 2 * n_bytes
+            elif share.device.type != "cpu":
+                self._bytes, self._device = _SLAB_BYTES, torch.device("cpu")
+            else:
+                return None
+            return self._share(length, n_bytes)
+
+        def describe(share: _Share) -> str:
+            units = unit if share.n == 1 else f"{unit}s"
+            return f"{share.n} {units} of {shape} voxels on {share.device}"
+
+        def attempt(share: _Share) -> None:
+            nonlocal start
+            stop = min(start + share.n, length)
+            work(slice(start, stop), share.device)
+            start = stop
+
+        retry = Retry(self._share(length, n_bytes), smaller, describe)
+        while start < length:
+            retry(attempt)
+
+    def _share(self, length: int, n_bytes: int) -> _Share:
+        return _Share(min(max(1, self._bytes // n_bytes), length), self._device)
 
 
 def _filter_planes(

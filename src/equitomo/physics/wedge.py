@@ -10,7 +10,7 @@ import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics
 from torch import Tensor
 
-from equitomo._checks import require_spatial, require_volumes, spatial_shape
+from equitomo.checks import require_spatial, require_volumes, spatial_shape
 from equitomo.fourier import filtered, irfftn, is_even, laid_out, rfftn
 from equitomo.geometry import Sampling, Support, TiltGeometry, WedgePlanes, as_geometry, wedge_mask
 from equitomo.physics._inside import InsideFilter

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equitomo._checks import spatial_shape
+from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, irfftn, rfftn
 
 _EDGE_WIDTH = 0.8  # standard deviation of the blur at every edge, in voxels

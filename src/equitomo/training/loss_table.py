@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from equitomo.io import no_link, write_whole
+from equitomo.io import open_without_links, write_atomically
 from equitomo.training.checkpoint import CheckpointError
 
 # Of one row, at most.
@@ -22,7 +22,7 @@ def append_losses(folder: Path, rows: Sequence[Sequence[float]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     # A link put there by someone else is not followed, which Path.open cannot say.
-    with open(path, "a", newline="", opener=no_link) as file:
+    with open(path, "a", newline="", opener=open_without_links) as file:
         writer = csv.writer(file, lineterminator="\n")
         if new:
             writer.writerow(_COLUMNS)
@@ -58,4 +58,4 @@ def forget_losses_after(folder: Path, step: int) -> None:
             stacklevel=2,
         )
     if there:
-        write_whole(path, b"".join([*lines[:1], *kept]), overwrite=True)
+        write_atomically(path, b"".join([*lines[:1], *kept]), overwrite=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equitomo.models import ScaleEquivariantUNet3D
-from equitomo.precision import is_out_of_memory
+from equitomo.resources import is_out_of_memory
 from equitomo.training.config import TrainingConfig
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,44 @@
+"""Metadata of each section that microscopes of FEI (Thermo Fisher) write into the extended header of an MRC file."""
+
+import numpy as np
+from mrcfile.dtypes import get_ext_header_dtype
+
+from .mapped import Array
+from .mrc_header import Axes, MrcHeader, byte_order
+
+# Before MRC2014 there were 32 numbers for each of 1024 sections, and the kind of the header was not declared.
+_OLD_FIELDS = {"Alpha tilt": 0, "Pixel size X": 44, "Pixel size Y": 44}
+
+
+def fei_metadata(header: MrcHeader, n_sections: int) -> Array | None:
+    """Return the metadata of the first sections, or None if the extended header holds none of FEI.
+
+    Among the fields are ``Alpha tilt`` in degrees and ``Pixel size X`` and ``Pixel size Y`` in metres.
+    """
+    order = byte_order(header.record)
+    dtype = get_ext_header_dtype(bytes(header.record["exttyp"]), order)
+    if dtype is None and _is_old(header, order):
+        fields = list(_OLD_FIELDS)
+        kinds = [f"{order}f4"] * len(fields)
+        dtype = np.dtype({"names": fields, "formats": kinds, "offsets": list(_OLD_FIELDS.values()), "itemsize": 128})
+    if dtype is None or len(header.extended) < n_sections * dtype.itemsize:
+        return None
+    metadata: Array = np.frombuffer(header.extended, dtype, n_sections)
+    if "Metadata size" in (dtype.names or ()) and (metadata["Metadata size"] != dtype.itemsize).any():
+        return None
+    return metadata
+
+
+def fei_voxel_size(header: MrcHeader) -> Axes | None:
+    """Return the pixel size in ångström along ``(z, y, x)``, that along z being that along x, or None if unknown."""
+    metadata = fei_metadata(header, 1)
+    if metadata is None:
+        return None
+    y, x = (1e10 * float(metadata[name][0]) for name in ("Pixel size Y", "Pixel size X"))
+    return (x, y, x) if all(1e-3 < size < 1e6 for size in (y, x)) else None
+
+
+def _is_old(header: MrcHeader, order: str) -> bool:
+    """Return whether the header says, as IMOD reads it, that FEI wrote 32 real numbers for each section."""
+    n_integers, n_reals = np.frombuffer(header.record["extra2"].tobytes(), f"{order}i2", 2, 16)
+    return (n_integers, n_reals) == (0, 32) and any(label.strip().startswith("Fei Co") for label in header.labels)

@@ -1,0 +1,94 @@
+"""Free memory, and retrying with less when it runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import psutil
+import torch
+
+_log = logging.getLogger(__name__)
+
+Plan = TypeVar("Plan")
+Result = TypeVar("Result")
+
+
+def free_memory(device: torch.device | str = "cpu") -> int | None:
+    """Return the bytes that are free on a device, or ``None`` if the device does not say.
+
+    On the host these are the bytes that can be had without swapping.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        return int(psutil.virtual_memory().available)
+    except (OSError, psutil.Error):
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device or the host had no memory left; torch says so in several ways."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return any(sign in text for sign in ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED"))
+
+
+class Retry(Generic[Plan]):
+    """Retry an attempt with smaller plans for as long as memory runs out.
+
+    A plan that did not fit is not tried again: later calls begin with the plan that fitted last.
+
+    Parameters
+    ----------
+    plan
+        How the first attempt is made, for example with how many cubes at once.
+    smaller
+        Returns a plan that takes less memory than the given one, or ``None`` if there is none.
+    describe
+        Returns what the log calls a plan.
+
+    Attributes
+    ----------
+    plan
+        The plan that fitted last.
+
+    Examples
+    --------
+    >>> def attempt(n):
+    ...     if n > 2:
+    ...         raise MemoryError
+    ...     return f"done with {n} at once"
+    >>> retry = Retry(8, lambda n: n // 2 or None, lambda n: f"{n} at once")
+    >>> retry(attempt), retry.plan
+    ('done with 2 at once', 2)
+    """
+
+    def __init__(self, plan: Plan, smaller: Callable[[Plan], Plan | None], describe: Callable[[Plan], str]) -> None:
+        self.plan = plan
+        self._smaller, self._describe = smaller, describe
+
+    def __call__(self, attempt: Callable[[Plan], Result]) -> Result:
+        """Return the result of the first attempt that fits; an attempt that fails must leave no trace.
+
+        Raises
+        ------
+        MemoryError, RuntimeError
+            The error of the last attempt, if no plan is smaller. Errors of other kinds are raised at once.
+        """
+        while True:
+            try:
+                return attempt(self.plan)
+            except (MemoryError, RuntimeError) as error:
+                smaller = self._smaller(self.plan) if is_out_of_memory(error) else None
+                if smaller is None:
+                    raise
+            _log.warning("out of memory with %s: retrying with %s", self._describe(self.plan), self._describe(smaller))
+            self.plan = smaller
+            # Outside the handler, which keeps alive what the failed attempt had allocated. Does nothing without a GPU.
+            torch.cuda.empty_cache()

@@ -1,0 +1,129 @@
+"""How much memory is free, and what happens when it runs out."""
+
+from __future__ import annotations
+
+import logging
+
+import psutil
+import pytest
+import torch
+
+from equitomo.resources import Retry, free_memory, is_out_of_memory
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("not enough memory: you tried to allocate 9 bytes"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+def needing(most, error, calls):
+    """An attempt that fits with at most so many at once."""
+
+    def attempt(n):
+        calls.append(n)
+        if n > most:
+            raise error
+        return f"{n} at once"
+
+    return attempt
+
+
+def halving(plan=8):
+    return Retry(plan, lambda n: n // 2 or None, lambda n: f"{n} at once")
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_an_attempt_is_repeated_with_less_until_it_fits(error, caplog):
+    retry, calls = halving(), []
+    with caplog.at_level(logging.WARNING):
+        assert retry(needing(2, error, calls)) == "2 at once"
+    assert calls == [8, 4, 2]
+    assert [record.message for record in caplog.records] == [
+        "out of memory with 8 at once: retrying with 4 at once",
+        "out of memory with 4 at once: retrying with 2 at once",
+    ]
+
+
+def test_what_did_not_fit_is_not_tried_again():
+    retry, calls = halving(), []
+    retry(needing(2, MemoryError(), calls))
+    retry(needing(2, MemoryError(), calls))
+    assert calls == [8, 4, 2, 2]
+    assert retry.plan == 2
+
+
+def test_where_nothing_is_smaller_the_error_is_raised():
+    retry, calls, error = halving(), [], MemoryError("no room for a single one")
+    with pytest.raises(MemoryError) as raised:
+        retry(needing(0, error, calls))
+    assert raised.value is error
+    assert calls == [8, 4, 2, 1]
+
+
+def test_another_error_is_raised_at_once():
+    retry, calls = halving(), []
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        retry(needing(0, RuntimeError("shapes do not match"), calls))
+    assert calls == [8]
+    assert retry.plan == 8
+
+
+def test_caches_are_emptied_when_the_failed_attempt_is_forgotten(monkeypatch):
+    """Within the handler the traceback would keep alive what the attempt had allocated."""
+    in_use = []
+
+    class Tensors:
+        def __init__(self):
+            in_use.append(self)
+
+        def __del__(self):
+            freed.append(True)
+
+    freed = []
+
+    def attempt(n):
+        held = Tensors()
+        in_use.clear()
+        if n > 4:
+            raise MemoryError
+        return held is not None
+
+    when = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: when.append(len(freed)))
+    halving()(attempt)
+    assert when == [1]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_running_out_of_memory_is_recognised(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), ValueError("out of range"), OSError(28, "No space left")])
+def test_other_errors_are_not_taken_for_it(error):
+    assert not is_out_of_memory(error)
+
+
+def test_the_host_has_free_memory():
+    assert 0 < free_memory("cpu") < psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize("error", [OSError("no /proc"), psutil.AccessDenied()])
+def test_a_host_that_does_not_say_how_much_is_free_gives_none(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(psutil, "virtual_memory", fail)
+    assert free_memory() is None
+
+
+def test_of_a_gpu_its_own_free_memory_counts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * device.index, 100))
+    assert free_memory("cuda:1") == 5
+
+
+def test_another_device_does_not_say():
+    assert free_memory("meta") is None
