@@ -59,7 +59,7 @@ class Operators:
 
     def __init__(self, resizable: Resizable, device: torch.device) -> None:
         self._resizable, self.device = resizable, device
-        self._last: tuple[Shape, Physics] | None = None
+        self._last: tuple[tuple[Shape, torch.device], Physics] | None = None
         self._apply = SplittingFunction(self._apply_on, [device] if device == _CPU else [device, _CPU])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -68,14 +68,15 @@ class Operators:
 
     def of(self, shape: Shape, device: torch.device | None = None) -> Physics:
         """Return the operator for a shape, on this device or another one."""
-        if self._last is None or self._last[0] != shape:
-            self._last = shape, self._made(shape)
-        operator, device = self._last[1], self.device if device is None else device
-        if any(tensor.device != device for tensor in chain(operator.buffers(), operator.parameters())):
-            # A copy: the caller's operator stays where it is.
-            operator = operator.clone().to(device)
-            self._last = shape, operator
-        return operator
+        device = self.device if device is None else device
+        if self._last is None or self._last[0] != (shape, device):
+            operator = self._made(shape)
+            if any(tensor.device != device for tensor in chain(operator.buffers(), operator.parameters())):
+                # The caller's operator stays where it is.
+                own = isinstance(self._resizable, Physics) and operator is self._resizable
+                operator = (operator.clone() if own else operator).to(device)
+            self._last = (shape, device), operator
+        return self._last[1]
 
     def apply_to_volume(self, volume: NDArray[np.float32], scratch: str | Path | None) -> None:
         """Apply the operator to a whole volume in place: a wedge plane by plane, another operator in memory."""

@@ -269,10 +269,11 @@ class TiledPredictor:
         tile = tile_shape(tiling)
         n_tiles = max(len(tiling), len(self.layout.small(shape)) if self.passes > 1 and self.wedge == "local" else 1)
         if n_tiles > 1 and (layers := normalization_layers(self.network)):
+            others = f" and {len(layers) - 1} others" if len(layers) > 1 else ""
             yield (
-                f"the network normalises by the statistics of its input, in {layers[0]} and {len(layers) - 1} other "
-                f"layers, so its result depends on the tiles, which are {n_tiles}: pass a `tile` that holds the volume "
-                "with both margins and another `wedge` than 'local', or a larger `margin` for a smaller difference"
+                f"the network normalises by the statistics of its input in layer {layers[0]}{others}, so its result "
+                f"depends on the tiles, of which there are {n_tiles}: pass a `tile` that holds the volume and its "
+                "margins, with `wedge='global'` or one pass, or a larger `margin` for a smaller difference"
             )
         for half in map(array_behind, halves):
             if isinstance(half, ZarrVoxels) and math.prod(half.chunks) > _LARGE_CHUNK * math.prod(tile):
