@@ -30,7 +30,7 @@ from equitomo import (
     TwoViewReconstructor,
 )
 from equitomo.loss._window import measured_mean_square
-from equitomo.precision import autocast, trusted
+from equitomo.precision import autocast, checked_dtype
 from equitomo.training.step import learning_rate
 
 _REFRESH = 200  # steps from one estimate of the volume to the next
@@ -71,7 +71,7 @@ def _trained(pair: TomogramPair, globally: bool, steps: int, width: int) -> nn.M
     optimizer = torch.optim.Adam(network.parameters())
     physics = _operator((config.side,) * 3, pair)
     group = CubeRotationGroup.moving(physics)
-    data, dtype = Noise2NoiseLoss(margin=config.margin), trusted("auto", torch.device("cpu"))
+    data, dtype = Noise2NoiseLoss(margin=config.margin), checked_dtype("auto", torch.device("cpu"))
     emptied: dict[int, Tensor] = {}
     for step in range(steps):
         if globally and step % _REFRESH == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from equitomo.precision import autocast, chosen_device, known_fault, resolved, trusted
+from equitomo.precision import autocast, checked_dtype, chosen_device, dtype_of, known_fault
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize("device", [CPU, CUDA])
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_name_stands_for_its_type_on_any_device(name, device):
-    assert resolved(name, device) == getattr(torch, name)
+    assert dtype_of(name, device) == getattr(torch, name)
 
 
 @pytest.mark.parametrize(
@@ -27,23 +27,23 @@ def test_a_name_stands_for_its_type_on_any_device(name, device):
 )
 def test_a_processor_computes_in_sixteen_bits_only_where_it_has_the_instructions(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert resolved("auto", CPU) == expected
+    assert dtype_of("auto", CPU) == expected
 
 
 @pytest.mark.parametrize(("able", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_computes_in_bfloat16_where_that_is_not_emulated(monkeypatch, able, expected):
     # The default of the argument would count emulation as support.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: able or including_emulation)
-    assert resolved("auto", CUDA) == expected
+    assert dtype_of("auto", CUDA) == expected
 
 
 def test_an_unknown_kind_of_device_computes_in_float32():
-    assert resolved("auto", torch.device("meta")) == torch.float32
+    assert dtype_of("auto", torch.device("meta")) == torch.float32
 
 
 def test_an_unknown_precision_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="one of auto, float32, bfloat16, float16, got 'half'"):
-        resolved("half", CPU)
+    with pytest.raises(ValueError, match="must be one of auto, float32, bfloat16, float16, got 'half'"):
+        dtype_of("half", CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -81,13 +81,13 @@ convolution = torch.nn.functional.conv3d
 
 @pytest.mark.fault(66)
 def test_sixteen_bits_are_trusted_where_they_agree_with_float32():
-    assert trusted("bfloat16", CPU) == torch.bfloat16
+    assert checked_dtype("bfloat16", CPU) == torch.bfloat16
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_sixteen_bits_are_tried_whatever_the_gradient_mode(context):
     with context():
-        assert trusted("bfloat16", CPU) == torch.bfloat16
+        assert checked_dtype("bfloat16", CPU) == torch.bfloat16
 
 
 @pytest.mark.fault(66)
@@ -95,16 +95,16 @@ def test_a_wrong_convolution_makes_auto_fall_back_to_float32_with_a_warning(monk
     monkeypatch.setattr(torch.nn.functional, "conv3d", broken_convolution)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     with pytest.warns(UserWarning, match=r"error of 20% in the values; computing in float32"):
-        assert trusted("auto", CPU) == torch.float32
+        assert checked_dtype("auto", CPU) == torch.float32
 
 
 @pytest.mark.fault(66)
 def test_a_wrong_convolution_refuses_a_format_that_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv3d", broken_convolution)
     with pytest.raises(
-        ValueError, match=r"torch .* computes 3-D convolutions in torch.bfloat16 .*use precision float32"
+        ValueError, match=r"torch .* computes 3-D convolutions in torch.bfloat16 .*pass `precision='float32'`"
     ):
-        trusted("bfloat16", CPU)
+        checked_dtype("bfloat16", CPU)
 
 
 @pytest.mark.fault(66)
@@ -115,7 +115,7 @@ def test_a_wrong_gradient_is_noticed_too(monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "conv3d", detached)
     with pytest.raises(ValueError, match="in the input gradient"):
-        trusted("bfloat16", CPU)
+        checked_dtype("bfloat16", CPU)
 
 
 @pytest.mark.fault(66)

@@ -239,7 +239,7 @@ def test_a_picture_is_replaced_only_if_that_is_asked_for(halves, tmp_path, capsy
     picture = tmp_path / "fsc.png"
     picture.write_bytes(b"precious")
     assert run("fsc", *halves[:2], "--picture", picture) == 2
-    assert re.search(r"exists already.*--overwrite.*fsc\.png", capsys.readouterr().err)
+    assert re.search(r"exists already.*overwrite.*fsc\.png", capsys.readouterr().err)
     assert picture.read_bytes() == b"precious"
     assert run("fsc", *halves[:2], "--picture", picture, "--overwrite") == 0
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -153,11 +153,11 @@ def test_an_axis_that_one_tile_holds_needs_no_room_for_blending():
         (((9, 9, 9), 12, 2, 8), "a tile must be a multiple of the network's stride 8, got 12: use 8 or 16"),
         (((9, 9, 9), 4, 0, 8), "got 4: use 8$"),
         (((40, 40, 40), 16, 8, 1), "a tile of 16 voxels with margins of 8 and a blend of 0 leaves no core of 1 voxels"),
-        (((40, 40, 40), 32, 8, 8, 9), "leaves no core of 8 voxels: take a larger tile or a smaller margin"),
-        (((0, 9, 9), 8, 0), "shape and stride must be positive"),
-        (((9, 9, 9), 8, -1), "margin and blend zero or more"),
-        (((9, 9, 9), 8, 0, 1, -1), "margin and blend zero or more"),
-        (((9, 9, 9), 8, 0, 0), "shape and stride must be positive"),
+        (((40, 40, 40), 32, 8, 8, 9), "leaves no core of 8 voxels: use a larger tile or a smaller margin"),
+        (((0, 9, 9), 8, 0), "`shape` and `stride` must be positive"),
+        (((9, 9, 9), 8, -1), "`margin` and `blend` zero or more"),
+        (((9, 9, 9), 8, 0, 1, -1), "`margin` and `blend` zero or more"),
+        (((9, 9, 9), 8, 0, 0), "`shape` and `stride` must be positive"),
     ],
 )
 def test_tiles_that_cannot_cover_a_volume_are_refused(arguments, message):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from equitomo.io import read_volume, write_volume
+from equitomo.io import read_volume, release, write_volume
 from equitomo.volumes import Filled, Voxels, as_voxels, middle_of
 
 SHAPE = (6, 7, 8)
@@ -115,3 +117,33 @@ def test_voxels_that_are_no_numbers_may_be_filled():
 def test_what_is_no_volume_is_refused(given, error, message):
     with pytest.raises(error, match=message):
         as_voxels(given)
+
+
+STATUS = Path("/proc/self/status")
+
+
+def resident():
+    """Bytes of maps of files that are in memory."""
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux to say what is resident")
+@pytest.mark.parametrize(
+    "wrap", [lambda volume: volume, lambda volume: as_voxels(volume.data), lambda volume: Filled(volume, 0.0)]
+)
+def test_the_memory_of_a_map_is_released_whatever_is_around_it(wrap, tmp_path):
+    shape = (64, 256, 256)
+    path = tmp_path / "volume.mrc"
+    voxels = wrap(read_volume(write_volume(path, np.ones(shape, np.float32), voxel_size=1.0)))
+    before = resident()
+    assert float(voxels[:, :, :].sum()) == 1 << 22
+    assert resident() - before > 0.9 * (4 << 22)
+    release(voxels)
+    assert resident() - before < 0.1 * (4 << 22)
+
+
+def test_releasing_what_is_not_mapped_does_nothing(tmp_path):
+    volume = in_file(tmp_path, ".mrc")
+    release(volume, Filled(volume, 0.0), as_voxels(numbers()), as_voxels(torch.from_numpy(numbers())))
+    np.testing.assert_array_equal(volume[0], numbers()[0])

@@ -1,4 +1,4 @@
-"""Argument checks used by more than one module."""
+"""Checks of arguments that several modules use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def spatial_shape(shape: Sequence[int], name: str = "shape") -> tuple[int, int, int]:
-    """Three positive lengths ``(z, y, x)``; a leading channel count is dropped."""
+    """Return three positive lengths ``(z, y, x)``; a leading number of channels is dropped."""
     lengths = tuple(int(n) for n in shape)
     if len(lengths) not in (3, 4) or min(lengths) < 1:
         raise ValueError(f"{name} must be (z, y, x) or (C, z, y, x) with positive lengths, got {tuple(shape)}")
@@ -18,7 +18,7 @@ def spatial_shape(shape: Sequence[int], name: str = "shape") -> tuple[int, int, 
 
 
 def require_volumes(x: Tensor, name: str = "x") -> None:
-    """Refuse anything but a non-empty floating-point batch ``(B, C, z, y, x)``."""
+    """Raise an error for anything but a non-empty floating-point batch ``(B, C, z, y, x)``."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {type(x).__name__}: use torch.as_tensor first")
     if not torch.is_floating_point(x):
@@ -30,7 +30,7 @@ def require_volumes(x: Tensor, name: str = "x") -> None:
 
 
 def require_spatial(x: Tensor, shape: tuple[int, int, int], name: str = "x") -> None:
-    """Refuse a batch whose last three lengths are not ``shape``."""
+    """Raise an error for a batch whose last three lengths are not ``shape``."""
     require_volumes(x, name)
     if tuple(x.shape[-3:]) != shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The device and the number format a network computes in."""
+"""The device and the number format in which a network computes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of a name; ``"auto"`` is the GPU if there is one.
+    """Return the device of a name; ``"auto"`` is the GPU if there is one.
 
     Raises
     ------
     ValueError
-        For an unknown name, or a device that is not there.
+        If the name is unknown, or the device is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    # torch says that it was built without CUDA by an assertion.
+    # torch raises an AssertionError if it was built without CUDA.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"
@@ -33,39 +33,42 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def resolved(precision: Precision, device: torch.device) -> torch.dtype:
-    """The format ``"auto"`` stands for: bfloat16 where the hardware computes in it, else float16 on a GPU.
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the number format of a name.
+
+    ``"auto"`` is bfloat16 where the hardware computes in it, else float16 on a GPU and float32 on a CPU.
 
     Raises
     ------
     ValueError
-        For an unknown name.
+        If the name is unknown.
     """
     if precision == "auto":
         if device.type == "cpu":
-            # Without these instructions bfloat16 is emulated, slower than float32.
+            # Without these instructions bfloat16 is emulated, which is slower than float32.
             able = torch.cpu.get_capabilities()
             return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.float32
     if precision not in _DTYPES:
-        raise ValueError(f"precision is one of auto, {', '.join(_DTYPES)}, got {precision!r}")
+        raise ValueError(f"`precision` must be one of auto, {', '.join(_DTYPES)}, got {precision!r}")
     return _DTYPES[precision]
 
 
-def trusted(precision: Precision, device: torch.device) -> torch.dtype:
-    """The format of a name, after trying it: some releases compute 3-D convolutions wrongly or slowly in 16 bits.
+def checked_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the number format of a name, after a test that the device computes correctly in it.
 
-    A small convolution, forward and backward, is compared with float32, and the versions with those known to be
-    faulty. ``"auto"`` then falls back to float32 with a warning.
+    Some releases compute 3-D convolutions wrongly or slowly in 16 bits. The versions are compared with those known to
+    be faulty, and a small convolution, forward and backward, with float32. With ``"auto"`` a failure leads to float32
+    and a warning.
 
     Raises
     ------
     ValueError
-        If a format that was asked for by name cannot be trusted here; versions and remedy are named.
+        If a format that was asked for by name is faulty here; the message has the versions and what to do.
     """
-    dtype = resolved(precision, device)
+    dtype = dtype_of(precision, device)
     if dtype == torch.float32:
         return dtype
     fault = known_fault(torch.__version__, _cudnn_version(device)) or _measured_fault(dtype, device)
@@ -74,13 +77,13 @@ def trusted(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "auto":
         warnings.warn(f"{fault}; computing in float32 instead, which is slower", stacklevel=2)
         return torch.float32
-    raise ValueError(f"{fault}: use precision float32, or other versions")
+    raise ValueError(f"{fault}: pass `precision='float32'`, or install other versions")
 
 
 def known_fault(torch_version: str, cudnn_version: int | None) -> str | None:
-    """What is wrong with 16-bit 3-D convolutions in these versions, if that is known.
+    """Return what is known to be wrong with 16-bit 3-D convolutions in these versions, or None.
 
-    ``cudnn_version`` is an integer as 91002 for 9.10.2, ``None`` off the GPU.
+    ``cudnn_version`` is an integer such as 91002 for 9.10.2, or ``None`` without a GPU.
     """
     if cudnn_version is None:
         return None
@@ -98,13 +101,13 @@ def _cudnn_version(device: torch.device) -> int | None:
 
 
 def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Compare one convolution and its gradients with float32, at a size that takes milliseconds."""
+    """Return what is wrong with one convolution and its gradients, compared with float32 in a few milliseconds."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 24, 24, 24, generator=generator).to(device, memory_format=torch.channels_last_3d)
     weight = torch.randn(16, 16, 3, 3, 3, generator=generator).to(device) / 21
     results = []
     for enabled in (False, True):
-        # Whatever the caller has switched off: this needs gradients.
+        # This needs gradients, even if the caller has switched them off.
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
             with torch.autocast(device.type, dtype=dtype, enabled=enabled):
@@ -120,5 +123,5 @@ def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Autocast to ``dtype``; float32 means none."""
+    """Return a context that casts to ``dtype`` automatically; float32 means no cast."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

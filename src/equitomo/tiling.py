@@ -1,4 +1,4 @@
-"""Tiles that cover a volume of any size, and the weights that join them."""
+"""Tiles that cover a volume of any size, and the weights with which they are joined."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Border = Literal["reflect", "zero"]
 
 @dataclass(frozen=True)
 class Tiling:
-    r"""Overlapping tiles over a volume, each with a margin that is computed and thrown away.
+    r"""Overlapping tiles over a volume, each with a margin that is computed and discarded.
 
-    The tile at origin :math:`o` reads ``tile`` voxels per axis, beyond the borders as ``border`` says, and
-    writes its core, what is left without the margin. Origins are multiples of ``stride``, so that pooling falls on
-    the same voxels in every tile. Where cores overlap they are blended linearly; the weights of all tiles
-    add up to one at every voxel (a partition of unity).
+    The tile at origin :math:`o` reads ``tile`` voxels per axis, padded beyond the faces of the volume, and writes its
+    core, which is the tile without the margin. Origins are multiples of ``stride``, so that pooling falls on the same
+    voxels in every tile. Where cores overlap they are blended linearly; the weights of all tiles add up to one at every
+    voxel (a partition of unity).
 
     Parameters
     ----------
@@ -30,18 +30,18 @@ class Tiling:
     tile
         Voxels per axis of a tile, a multiple of ``stride``; one number, or one per axis.
     margin
-        Voxels thrown away at every face of a tile, less than half of the tile.
+        Voxels discarded at every face of a tile, less than half of the tile.
     stride
         The stride of the network, see :attr:`equitomo.ScaleEquivariantUNet3D.stride`.
     blend
-        Voxels over which neighbouring cores overlap at least.
+        Least number of voxels over which neighbouring cores overlap.
     border
-        What a tile reads beyond the volume: its reflection, or zeros as in the reference program.
+        Padding beyond the volume: its reflection, or zeros as in the reference program.
 
     Raises
     ------
     ValueError
-        If the tile is no multiple of the stride, or nothing is left of it to write.
+        If the tile is not a multiple of the stride, or has no core left.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class Tiling:
         tile = self.tile if isinstance(self.tile, tuple) else (self.tile,) * 3
         object.__setattr__(self, "tile", tile)
         if min(self.shape) < 1 or self.stride < 1 or self.margin < 0 or self.blend < 0:
-            raise ValueError("shape and stride must be positive, margin and blend zero or more")
+            raise ValueError("`shape` and `stride` must be positive, `margin` and `blend` zero or more")
         for axis, length in enumerate(tile):
             if length % self.stride:
                 below = length // self.stride * self.stride
@@ -74,12 +74,12 @@ class Tiling:
                 raise ValueError(
                     f"a tile must be a multiple of the network's stride {self.stride}, got {length}: use {fitting}"
                 )
-            # A tile that holds its axis and both margins has no neighbour to join.
+            # A tile that covers its axis and both margins has no neighbour to overlap with.
             alone = length - self._first() - self.margin >= self.shape[axis]
             if not alone and length - 2 * self.margin - self.blend < self.stride:
                 raise ValueError(
                     f"a tile of {length} voxels with margins of {self.margin} and a blend of {self.blend} leaves no "
-                    f"core of {self.stride} voxels: take a larger tile or a smaller margin"
+                    f"core of {self.stride} voxels: use a larger tile or a smaller margin"
                 )
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Tiling:
             yield Placement((rz, ry, rx), (tz, ty, tx), (cz, cy, cx), weight)
 
     def _origins(self, axis: int) -> list[int]:
-        """Ascending origins whose cores cover the axis; the first one is zero or below."""
+        """Return ascending origins whose cores cover the axis; the first one is zero or negative."""
         length, tile = self.shape[axis], self._tile(axis)
         step = (tile - 2 * self.margin - self.blend) // self.stride * self.stride
         origins = [-self._first()]
@@ -122,7 +122,7 @@ class Tiling:
         return placements
 
     def _first(self) -> int:
-        """Voxels by which the first tile begins before the volume."""
+        """Return the number of voxels by which the first tile begins before the volume."""
         return -(-self.margin // self.stride) * self.stride
 
     def _tile(self, axis: int) -> int:
@@ -130,17 +130,26 @@ class Tiling:
         return self.tile[axis]
 
 
-class Readable(Protocol):
-    """What gives float32 voxels for slices ``(z, y, x)``: an array, or what stands for one."""
+class _Sliceable(Protocol):
+    """An array, or voxels that are read as float32 where they are sliced."""
 
-    def __getitem__(self, index: Any) -> NDArray[np.float32]: ...
+    def __getitem__(self, index: Any, /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One tile: the voxels it reads, where its core is written, which part that is, and its weight there.
+    """One tile of a volume.
 
-    An index of -1 in ``source`` stands for zeros.
+    Parameters
+    ----------
+    source
+        Indices of the voxels that the tile reads, along each axis; -1 stands for a zero.
+    target
+        The part of the volume that the core is written to.
+    core
+        The part of the tile that is the core.
+    weight
+        The weight of the core's voxels in the volume.
     """
 
     source: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
@@ -148,13 +157,13 @@ class Placement:
     core: Box
     weight: NDArray[np.float32]
 
-    def read(self, volume: Readable) -> NDArray[np.float32]:
-        """The tile's voxels."""
+    def read(self, volume: _Sliceable) -> NDArray[np.float32]:
+        """Return the tile's voxels."""
         if all(bool((np.diff(index) == 1).all()) and index[0] >= 0 for index in self.source):
             z, y, x = (slice(int(index[0]), int(index[-1]) + 1) for index in self.source)
-            # A plain copy: many times faster than reading voxel by voxel from a memory map.
+            # A plain copy is many times faster than reading voxel by voxel from a memory map.
             return np.ascontiguousarray(volume[z, y, x])
-        # The voxels that the tile reflects are read the same way first.
+        # Read the box of all needed voxels the same way, then reflect in memory.
         starts = [int(index[index >= 0].min()) for index in self.source]
         z, y, x = (slice(start, int(index.max()) + 1) for start, index in zip(starts, self.source, strict=True))
         places = (np.maximum(index - start, 0) for start, index in zip(starts, self.source, strict=True))
@@ -165,7 +174,7 @@ class Placement:
 
 
 def shortest_tile(length: int, tile: int, margin: int, stride: int = 1, blend: int = 0) -> int:
-    """The shortest tile that covers an axis with no more tiles than one of ``tile`` voxels does.
+    """Return the shortest tile that covers an axis with no more tiles than one of ``tile`` voxels does.
 
     Examples
     --------
@@ -188,7 +197,7 @@ def shortest_tile(length: int, tile: int, margin: int, stride: int = 1, blend: i
 
 
 def reflected(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:
-    """Indices beyond the ends of an axis, reflected about the outermost voxels as often as needed.
+    """Reflect indices beyond the ends of an axis about the outermost voxels, as often as needed.
 
     Examples
     --------
@@ -203,7 +212,7 @@ def reflected(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:
 
 
 def _core_weight(origin: int, tile: int, margin: int, blend: int, length: int) -> NDArray[np.float64]:
-    """A ramp of ``blend`` voxels up and down within the core, zero outside, along the whole axis."""
+    """Return a weight along the whole axis that ramps up and down over ``blend`` voxels in the core, zero outside."""
     position = np.arange(length)
     rise = position - (origin + margin) + 1
     fall = (origin + tile - margin) - position

@@ -116,6 +116,11 @@ class Filled:
         """Type of the voxels as they are read."""
         return self.voxels.dtype
 
+    @property
+    def mapped(self) -> Any:
+        """What :func:`equitomo.io.release` is to release of these voxels."""
+        return getattr(self.voxels, "mapped", None)
+
     def __getitem__(self, index: Any, /) -> NDArray[Any]:
         return self._filled(self.voxels[index])
 
@@ -134,7 +139,7 @@ class _InMemory:
     def __init__(self, volume: Tensor | NDArray[Any]) -> None:
         if isinstance(volume, Tensor):
             volume = volume.detach()
-        self._volume = volume
+        self.mapped = self._volume = volume
         self.dtype = self[:0, :0, :0].dtype
 
     @property

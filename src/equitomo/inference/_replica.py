@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from equitomo.inference._network import device_of
 from equitomo.inference._operators import Operators, Resizable
 from equitomo.inference._splitting import SplittingFunction
-from equitomo.precision import Precision, autocast, trusted
+from equitomo.precision import Precision, autocast, checked_dtype
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,7 +46,7 @@ class Replica:
     ) -> None:
         self.network, self.device = network, device_of(network)
         self._input_dtype = next(network.parameters(), torch.zeros(())).dtype
-        self.dtype = trusted(precision, self.device)
+        self.dtype = checked_dtype(precision, self.device)
         self._operators = None if operator is None else Operators(operator, self.device)
         self._network = SplittingFunction(self._infer, [self.device], overlap, stride)
 

@@ -14,7 +14,7 @@ from .mrc_write import creating_mrc, write_mrc
 from .opening import valid_path
 from .placing import require_place
 from .volume import Volume
-from .writing import Precision, WritingPlan
+from .writing import Precision, plan_writing
 from .zarr_metadata import is_zarr
 from .zarr_read import read_zarr
 from .zarr_write import creating_zarr, require_zarr_place, stored_bytes, write_zarr
@@ -143,9 +143,7 @@ def write_volume(
     data = np.asanyarray(data)
     if data.dtype.kind not in "biuf":
         raise TypeError(f"`data` must hold real numbers, got {data.dtype}")
-    plan = WritingPlan.of(
-        path, data.shape, like=like, voxel_size=voxel_size, dtype=dtype, label=label, overwrite=overwrite
-    )
+    plan = plan_writing(path, data.shape, like, voxel_size, dtype, label, overwrite)
     require_writable(path, overwrite=overwrite)
     (write_zarr if _names_zarr(path) else write_mrc)(plan, data)
     return path
@@ -195,9 +193,7 @@ def creating_volume(
     0.5
     """
     path = valid_path(path)
-    plan = WritingPlan.of(
-        path, tuple(shape), like=like, voxel_size=voxel_size, dtype=dtype, label=label, overwrite=overwrite
-    )
+    plan = plan_writing(path, tuple(shape), like, voxel_size, dtype, label, overwrite)
     require_writable(path, overwrite=overwrite)
     with (creating_zarr if _names_zarr(path) else creating_mrc)(plan) as data:
         yield data

@@ -89,10 +89,11 @@ def allocate(file: BinaryIO, n_bytes: int) -> None:
 def release(*arrays: Any) -> None:
     """Release the memory that maps of files use; the voxels stay in the file.
 
-    Pages of a map that were read or written count as memory of the process until the system needs them. Anything but
-    a shared map of a file is left alone.
+    Pages of a map that were read or written count as memory of the process until the system needs them. Voxels in a
+    file are released if they are mapped. Anything but a shared map of a file is left alone.
     """
     for array in arrays:
+        array = getattr(array, "mapped", array)
         # A private map ("c") would lose what was written to it.
         if isinstance(array, np.memmap) and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
             base: Any = array

@@ -68,6 +68,11 @@ class MrcVoxels:
                 return stored.transpose(self.order)
         return self.read()
 
+    @property
+    def mapped(self) -> Array | None:
+        """The map of the file, or the copy in memory, if :attr:`array` was asked for."""
+        return self.__dict__.get("array")
+
     def read(self) -> Array:
         """Return all voxels in an array of their own."""
         whole = np.empty(self.shape, self.dtype)

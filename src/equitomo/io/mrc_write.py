@@ -3,75 +3,62 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import machine_stamp_from_byte_order
 
 from .mapped import SLAB_BYTES, Array, allocate, release, scratch_array
-from .mrc_header import HEADER_BYTES, byte_order
-from .placing import atomic_file, require_place
+from .mrc_header import byte_order, stated_size, stored_dtype
+from .placing import atomic_file
 from .writing import WritingPlan, as_stored
 
 
 def write_mrc(plan: WritingPlan, data: Array) -> None:
     """Write a volume as an MRC file; see :func:`write_volume`."""
-    head = _Head.of(plan)
-    require_place(plan.path, overwrite=plan.overwrite, n_bytes=head.n_bytes)
-    with atomic_file(plan.path, overwrite=plan.overwrite) as file:
-        file.write(head.record.tobytes() + head.extended)
-        head.finish(file, _write_slabs(file, data, head.dtype))
+    with _new_file(plan) as (file, record):
+        _finish(file, record, _write_slabs(file, data, stored_dtype(record, [])))
 
 
 @contextmanager
 def creating_mrc(plan: WritingPlan) -> Iterator[Array]:
     """Write a volume as an MRC file piece by piece; see :func:`creating_volume`."""
-    head = _Head.of(plan)
-    require_place(plan.path, overwrite=plan.overwrite, n_bytes=head.n_bytes)
-    with atomic_file(plan.path, overwrite=plan.overwrite) as file:
-        file.write(head.record.tobytes() + head.extended)
+    with _new_file(plan) as (file, record):
+        dtype = stored_dtype(record, [])
         if plan.dtype == "float16":
             # In float16 sums of weighted pieces would be rounded at every step.
             data = scratch_array(plan.path.parent, plan.shape)
             yield data
-            head.finish(file, _write_slabs(file, data, head.dtype))
+            _finish(file, record, _write_slabs(file, data, dtype))
         else:
-            allocate(file, head.n_bytes)
-            data = np.memmap(cast(Any, file), head.dtype, "r+", head.n_bytes - math.prod(plan.shape) * 4, plan.shape)
+            offset = file.tell()
+            allocate(file, offset + math.prod(plan.shape) * dtype.itemsize)
+            data = np.memmap(cast(Any, file), dtype, "r+", offset, plan.shape)
             yield data
-            head.finish(file, _statistics(data))
+            _finish(file, record, _statistics(data))
             data.flush()
 
 
-@dataclass(frozen=True)
-class _Head:
-    """The header before the voxels, and the type in which they are stored."""
+@contextmanager
+def _new_file(plan: WritingPlan) -> Iterator[tuple[BinaryIO, Array]]:
+    """Open a file that has its header, without statistics, and give the header too."""
+    record = _new_header(plan)
+    with atomic_file(plan.path, overwrite=plan.overwrite, n_bytes=stated_size(record.tobytes()) or 0) as file:
+        file.write(record.tobytes() + (plan.like.header.extended if plan.like else b""))
+        yield file, record
 
-    record: Array
-    extended: bytes
-    dtype: np.dtype[Any]
-    n_bytes: int
 
-    @classmethod
-    def of(cls, plan: WritingPlan) -> Self:
-        record = _new_header(plan)
-        record["mode"] = 2 if plan.dtype == "float32" else 12
-        extended = plan.like.header.extended if plan.like else b""
-        n_bytes = HEADER_BYTES + len(extended) + math.prod(plan.shape) * np.dtype(plan.dtype).itemsize
-        return cls(record, extended, np.dtype(plan.dtype).newbyteorder(cast(Any, byte_order(record))), n_bytes)
-
-    def finish(self, file: BinaryIO, statistics: tuple[float, float, float, float]) -> None:
-        """Write the header again, now with the statistics of the voxels."""
-        for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
-            self.record[name] = value
-        if self.record["mode"] == 12:
-            # A program that computes the deviation in half floats overflows from some ten thousand voxels on, and would
-            # call the true one wrong: a negative value means "not known" in MRC2014.
-            self.record["rms"] = -1
-        file.seek(0)
-        file.write(self.record.tobytes())
+def _finish(file: BinaryIO, record: Array, statistics: tuple[float, float, float, float]) -> None:
+    """Write the header again, now with the statistics of the voxels."""
+    for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
+        record[name] = value
+    if record["mode"] == 12:
+        # A program that computes the deviation in half floats overflows from some ten thousand voxels on, and would
+        # call the true one wrong: a negative value means "not known" in MRC2014.
+        record["rms"] = -1
+    file.seek(0)
+    file.write(record.tobytes())
 
 
 def _new_header(plan: WritingPlan) -> Array:
@@ -88,6 +75,7 @@ def _new_header(plan: WritingPlan) -> Array:
     if not any(record["cellb"].item()):
         record["cellb"] = (90, 90, 90)
     record["mapc"], record["mapr"], record["maps"] = 1, 2, 3
+    record["mode"] = 2 if plan.dtype == "float32" else 12
     record["ispg"], record["nversion"], record["map"] = 1, 20141, b"MAP "
     record["machst"] = list(machine_stamp_from_byte_order(byte_order(record)))
     extended = like.header.extended if like else b""

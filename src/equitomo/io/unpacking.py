@@ -42,9 +42,10 @@ def is_packed(stream: BinaryIO) -> bool:
 
 
 def unpacked_size(path: Path, stream: BinaryIO, head: bytes) -> int:
-    """Return the size of a packed file's content, read on from behind its header ``head``.
+    """Return the size of a packed file's content, whose header ``head`` has been read.
 
-    Nothing is kept, and hardly more is unpacked than the header states.
+    The content is read to its end, or a little beyond the size that the header states, and nothing is kept. The stream
+    is left after the header.
     """
     expected, packer = stated_size(head), _packer(stream)
     if expected is None:

@@ -58,6 +58,11 @@ class Volume:
         """Type of the voxels."""
         return self.voxels.dtype
 
+    @property
+    def mapped(self) -> Any:
+        """What :func:`release` is to release of this volume."""
+        return getattr(self.voxels, "mapped", self.voxels)
+
     def __getitem__(self, index: Any, /) -> Array:
         block: Array = self.voxels[index]
         return block

@@ -1,8 +1,7 @@
 """The arguments of writing a volume, and the conversion of its voxels, for all formats."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,8 +12,7 @@ from .volume import Volume
 Precision = Literal["float32", "float16"]
 
 
-@dataclass(frozen=True)
-class WritingPlan:
+class WritingPlan(NamedTuple):
     """The checked arguments of :func:`write_volume`."""
 
     path: Path
@@ -25,25 +23,23 @@ class WritingPlan:
     label: str | None
     overwrite: bool
 
-    @classmethod
-    def of(
-        cls,
-        path: Path,
-        shape: tuple[int, ...],
-        *,
-        like: Volume | None = None,
-        voxel_size: float | Axes | None = None,
-        dtype: Precision = "float32",
-        label: str | None = None,
-        overwrite: bool = False,
-    ) -> Self:
-        """Return the plan, or raise a ValueError that names the argument that is wrong."""
-        if len(shape) != 3 or 0 in shape:
-            raise ValueError(f"`data` must have three axes (z, y, x), none empty, got shape {shape}")
-        if dtype not in ("float32", "float16"):
-            raise ValueError(f'`dtype` must be "float32" or "float16", got {dtype!r}')
-        sizes = _three_sizes(voxel_size, like)
-        return cls(path, (shape[0], shape[1], shape[2]), like, sizes, dtype, label, overwrite)
+
+def plan_writing(
+    path: Path,
+    shape: tuple[int, ...],
+    like: Volume | None,
+    voxel_size: float | Axes | None,
+    dtype: Precision,
+    label: str | None,
+    overwrite: bool,
+) -> WritingPlan:
+    """Return the plan, or raise a ValueError that names the argument that is wrong."""
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"`data` must have three axes (z, y, x), none empty, got shape {shape}")
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f'`dtype` must be "float32" or "float16", got {dtype!r}')
+    z, y, x = shape
+    return WritingPlan(path, (z, y, x), like, _three_sizes(voxel_size, like), dtype, label, overwrite)
 
 
 def as_stored(slab: Array, dtype: np.dtype[Any]) -> Array:

@@ -23,24 +23,20 @@ _CHUNK = 128
 
 def write_zarr(plan: WritingPlan, data: Array) -> None:
     """Write a volume as an OME-Zarr store; see :func:`write_volume`."""
-    zarr = import_zarr(plan.path)
     n_bytes = stored_bytes(plan.shape, plan.dtype)
-    require_zarr_place(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes)
     with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
-        _write(zarr, folder, plan, data)
+        _write(folder, plan, data)
 
 
 @contextmanager
 def creating_zarr(plan: WritingPlan) -> Iterator[Array]:
     """Write a volume as an OME-Zarr store piece by piece; see :func:`creating_volume`."""
-    zarr = import_zarr(plan.path)
     n_bytes = stored_bytes(plan.shape, plan.dtype) + 4 * math.prod(plan.shape)
-    require_zarr_place(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes)
     with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
         # A chunk that is written in parts would be packed anew for every part.
         data = scratch_array(plan.path.parent, plan.shape)
         yield data
-        _write(zarr, folder, plan, data)
+        _write(folder, plan, data)
 
 
 def require_zarr_place(target: Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
@@ -66,9 +62,9 @@ def _halved(shape: tuple[int, ...], times: int) -> tuple[int, ...]:
     return tuple(-(-n // 2**times) for n in shape)
 
 
-def _write(zarr: Any, folder: Path, plan: WritingPlan, data: Array) -> None:
+def _write(folder: Path, plan: WritingPlan, data: Array) -> None:
     """Write all levels, then the metadata."""
-    group = zarr.open_group(folder, mode="a", zarr_format=2)
+    group = import_zarr(plan.path).open_group(folder, mode="a", zarr_format=2)
     finer: Any = data
     for level in range(_LEVELS):
         shape = _halved(plan.shape, level)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.models import ScaleEquivariantUNet3D
-from equitomo.precision import trusted
+from equitomo.precision import checked_dtype
 from equitomo.training.checkpoint import Checkpoint, load_weights, rebuilt_network
 from equitomo.training.config import TrainingConfig
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
@@ -36,7 +36,7 @@ class Learner:
         self.network.to(device).to(memory_format=torch.channels_last_3d)
         if config.compile:
             self.network.compile()
-        self.dtype = trusted(config.precision, device)
+        self.dtype = checked_dtype(config.precision, device)
         self.optimizer = optimizer_for(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         weights = self.network.state_dict() if config.averaging else {}
