@@ -47,6 +47,6 @@ def test_a_predictor_takes_it_with_the_stride_of_its_network():
     network = ScaleEquivariantUNet3D(width=4, levels=2)
     model, settings = MirrorAveraged(network, (-60, 60)), {"tile": 12, "margin": 0, "passes": 1, "precision": "float32"}
     predictor = TiledPredictor(model, (-60, 60), **settings)
-    assert predictor.layout.stride == network.stride == 2
+    assert predictor.stride == network.stride == 2
     x = torch.randn(12, 12, 12)
     assert_close(predictor(x.flip(0)), predictor(x).flip(0), 1e-5)

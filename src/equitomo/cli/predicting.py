@@ -227,9 +227,9 @@ def _measured_margin(
 ) -> int:
     """The margin that is within the tolerance in the middle of a volume."""
     # Core and margins make one tile: measuring takes no more memory than predicting.
-    core = min(32, predictor.layout.tile // 4)
-    room = min((predictor.layout.tile - core) // 2, _WIDEST_MARGIN)
-    largest = max(room // predictor.layout.stride, 1) * predictor.layout.stride
+    core = min(32, predictor.tile // 4)
+    room = min((predictor.tile - core) // 2, _WIDEST_MARGIN)
+    largest = max(room // predictor.stride, 1) * predictor.stride
     settings: dict[str, Any] = {"largest": largest, "core": core, "intensities": intensities}
     try:
         return measured_margin(predictor, sample, prediction.margin_tolerance, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar, cast
 
@@ -15,6 +15,7 @@ from equitomo.inference._network import device_of
 from equitomo.inference._operators import Operators, Resizable
 from equitomo.inference._splitting import SplittingFunction
 from equitomo.precision import Precision, autocast, checked_dtype
+from equitomo.resources import computing_threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -113,9 +114,7 @@ def distribute(
             free.put(replica)
 
     begun: deque[Future[Result]] = deque()
-    # In a new thread libraries count the cores anew, and sums over another number of cores are rounded differently.
-    n_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(len(replicas), initializer=torch.set_num_threads, initargs=(n_threads,)) as pool:
+    with computing_threads(len(replicas)) as pool:
         try:
             for item in items:
                 begun.append(pool.submit(with_next_replica, item))

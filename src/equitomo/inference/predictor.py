@@ -252,6 +252,16 @@ class TiledPredictor:
             return torch.from_numpy(result.array).to(first.device)
         return cast(Given, result.array)
 
+    @property
+    def tile(self) -> int:
+        """The largest side of a tile in voxels."""
+        return self.layout.tile
+
+    @property
+    def stride(self) -> int:
+        """The number of voxels of which the places of tiles are multiples."""
+        return self.layout.stride
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put all replicas into evaluation mode, with the weights that the model has now."""
