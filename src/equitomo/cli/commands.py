@@ -321,7 +321,7 @@ def _warn_of(pair: TomogramPair) -> None:
 
 def _announce(plan: Plan) -> None:
     """Print the margin that was measured, if it was."""
-    tolerance, margin = plan.settings.margin_tolerance, plan.predictor.margin
+    tolerance, margin = plan.settings.margin_tolerance, plan.predictor.layout.margin
     if plan.settings.tile_margin == "auto":
         label = plan.pair.labels[0]
         tqdm.write(f"Margins of {margin} voxels are within {tolerance:g} of what wider ones give {label}")

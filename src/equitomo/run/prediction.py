@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from deepinv.physics import Physics
 from torch import nn
 
 from equitomo.datasets import TomogramPair
 from equitomo.geometry import Geometry
-from equitomo.inference import Footprint, TiledPredictor
+from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
+from equitomo.volumes import Shape
 
 Progress = Callable[[int, int], None]
+OperatorMaker = Callable[[Shape, Geometry], Physics]
 VoxelType = Literal["float32", "float16"]
 # The widest margin that "auto" compares with.
 _WIDEST_MARGIN = 64
@@ -34,7 +37,7 @@ def predictor_for(
     settings: ReconstructionSettings,
     config: TrainingConfig,
     *,
-    operator: Any = None,
+    physics: OperatorMaker | None = None,
     devices: Sequence[torch.device] | None = None,
     pair: TomogramPair | None = None,
 ) -> TiledPredictor:
@@ -50,8 +53,8 @@ def predictor_for(
         How the tomogram is cut into tiles.
     config
         The settings of the run, some of which tell how it predicts.
-    operator
-        The operator that empties the wedge, for a run with one of its own; ``None`` makes it from the geometry.
+    physics
+        Makes the operator that empties the wedge, for a run with one of its own; ``None`` takes that of the geometry.
     devices
         The devices to use; ``None`` uses that of the network.
     pair
@@ -66,7 +69,7 @@ def predictor_for(
     make = partial(
         TiledPredictor,
         MirrorAveraged(network, geometry, flips=config.flips) if config.test_time_mirrors else network,
-        geometry if operator is None else operator,
+        geometry if physics is None else lambda shape: physics(shape, geometry),
         tile=settings.tile or None,
         passes=config.passes,
         average_first=config.average_first,
@@ -92,7 +95,8 @@ def _measured_margin(predictor: TiledPredictor, settings: ReconstructionSettings
     room = min((predictor.tile - core) // 2, _WIDEST_MARGIN)
     largest = max(room // predictor.stride, 1) * predictor.stride
     try:
-        return predictor.measured_margin(
+        return measured_margin(
+            predictor,
             pair.halves[0],
             settings.margin_tolerance,
             largest=largest,
@@ -154,7 +158,7 @@ class Plan:
         out = valid_path(out)
         require_other(out, *input_paths(pair))
         require_range(pair, settings.dtype)
-        needs = predictor.footprint(pair.shape, halves=len(pair.halves), sources=pair.halves)
+        needs = Footprint.of(predictor, pair.shape, halves=len(pair.halves), sources=pair.halves)
         n_bytes = bytes_to_create(out, pair.shape, settings.dtype) + needs.disk
         require_writable(out, overwrite=overwrite, n_bytes=n_bytes)
         require_memory(needs.memory, f"{out}: prediction", "a smaller `tile` or `local_tile` needs less")
@@ -176,8 +180,7 @@ class Plan:
         header |= {"dtype": self.settings.dtype, "overwrite": self.overwrite}
         with creating_volume(self.out, pair.shape, **header) as data:
             intensities = (pair.scale.mean, pair.scale.scale)
-            self.predictor.progress = progress  # TEMP
-            self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities)
+            self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)
             before_naming()
         return self.out
 

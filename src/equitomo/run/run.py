@@ -11,26 +11,33 @@ from typing import Self
 
 import torch
 from deepinv.loss import Loss
-from deepinv.physics import Physics
 from torch import nn
 
 from equitomo import report
 from equitomo.datasets import TomogramPair, read_geometry
 from equitomo.geometry import Geometry, TiltAxis, TiltUnion, as_geometry
-from equitomo.inference import TiledPredictor
+from equitomo.inference import Footprint, TiledPredictor
 from equitomo.io import bytes_to_create, read_volume
 from equitomo.methods import IcecreamTrainer
 from equitomo.run.folder import RunFolder
 from equitomo.run.initial import Initial
 from equitomo.run.pictures import StepProgress, TrainingWatch
-from equitomo.run.prediction import Plan, Progress, chosen_devices, predictor_for, require_one_wedge, require_range
+from equitomo.run.prediction import (
+    OperatorMaker,
+    Plan,
+    Progress,
+    chosen_devices,
+    predictor_for,
+    require_one_wedge,
+    require_range,
+)
 from equitomo.run.record import Invocation
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
-from equitomo.volumes import Shape, VolumeLike
+from equitomo.volumes import VolumeLike
 
 _RECONSTRUCTION = "reconstruction.mrc"
 Devices = str | Sequence[str | torch.device]
@@ -74,7 +81,7 @@ class Run:
         step: int = 0,
         network: nn.Module | None = None,
         hashes: Mapping[str, str] | None = None,
-        physics: Callable[[Shape, Geometry], Physics] | None = None,
+        physics: OperatorMaker | None = None,
         training: RunTraining | None = None,
     ) -> None:
         self.path, self.config = path, config
@@ -91,7 +98,7 @@ class Run:
         *,
         network: Callable[[], nn.Module] | None = None,
         losses: Mapping[str, Loss] | None = None,
-        physics: Callable[[Shape, Geometry], Physics] | None = None,
+        physics: OperatorMaker | None = None,
         init: str | Path | nn.Module | None = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -166,7 +173,7 @@ class Run:
         folder: str | Path,
         *,
         network: Callable[[], nn.Module] | None = None,
-        physics: Callable[[Shape, Geometry], Physics] | None = None,
+        physics: OperatorMaker | None = None,
     ) -> Self:
         """Open a run to predict with its network.
 
@@ -342,8 +349,7 @@ class Run:
         geometry = self.geometry() if geometry is None else as_geometry(geometry)
         network = self.network if chosen is None else self.network.to(chosen[0])
         config = self.config_with(settings)
-        operator = None if self._physics is None else self._physics(config.cube_shape, geometry)
-        return predictor_for(network, geometry, settings, config, operator=operator, devices=chosen, pair=pair)
+        return predictor_for(network, geometry, settings, config, physics=self._physics, devices=chosen, pair=pair)
 
     def config_with(self, settings: ReconstructionSettings) -> TrainingConfig:
         """Return the settings of the run with those that a prediction replaces."""
@@ -433,7 +439,7 @@ class Run:
         require_one_wedge(pair, self.config_with(settings))
         predictor = self.predictor(pair.geometry, settings, devices=[self.trainer.device])
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
-        n_bytes += predictor.footprint(pair.shape, halves=len(pair.halves)).disk
+        n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
         assert self._training is not None
         self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)
 
