@@ -43,7 +43,7 @@ def readers():
 
 
 def weights(trainer):
-    return trainer._learner.network.state_dict()
+    return trainer.network.state_dict()
 
 
 # The trainer -----------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_a_table_of_tomograms_is_trained_on(table, tmp_path, monkeypatch):
     seen = []
     run = IcecreamTrainer.train
     monkeypatch.setattr(
-        IcecreamTrainer, "train", lambda self, **given: (seen.append(self.dataset), run(self, **given))[1]
+        IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1]
     )
     arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--min_specimen", "0.95"]
     assert train(*arguments) == 0
@@ -155,7 +155,7 @@ def test_tomograms_of_a_table_take_turns_within_the_memory_given(table, tmp_path
     seen = []
     run = IcecreamTrainer.train
     monkeypatch.setattr(
-        IcecreamTrainer, "train", lambda self, **given: (seen.append(self.dataset), run(self, **given))[1]
+        IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1]
     )
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
     arguments = [
@@ -182,10 +182,10 @@ def cut(path):
 def test_a_file_that_breaks_during_the_training_is_named(table, tmp_path, monkeypatch, capsys):
     run = IcecreamTrainer.train
 
-    def breaking(self):
+    def breaking(self, *given):
         for path in tmp_path.glob("even_*.mrc"):
             cut(path)
-        return run(self)
+        return run(self, *given)
 
     monkeypatch.setattr(IcecreamTrainer, "train", breaking)
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
     from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
+    from equitomo.run import Run
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
@@ -37,6 +38,7 @@ __all__ = [
     "MissingWedgeOperator",
     "Noise2NoiseLoss",
     "PaddedMissingWedgeOperator",
+    "Run",
     "ScaleEquivariantUNet3D",
     "SubtomogramDataset",
     "SubtomogramPool",
@@ -74,6 +76,7 @@ _HOMES = {
     "MissingWedgeOperator": "physics",
     "Noise2NoiseLoss": "loss",
     "PaddedMissingWedgeOperator": "physics",
+    "Run": "run",
     "ScaleEquivariantUNet3D": "models",
     "SubtomogramDataset": "datasets",
     "SubtomogramPool": "datasets",
