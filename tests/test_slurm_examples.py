@@ -41,7 +41,7 @@ sys.exit(max(128 - status if status < 0 else status for status in found))
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Two tomograms in a table and a list; srun runs its tasks here, scontrol writes down what it was told."""
+    """Write two tomograms, a table and a list, and stand-ins: srun runs its tasks, scontrol writes down its arguments."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "tasks.py").write_text(SRUN)
