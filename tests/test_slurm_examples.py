@@ -41,7 +41,7 @@ sys.exit(max(128 - status if status < 0 else status for status in found))
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Write two tomograms, a table and a list, and stand-ins: srun runs its tasks, scontrol writes down its arguments."""
+    """Write two tomograms, a table and a list, and programs that stand in for those of Slurm."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "tasks.py").write_text(SRUN)
