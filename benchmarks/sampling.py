@@ -1,4 +1,4 @@
-"""Cubes per second from memory, from files and in turns, the time before the first step, and what importing costs.
+"""Measure cubes per second from memory, files and pools, the time before the first step, and the time of importing.
 
 ``python -m benchmarks.sampling``
 """
@@ -61,7 +61,7 @@ _EVERYTHING = "import torch, deepinv, equitomo; [getattr(equitomo, name) for nam
 
 
 def _pair_with_a_sparse_mask() -> TomogramPair:
-    """A volume of which about two of a hundred starts hold enough specimen."""
+    """Return a pair in which about two of a hundred starts hold enough specimen."""
     generator = torch.Generator().manual_seed(0)
     shape = (200, 400, 400)
     specimen = torch.randn(shape, generator=generator)
@@ -112,9 +112,9 @@ def _cold(paths: list[Path], shape: tuple[int, int, int], generator: np.random.G
 
 
 def _by_turns(ways: list[Callable[[], None]], paths: list[Path]) -> list[float]:
-    """Median seconds of each way, each time with files that no page of is in memory."""
+    """Return the median seconds of each way to read, with the files outside the page cache each time."""
     times: list[list[float]] = [[] for _ in ways]
-    # Forwards and backwards: the host of a virtual machine has a cache of its own.
+    # The order alternates, because the host of a virtual machine has its own cache.
     for number in range(_TURNS):
         for way, found in list(zip(ways, times, strict=True))[:: 1 - 2 * (number % 2)]:
             for path in paths:
@@ -138,7 +138,7 @@ def _in_turns(paths: list[Path]) -> None:
     within, at = [], []
     for first in range(0, pool.length, 8):
         if first % pool.exchange_every == 0:
-            # As if a network were at work: what is read ahead has its time.
+            # The time that a network would take, in which the next tomogram is read.
             time.sleep(3)
         start, used = time.perf_counter(), time.thread_time()
         pool.batch(range(first, first + 8))
@@ -157,7 +157,7 @@ def _all_starts(pair: TomogramPair) -> int:
 
 
 def _seconds(code: str) -> float:
-    """The best of three in a fresh interpreter, user time."""
+    """Return the user time in a new interpreter, the best of three."""
     timed = f"import os; {code}; print(os.times().user)"
     runs = [subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True) for _ in range(3)]
     return min(float(run.stdout) for run in runs)

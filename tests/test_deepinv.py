@@ -9,6 +9,8 @@ What cannot hold, and why:
 * ``test_batch_size``, ``test_rotate_90``, ``test_shift_time`` and the like make their own transforms; what they claim
   is claimed of ours in ``test_transform.py``.
 * ``test_stacked_loss`` and ``test_loss_scheduler`` make their own losses; ours in a scheduler are tested below.
+* ``test_no_reference_metrics`` demands that noise makes an image worse; but a wedge that noise has filled holds more
+  energy, as it should.
 * The pseudo-inverse of the padded operator passes deepinv's check, which allows 5 %, but is ill-posed: see below.
 """
 
@@ -44,6 +46,7 @@ from equitomo import (
     wedge_mask,
 )
 from equitomo.fourier import frequencies
+from equitomo.metrics import FourierCorrelation, MeanFSC
 
 CPU, SLOW = torch.device("cpu"), pytest.mark.slow
 SIZE = (2, 6, 7, 8)
@@ -278,6 +281,24 @@ def test_training_with_the_equivariance_loss_passes_the_check_of_deepinv(
     monkeypatch.setattr(their_loss_tests, "choose_loss", lambda *args, **kwargs: [deepinv.loss.MCLoss(), loss])
     data = Circles(50, physics, their_loss_tests, 1), Circles(10, physics, their_loss_tests, 2)
     their_loss_tests.test_losses(None, "ours", tmp_path, data, physics, (8, 8, 8), CPU, rng)
+
+
+METRICS = {
+    "mean FSC": MeanFSC,
+    "correlation": FourierCorrelation,
+    "correlation in the wedge": lambda **settings: FourierCorrelation((-60, 40), region="wedge", **settings),
+}
+
+
+@pytest.mark.parametrize("train_loss", [True, False])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_pass_the_check_of_deepinv(name, channels, train_loss, monkeypatch):
+    theirs = importlib.import_module("deepinv.tests.test_metric")
+    monkeypatch.setattr(theirs, "choose_full_reference_metric", lambda name, device, **kwargs: METRICS[name](**kwargs))
+    image, rng = normal(1, 3, 8, 9, 10, dtype=torch.float32), torch.Generator().manual_seed(1)
+    # Two channels are real and imaginary part to it, three are volumes compared together.
+    theirs.test_full_reference_metrics(name, train_loss, None, rng, CPU, channels, image, 1, 0)
 
 
 # The blocks put together

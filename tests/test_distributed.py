@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from operator import itemgetter
 from pathlib import Path
 
@@ -29,8 +28,9 @@ FOLDER = Path(__file__).parent
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER", "TORCHELASTIC"))}
 PLACES = os.pathsep.join([str(Path(equitomo.__file__).parents[1]), str(FOLDER)])
 ENVIRONMENT = PLAIN | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
-# Far more than any of this takes: a process that is left waiting fails its test.
-TIMEOUT = 120
+# Far more than any of this takes, also on a busy machine, and far less than the hour for which a process would wait for
+# one that hangs: a process that does not notice the end of another one fails its test.
+TIMEOUT = 900
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -100,6 +100,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_what_one_does(together, alone, name):
     # What float16 rounds depends on the cubes that go together; that the scale stays the same is what matters.
@@ -107,6 +108,7 @@ def test_two_processes_train_what_one_does(together, alone, name):
     assert_close_runs(together / name, alone / name, **tolerances)
 
 
+@pytest.mark.slow
 def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
     """Under which the losses of a step can stand as they are, in a loop of one's own."""
     torchs_own = safetensors.torch.load_file(together / "torchs_own.safetensors")
@@ -114,11 +116,13 @@ def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
     torch.testing.assert_close(ours, torchs_own, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 def test_a_run_of_one_process_is_resumed_by_two(together, alone):
     assert_close_runs(together / "from_one", alone / "adam")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 def test_a_run_of_two_processes_is_resumed_by_one(together, alone, tmp_path):
     shutil.copytree(together / "to_one", tmp_path, dirs_exist_ok=True)
@@ -128,11 +132,13 @@ def test_a_run_of_two_processes_is_resumed_by_one(together, alone, tmp_path):
     assert_close_runs(tmp_path, alone / "adam")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(64)
 def test_memory_that_runs_out_in_one_process_changes_nothing_for_the_others(together, alone):
     assert_close_runs(together / "memory", alone / "adam")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(65)
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
     """Or the weights of the two would differ from there on, and the losses be those of no network."""
@@ -140,6 +146,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
     assert (state["step"], state["skipped"], state["consecutive"]) == (10, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(65)
 def test_steps_that_are_not_finite_in_one_process_end_all_with_the_same_one(together):
     assert load_checkpoint(together / "diverged").state["step"] == 8
@@ -148,6 +155,7 @@ def test_steps_that_are_not_finite_in_one_process_end_all_with_the_same_one(toge
         assert said.startswith("no finite gradient in 3 steps in a row, up to step 8: ")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(59)
 def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
     assert load_checkpoint(together / "stopped").state["step"] == 6
@@ -156,6 +164,7 @@ def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
         assert said == "stopped by SIGTERM after step 6 of 10; resume to continue"
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
@@ -165,6 +174,7 @@ def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
     assert [text.startswith(said) for text in different] == [True] * 3, different
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_environment_stays_as_it_is(together, rank):
     """CUDA_VISIBLE_DEVICES above all."""
@@ -174,30 +184,31 @@ def test_the_environment_stays_as_it_is(together, rank):
 # Processes that end --------------------------------------------------------------------------------------
 
 
-def assert_ended_within_a_minute(run):
-    """After the checkpoint of step 4, the last before the fault; it takes two seconds on an idle machine."""
-    checkpoint = load_checkpoint(run)
-    assert checkpoint.state["step"] == 4
-    assert time.time() - checkpoint.path.stat().st_mtime < 60
+def assert_last_checkpoint_before_the_fault(run):
+    """Assert that nothing was saved after step 4. That all processes ended in time is what TIMEOUT asserts."""
+    assert load_checkpoint(run).state["step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 @pytest.mark.parametrize("job", ["train_and_fail", "train_and_be_killed"])
 def test_a_process_that_ends_ends_all_under_torchrun(tmp_path, job):
     done = start_two(FOLDER / "together.py", job, tmp_path)
     assert done.returncode != 0
     assert ("this process has a fault of its own" in done.stderr) == (job == "train_and_fail")
-    assert_ended_within_a_minute(tmp_path)
+    assert_last_checkpoint_before_the_fault(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 def test_a_killed_process_ends_the_others_also_where_nobody_watches_them(tmp_path):
     codes, messages = in_a_slurm_step("train_and_be_killed", tmp_path)
     assert codes == [1, -9]
     assert "LostProcessError: another process of this training ended" in messages[0]
-    assert_ended_within_a_minute(tmp_path)
+    assert_last_checkpoint_before_the_fault(tmp_path)
 
 
+@pytest.mark.slow
 def test_tasks_of_a_slurm_step_train_together(tmp_path, alone):
     codes, messages = in_a_slurm_step("train_plainly", tmp_path)
     assert codes == [0, 0], messages
@@ -220,6 +231,7 @@ def halves(tmp_path_factory):
     return [folder / "even.mrc", folder / "odd.mrc"]
 
 
+@pytest.mark.slow
 def test_two_processes_reconstruct_and_one_of_them_writes_and_reports(halves, tmp_path):
     tiles = ["--tile", "20", "--tile_margin", "0"]
     done = start_two("-m", "equitomo", "reconstruct", *halves, *TINY, *tiles, "--out", tmp_path / "run")
@@ -233,6 +245,7 @@ def test_two_processes_reconstruct_and_one_of_them_writes_and_reports(halves, tm
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_first_process_refuses_ends_all(halves, tmp_path):
     (tmp_path / "losses.csv").write_text("step\n")
     done = start_two("-m", "equitomo", "train", *halves, *TINY, "--out", tmp_path)

@@ -85,7 +85,7 @@ def test_an_interruption_ends_the_thread_and_saves(tmp_path, monkeypatch):
         return load(self, stopped)
 
     def interrupt(*seen):
-        assert begun.wait(5)
+        assert begun.wait(60)
         assert len(readers()) == 1
         os.kill(os.getpid(), signal.SIGTERM)
 

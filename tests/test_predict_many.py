@@ -417,12 +417,13 @@ def stopped(number, arguments, *, call):
                 if line.startswith("waiting"):
                     break
             child.send_signal(number)
-            child.communicate(timeout=300)
+            child.communicate(timeout=600)
         finally:
             child.kill()
     return child.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.fault(58, 59)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_same_command_goes_on_after_a_stop(table, runs, expected, tmp_path, monkeypatch, capsys, number):
@@ -526,12 +527,13 @@ def test_what_another_process_was_at_is_looked_at_again_in_the_end(
     assert "still" not in out
 
 
+@pytest.mark.slow
 def test_two_processes_make_every_tomogram_once(table, runs, expected, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(equitomo.__file__).parents[1])}
     arguments = ["--table", table, "--run", runs / "0", "--out", tmp_path / "out", *TILED]
     command = [sys.executable, "-m", "equitomo", "predict", *map(str, arguments)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [child.communicate(timeout=300)[0] for child in both]
+    said = [child.communicate(timeout=600)[0] for child in both]
     assert [child.returncode for child in both] == [0, 0]
     made = [name for out in said for name, status in states(out).items() if status == "done"]
     assert sorted(made) == sorted(NAMES)

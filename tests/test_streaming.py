@@ -361,6 +361,7 @@ MEASURED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux states them")
 @pytest.mark.parametrize(("wedge", "batch", "dtype", "in_stores"), MEASURED)
 def test_the_memory_stated_is_kept(wedge, batch, dtype, in_stores, tmp_path):
