@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.quality SET [RUNS]``. SET is a folder with ``even.mrc``, ``odd.mrc``, ``gt.mrc``, ``meta.json``
 and optionally ``gold_mask.mrc``, next to the scoring script ``evaluate.py``. RUNS is a file with one JSON object of
-settings per line, which change the preset named by ``preset``, by default ``tiny``; ``cut_margin`` is that of ``fast``. One Markdown row is printed per
+settings per line, which change the preset named by ``preset``, by default ``tiny``;
+``cut_margin`` is that of ``fast``. One Markdown row is printed per
 run. It has the seconds of training, and for each way to predict the correlation with the truth overall, in the measured
 part and in the missing wedge, with gold beads masked.
 """

@@ -1,4 +1,4 @@
-"""Gradients from a few cubes at a time: those of the whole batch, with what memory there is."""
+"""Gradients from a few cubes at a time are those of the whole batch, and fewer go at once when memory runs out."""
 
 import csv
 
@@ -8,7 +8,7 @@ from making import noisy_pair
 
 from equitomo import IcecreamTrainer, TrainingConfig
 from equitomo.draws import Draws
-from equitomo.training.memory import cubes_at_once
+from equitomo.training.memory import IN_BACKWARD, bytes_of_step, cubes_at_once
 
 TINY = {
     "side": 16,
@@ -31,7 +31,7 @@ def tiny(**changes):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Of different tilts, so that cubes of one batch have masks of their own."""
+    """Two tomograms of different tilts, so that each cube of a batch has its own mask."""
     geometries = [(-60.0, 60.0), (-40.0, 55.0)]
     return [noisy_pair((20, 20, 20), seed=seed, geometry=geometry) for seed, geometry in enumerate(geometries)]
 
@@ -229,3 +229,12 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(pairs):
 )
 def test_large_cubes_go_one_by_one_through_a_cpu_unless_configured_otherwise(device, settings, n):
     assert cubes_at_once(TrainingConfig(**settings), torch.device(device)) == n
+
+
+@pytest.mark.parametrize("equivariance_weight", [0.0, 2.0])
+@pytest.mark.parametrize("method", ["icecream", "fast", "noise2noise", "equivariant_imaging"])
+def test_the_memory_of_a_step_is_known_from_the_settings(pairs, method, equivariance_weight):
+    config = tiny(method=method, equivariance_weight=equivariance_weight, width=8, levels=3)
+    trainer = IcecreamTrainer(pairs[0], config)
+    another_cube = trainer.bytes_kept(2) - trainer.bytes_kept(1)
+    assert bytes_of_step(config, torch.float32, 1) / IN_BACKWARD == pytest.approx(another_cube, rel=0.2)

@@ -1,8 +1,9 @@
-"""Checkpoints: whole or not there, checked when read, and never unpickled."""
+"""Checkpoints are complete or absent, checked when they are read, and never unpickled."""
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -144,16 +145,17 @@ def test_the_hashes_are_those_of_the_field_s_tool(run):
 @pytest.mark.parametrize("n_written", [0, 1, 2, 3])
 def test_a_failure_in_the_middle_leaves_nothing_and_the_one_before_loads(run, monkeypatch, n_written):
     written = []
-    write = module._write_bytes
+    sync = os.fsync
 
-    def full(path, content):
+    def full(number):
         if len(written) == n_written:
-            path.write_bytes(content[: len(content) // 2])
+            # The file is there and cut short.
+            os.truncate(number, os.fstat(number).st_size // 2)
             raise OSError(28, "No space left on device")
-        written.append(path)
-        write(path, content)
+        written.append(number)
+        sync(number)
 
-    monkeypatch.setattr(module, "_write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(run / "checkpoints", 30)
     assert steps(run / "checkpoints") == ["step_00000010", "step_00000020"]
@@ -225,10 +227,10 @@ def test_a_checkpoint_that_was_being_replaced_gets_its_name_back(killed):
 
 @pytest.mark.fault(57, 58)
 def test_a_checkpoint_that_was_being_replaced_outlives_a_failure_of_the_next(killed, monkeypatch):
-    def full(path, content):
+    def full(number):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(killed / "checkpoints", 20)
     assert equal(load_network(killed), network(20))

@@ -1,4 +1,4 @@
-"""Several processes that train one network: what one would have trained, and none that is left waiting."""
+"""Several processes train one network: they get the result of one process, and none is left waiting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from equitomo.training.checkpoint import load_checkpoint
 from equitomo.training.distributed import World, find_world, meeting_point
 
 FOLDER = Path(__file__).parent
-# None of the variables that say something of processes, whatever this machine is.
+# The environment without the variables of job systems, whatever this machine is.
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER", "TORCHELASTIC"))}
 PLACES = os.pathsep.join([str(Path(equitomo.__file__).parents[1]), str(FOLDER)])
 ENVIRONMENT = PLAIN | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
@@ -42,7 +42,7 @@ def start_two(*arguments, **environment):
 
 
 def in_a_slurm_step(job, folder):
-    """Two tasks of a step, as srun starts them; their exit statuses and what they wrote to stderr."""
+    """Run two tasks of a step, as srun starts them; return their exit statuses and their messages on stderr."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1"}
@@ -65,7 +65,7 @@ def in_a_slurm_step(job, folder):
 
 
 def assert_close_runs(one, other, atol=1e-6, rtol=1e-4):
-    """Weights, averages, optimiser, counters and losses of two runs are the same up to rounding."""
+    """Weights, averages, optimiser, counters and losses of two runs are equal up to rounding."""
     a, b = load_checkpoint(one), load_checkpoint(other)
     assert [a.state[name] for name in ("step", "skipped", "consecutive", "scaler")] == [
         b.state[name] for name in ("step", "skipped", "consecutive", "scaler")
@@ -82,7 +82,7 @@ def assert_close_runs(one, other, atol=1e-6, rtol=1e-4):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What two processes trained, one of them begun by one process."""
+    """The folder of the runs of two processes, one of which was begun by one process."""
     folder = tmp_path_factory.mktemp("together")
     trainer(folder / "from_one").train(until=5)
     for rank in (0, 1):
@@ -103,14 +103,14 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_what_one_does(together, alone, name):
-    # What float16 rounds depends on the cubes that go together; that the scale stays the same is what matters.
+    # The rounding of float16 depends on the cubes that go together. The loss scale must be the same.
     tolerances = {"atol": 1e-3, "rtol": 0.05} if name == "float16" else {}
     assert_close_runs(together / name, alone / name, **tolerances)
 
 
 @pytest.mark.slow
 def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
-    """Under which the losses of a step can stand as they are, in a loop of one's own."""
+    """The losses of a step also work under torch's wrapper, in a loop of one's own."""
     torchs_own = safetensors.torch.load_file(together / "torchs_own.safetensors")
     ours = load_checkpoint(together / "one_geometry").tensors["weights"]
     torch.testing.assert_close(ours, torchs_own, rtol=0, atol=1e-6)
@@ -141,7 +141,7 @@ def test_memory_that_runs_out_in_one_process_changes_nothing_for_the_others(toge
 @pytest.mark.slow
 @pytest.mark.fault(65)
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
-    """Or the weights of the two would differ from there on, and the losses be those of no network."""
+    """Otherwise the weights of the two processes would differ from then on."""
     state = load_checkpoint(together / "not_finite").state
     assert (state["step"], state["skipped"], state["consecutive"]) == (10, 1, 0)
 
@@ -265,7 +265,7 @@ def test_work_of_one_process_is_refused_to_several(halves, monkeypatch, capsys, 
     assert f"{command} is the work of one process, but 4 were started" in capsys.readouterr().err
 
 
-# What the environment says -------------------------------------------------------------------------------
+# The environment -------------------------------------------------------------------------------
 
 STEP = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
 

@@ -112,7 +112,7 @@ def test_memory_layout_changes_rounding_only():
 
 
 def test_rounding_of_a_gradient_stays_rounding():
-    """So that it does not matter how a batch was split. In sixteen bits it becomes a hundredth of the step."""
+    """It then does not matter how a batch was split. In sixteen bits rounding becomes a hundredth of the step."""
     one, other = kernels(), kernels()
     start = values(one)
     give_gradients(one)

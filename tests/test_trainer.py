@@ -98,7 +98,7 @@ def unbroken(pair, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(pair, monkeypatch):
-    """With a backend that traces and runs what it traced, so that no compiler is needed."""
+    """The backend traces and then runs the trace, so that no compiler is needed."""
     compiled, real = [], nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda m: compiled.append(m) or real(m, backend="eager"))
     plain, other = (IcecreamTrainer(pair, tiny(compile=c)).train(until=2) for c in (False, True))
@@ -329,7 +329,7 @@ def test_a_finished_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_t
 
 @pytest.mark.parametrize(("schedule", "until"), [("constant", 6), ("cosine", 4)])
 def test_another_number_of_steps_is_taken_where_no_step_done_would_have_been_another(pair, tmp_path, schedule, until):
-    """With cosine those are the steps of the warm-up."""
+    """With cosine these are the steps of the warm-up."""
     config = {"schedule": schedule, "warmup": 4}
     IcecreamTrainer(pair, tiny(**config, steps=10), out=tmp_path / "one").train()
     IcecreamTrainer(pair, tiny(**config), out=tmp_path / "two").train(until=until)
@@ -408,7 +408,7 @@ def test_a_signal_during_a_step_saves_the_state_before_it(pair, unbroken, tmp_pa
 
 @pytest.mark.fault(59)
 def test_a_signal_during_a_backward_pass_ends_it():
-    """In the middle: the later half has its gradient, the earlier one does not get any."""
+    """It ends in the middle: the later half has its gradient, and the earlier half gets none."""
     early, late = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
     with stop_signals() as stop, abandoned_on(stop):
         between = early.exp()
@@ -435,7 +435,7 @@ class Held(torch.autograd.Function):
 
 @pytest.mark.parametrize("n_looks", [1, 4, 8])
 def test_a_backward_pass_that_is_left_leaves_nothing_in_memory(n_looks):
-    """Neither in torch's queue nor in circles of results that hold themselves."""
+    """Nothing stays in torch's queue, nor in cycles of results that hold themselves."""
     held, looks = [], iter(range(n_looks))
 
     class Token:
@@ -544,7 +544,7 @@ def test_resuming_with_another_network_is_refused(pair, unbroken):
 
 
 def drop_settings(folder, *names):
-    """As if the last checkpoint had been written before there were these."""
+    """Remove settings from the last checkpoint, as if it were older than they are."""
     last = load_checkpoint(folder)
     config = {name: value for name, value in last.state["config"].items() if name not in names}
     write_checkpoint(last.path, last.tensors, last.state | {"config": config})
@@ -605,7 +605,7 @@ def test_checkpoints_at_multiples_of_a_number_are_kept(pair, tmp_path):
 
 
 def test_the_state_before_the_first_step_is_not_kept(pair, tmp_path):
-    """It is written where a signal comes at once, and is no n-th step of an unbroken run."""
+    """It is written if a signal arrives at once, and no multiple of `keep_every` of an unbroken run is step 0."""
     trainer = IcecreamTrainer(pair, tiny(checkpoint_every=2, keep_every=4, steps=8), out=tmp_path)
     trainer.save()
     trainer.train()
@@ -653,7 +653,7 @@ def spoil(trainer, steps, value=float("nan")):
 
 
 def state(trainer):
-    """All that a step may change: weights, averages, optimiser."""
+    """Return everything that a step may change: weights, averages, optimiser."""
     optimizer = {name: value.clone() for name, value in optimizer_state(trainer).items()}
     ema = {f"ema {name}": value.clone() for name, value in trainer.learner.ema.items()}
     return weights(trainer) | optimizer | ema

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, complete or not there at all."""
+"""Checkpoints in safetensors and JSON, which are complete or absent."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from equitomo.training.fingerprint import describe, differences
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
 _STATE_HASH = "state.json.sha256"
-# Of a checkpoint while another one takes its name.
+# The end of a checkpoint's name while another checkpoint takes its place.
 _ASIDE = ".old.partial"
-# Headers, names and the state, generously.
+# Bytes of headers, names and the state, a generous estimate.
 _OTHER_BYTES = 1 << 16
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, or fits neither the network nor the run."""
+    """Raised for a checkpoint that is damaged, or does not fit the network or the run."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Checkpoint:
         weights, settings = self.tensors[self.group(ema=ema)], self.state["network"]
         if make is not None:
             # The weights that the function draws are replaced: torch's generator stays as it was.
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 network = make()
             found = describe(network, values=False)
         elif settings is not None:
@@ -111,25 +111,26 @@ def save_checkpoint(
     for old in _stranded(folder):
         old.rename(_named_before(old))
     for left in folder.glob(".step_*.partial"):
-        # Of a process that was killed while it wrote.
+        # Left by a process that was killed while it wrote.
         shutil.rmtree(left, ignore_errors=True)
     write_checkpoint(final, tensors, {**state, "step": step})
     for old in _candidates(folder)[keep:]:
-        # Step 0 is there if a signal came at once.
+        # A checkpoint of step 0 was written if a signal arrived at once.
         if not (keep_every and _step_of(old) and _step_of(old) % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Write one checkpoint folder, in place of the one of that name if there is one.
+    """Write one checkpoint folder, and replace the one of that name if there is one.
 
-    It is written under another name, flushed to disk and renamed: whatever interrupts it, no half of one is ever
-    found under its name. Every file is covered by a hash: ``state.json`` holds those of the tensors, and
-    ``state.json.sha256`` its own, in the form that ``sha256sum -c`` reads.
+    The checkpoint is written under another name, flushed to disk and renamed: whatever interrupts this, no incomplete
+    checkpoint is ever found under its name. Every file is covered by a hash: ``state.json`` holds those of the tensors,
+    and ``state.json.sha256`` its own, in the form that ``sha256sum -c`` reads.
     """
     partial = final.with_name(f".{final.name}.partial")
-    # What a killed process left goes; a file or a link stays and makes mkdir fail: nothing is written through it.
+    # A folder that a killed process left is removed. A file or a link stays and makes mkdir fail, so that nothing is
+    # written through it.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -152,9 +153,9 @@ def checkpoint_bytes(network: nn.Module, *, ema: bool) -> int:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder, or the latest sound one of ``checkpoints/`` or of a run.
+    """Read one checkpoint folder, or the latest sound checkpoint of ``checkpoints/`` or of a run.
 
-    A damaged checkpoint is passed over with a warning in the log if an older one is sound.
+    A damaged checkpoint is skipped with a warning in the log if an older one is sound.
 
     Raises
     ------
@@ -175,12 +176,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether a run or folder holds any checkpoint."""
+    """Return whether a run or folder holds any checkpoint."""
     return bool(_candidates(path))
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is one checkpoint, sound or not."""
+    """Return whether a folder is one checkpoint, sound or not."""
     return (path / _STATE).is_file()
 
 
@@ -223,7 +224,7 @@ def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], sou
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Load weights strictly, naming every parameter that does not fit."""
+    """Load weights strictly, and name parameters that do not fit in the error."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -237,27 +238,27 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: obje
 
 
 def _candidates(path: Path) -> list[Path]:
-    """Checkpoint folders, the latest first."""
+    """Return the checkpoint folders, the latest first."""
     if is_checkpoint(path):
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    # A reader renames nothing: it may look between the two renames of a process that is alive.
+    # A reader renames nothing: another process may be between its two renames.
     found = [*folder.glob("step_*"), *_stranded(folder)]
     return sorted((p for p in found if p.is_dir() and _step_of(p) >= 0), key=_step_of, reverse=True)
 
 
 def _stranded(folder: Path) -> list[Path]:
-    """Checkpoints that were set aside for another one, by a process that was killed before that one had the name."""
+    """Return checkpoints that were moved aside by a process that was killed before the new one had their name."""
     return [old for old in folder.glob(f".step_*{_ASIDE}") if not _named_before(old).exists()]
 
 
 def _named_before(old: Path) -> Path:
-    """The checkpoint's path before it was set aside."""
+    """Return the path that a checkpoint had before it was moved aside."""
     return old.with_name(old.name.removeprefix(".").removesuffix(_ASIDE))
 
 
 def _step_of(path: Path) -> int:
-    """The step in a checkpoint's name; negative if it is none."""
+    """Return the step in a checkpoint's name, or -1 if the name is not that of a checkpoint."""
     number = _named_before(path).name.removeprefix("step_")
     return int(number) if number.isascii() and number.isdecimal() else -1
 
@@ -282,7 +283,7 @@ def _is_state(state: object) -> bool:
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         return False
     hashes = state.get("sha256")
-    # The names become those of files: none may lead out of the folder.
+    # The names become names of files, and none may lead out of the folder.
     return isinstance(hashes, dict) and all(name.isidentifier() for name in hashes)
 
 
@@ -308,7 +309,7 @@ def _hash(content: bytes) -> str:
 def _put_in_place(partial: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}{_ASIDE}")
     if final.exists():
-        # Two renames and no removal before the second: between them the old one is found under its other name.
+        # Nothing is removed before the second rename: between the two the old checkpoint is found under its other name.
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     partial.rename(final)

@@ -10,13 +10,13 @@ from torch import nn
 
 from equitomo.training.config import TrainingConfig
 
-# Values of the network's maps at full resolution, of one call, beyond which a CPU gains nothing by more cubes. It works
-# on one operation at a time, and a signal waits for it: the eight cubes of the paper's settings together took 20 s.
+# Values of the network's maps at full resolution, in one call, beyond which a CPU gains nothing by more cubes. A signal
+# waits for the current operation, which took 20 s with the eight cubes of the paper's settings together.
 _MAPS_ON_CPU = 1 << 24
-# Bytes that are kept for the gradient, per voxel of every cube, half and call and per map of full resolution; measured
-# for widths from 4 to 16. Sixteen bits keep copies of the weights' products too.
+# Bytes that are kept for the gradient, per voxel of every cube, view and call and per map of full resolution; measured
+# for widths from 4 to 16. With sixteen bits copies of the weights' products are kept too.
 _KEPT = {torch.float32: 22, torch.bfloat16: 17, torch.float16: 17}
-# Gradients and workspaces of the backward pass on top of what is kept for it: 1.18 times with the paper's settings.
+# The factor for gradients and workspaces of the backward pass: 1.18 with the paper's settings.
 IN_BACKWARD = 1.2
 # The share that activation checkpointing leaves, less for wide networks.
 _CHECKPOINTED = 0.5
@@ -51,6 +51,8 @@ def cubes_at_once(config: TrainingConfig, device: torch.device) -> int:
 
 
 def bytes_of_step(config: TrainingConfig, dtype: torch.dtype, n_cubes: int, *, checkpointing: bool = False) -> float:
-    """Return about how many bytes a step takes beside the weights, with so many cubes at once."""
-    kept = n_cubes * math.prod(config.cube_shape) * 2 * 2 * config.width * _KEPT[dtype]
+    """Return about how many bytes a step of the library's network takes beside the weights, with so many cubes."""
+    views = 1 if config.method == "equivariant_imaging" else 2
+    calls = 1 if config.method == "noise2noise" or not config.equivariance_weight else 2
+    kept = n_cubes * math.prod(config.cube_shape) * views * calls * config.width * _KEPT[dtype]
     return kept * IN_BACKWARD * (_CHECKPOINTED if checkpointing or config.checkpointing else 1.0)
