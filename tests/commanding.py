@@ -15,7 +15,7 @@ TINY = [
 
 
 def run(*arguments):
-    """The exit status of the program."""
+    """Return the exit status of the program."""
     try:
         return main([str(argument) for argument in arguments])
     except SystemExit as error:
@@ -31,7 +31,7 @@ def write(path, data, voxel_size=10.0):
 
 
 class Case:
-    """Two good halves in a folder, for a fault to be put in."""
+    """Two good halves in a folder, into which a test puts a fault."""
 
     def __init__(self, folder, patch=None):
         self.folder, self.out = folder, folder / "run"

@@ -22,13 +22,13 @@ LOPSIDED = "-60,40"
 
 @pytest.fixture(scope="module")
 def made():
-    """Halves tilted from -60 to 40 degrees about y."""
+    """Simulate halves that are tilted from -60 to 40 degrees about y."""
     geometry = TiltGeometry(range(-60, 41, 4))
     return simulate_halves((32, 36, 40), geometry, snr=1.5, generator=torch.Generator().manual_seed(1))
 
 
 class Pair(Case):
-    """Two good halves with a wedge, for a fault to be put in."""
+    """Two good halves with a wedge, into which a test puts a fault."""
 
     def __init__(self, folder, made):
         super().__init__(folder)
@@ -46,7 +46,7 @@ class Pair(Case):
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch):
-    """What else runs on the machine must not matter."""
+    """Make the tests independent of what else runs on the machine."""
     monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 10**11)
 
 
@@ -56,7 +56,7 @@ def pair(tmp_path, made):
 
 
 def lines(text):
-    """Status and text of each subject."""
+    """Return the status and the text of each subject."""
     rows = re.findall(r"^(ok|note|MEND) +(\w+) +(.*)$", text, re.MULTILINE)
     return {subject: (status, found) for status, subject, found in rows}
 
@@ -153,7 +153,7 @@ def scaled(pair):
 
 
 def second_turned(pair):
-    """A specimen that looks the same, from another program."""
+    """Turn the second half, as another program may store it."""
     pair.first = pair.first[:, :32, :32]
     pair.second = pair.second[:, :32, :32].permute(1, 0, 2)
 
@@ -302,7 +302,7 @@ ODD += ["another scale"]
 
 @pytest.fixture(scope="module")
 def trained(made, tmp_path_factory):
-    """A run on good halves, of one step."""
+    """Train one step on good halves."""
     pair = Pair(tmp_path_factory.mktemp("trained"), made)
     pair.settings = ["--steps", "1"]
     assert pair.run() == 0
@@ -462,7 +462,7 @@ def test_the_mask_may_be_found_from_the_data(pair, capsys):
 
 @pytest.fixture
 def table(tmp_path, made):
-    """Writes a table of tomograms, good but for what is said of some, and checks it."""
+    """Return a function that writes a table of tomograms, some of them with a fault, and checks it."""
 
     def check(*rows, arguments=()):
         text = ["first,second,tilts,tilt_axis,mask"]

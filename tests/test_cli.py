@@ -39,7 +39,7 @@ TILTS = ["--tilts", "-60,60"]
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """Two half tomograms of odd shape with all that a header may carry."""
+    """Write two half tomograms of odd shape, with a full header."""
     folder = tmp_path_factory.mktemp("halves")
     paths = []
     for name, half in zip(("even", "odd"), noisy_halves(SHAPE), strict=True):
@@ -58,7 +58,7 @@ def halves(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(halves, tmp_path_factory):
-    """The folder of a finished `reconstruct`."""
+    """Return the folder of a finished `reconstruct`."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert run("reconstruct", *halves, *TILTS, "--out", folder, *TINY, *TILED) == 0
     return folder
@@ -92,7 +92,7 @@ def test_the_reconstruction_keeps_the_header_of_the_input(halves, finished):
 
 
 def by_hand(halves, folder, normalization="robust"):
-    """The reconstruction of a run, put together from the library's blocks."""
+    """Return the reconstruction of a run, put together from the library's blocks."""
     pair = TomogramPair(*(read_volume(path).data for path in halves), (-60.0, 60.0), normalization=normalization)
     predictor = TiledPredictor(load_network(folder), pair.geometry, tile=24, margin=4, precision="float32")
     return pair.restore(predictor(*pair.volumes)).numpy()
@@ -149,7 +149,6 @@ def test_demo_needs_no_input_and_leaves_everything(tmp_path):
     assert read_volume(tmp_path / "demo" / "reconstruction.mrc").data.shape == (32, 32, 32)
 
 
-@pytest.mark.slow
 def test_one_volume_is_reconstructed_by_a_method_that_needs_no_halves(halves, tmp_path, capsys):
     given = ["reconstruct", halves[0], *TILTS, "--out", tmp_path / "run", *TINY, *TILED]
     assert run(*given) == 2
@@ -479,7 +478,7 @@ def test_a_configuration_that_is_not_there_is_refused_by_name(capsys):
 
 
 def printed_table(text):
-    """The numbers that `fsc` prints, by region."""
+    """Return the numbers that `fsc` prints, by region."""
     lines = [line.split() for line in text.splitlines()[1:] if line.split()]
     return {words[0]: tuple(map(float, words[1:3])) for words in lines if words[0] in ("whole", "measured", "wedge")}
 
@@ -951,7 +950,7 @@ def test_a_mask_without_the_mark_is_read_if_it_is_asked_for(tmp_path, capsys, co
 @pytest.mark.slow
 @pytest.mark.fault(58, 59)
 def test_a_stopped_run_goes_on_to_the_bit_wherever_it_was_stopped():
-    """A few of the random moments; `python tests/kills.py` tries as many as one likes."""
+    """Only a few moments are tried; `python tests/kills.py` tries as many as are asked for."""
     folder = Path(__file__).parent
     places = os.pathsep.join([str(Path(equitomo.__file__).parents[1]), str(folder)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}

@@ -44,7 +44,7 @@ CONTENTS = st.one_of(
 
 
 def written(tmp_path, content):
-    """A configuration: bytes, a good one with pieces put in, or values of any kind for its keys."""
+    """Write a configuration: bytes, a good one with pieces inserted, or values of any kind for its keys."""
     if isinstance(content, list):
         text = SEED
         for place, piece in content:

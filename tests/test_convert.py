@@ -38,7 +38,7 @@ def names_in(folder):
 
 @pytest.fixture
 def pickled(tmp_path):
-    """A checkpoint as a compiled, distributed run of the reference program writes it."""
+    """Write a checkpoint as a compiled, distributed run of the reference program does."""
     made = network()
     state = {f"module._orig_mod.{key}": value for key, value in made.state_dict().items()}
     optimizer = torch.optim.Adam(made.parameters()).state_dict()
@@ -107,7 +107,7 @@ def test_a_converted_checkpoint_starts_a_training_and_predicts(pickled, tmp_path
 
 
 class Malicious:
-    """Leaves a folder behind if its pickle is run."""
+    """An object whose pickle makes a folder if it is run."""
 
     def __init__(self, path):
         self.path = path

@@ -33,7 +33,7 @@ UNSHARED = ["unshare", "--map-root-user", "--mount"]
 
 @pytest.fixture
 def disk(tmp_path):
-    """The folder of a file system of 4 MB."""
+    """Mount a file system of 4 MB and return its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
@@ -46,7 +46,7 @@ def disk(tmp_path):
 
 
 def fill(disk, leave=0):
-    """Take all the room there is but for ``leave`` bytes."""
+    """Fill the disk but for ``leave`` bytes."""
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:
@@ -69,7 +69,7 @@ def halves(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(halves, tmp_path_factory):
-    """A run that nothing stopped."""
+    """Make a run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert run("reconstruct", *halves, "--tilts", "-60,60", "--out", out, *SETTINGS, *TILED) == 0
     return out
@@ -80,7 +80,7 @@ def reconstruct(halves, out, *arguments):
 
 
 def assert_sound(out, steps):
-    """Exactly these checkpoints are there and load, and nothing is half written."""
+    """Make sure that exactly these checkpoints exist and load, and that nothing is half written."""
     assert not [name for name in names_in(out.parent) if "partial" in name or name.endswith(".lock")]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [f"step_{step:08d}" for step in steps]
     for step in steps:
@@ -207,7 +207,7 @@ def test_the_room_that_is_asked_for_is_enough(disk, name, dtype):
 
 @pytest.mark.fault(57)
 def test_a_store_is_not_begun_without_room_for_what_it_is_made_from(disk):
-    """Neither by the file system's own refusal, late, nor leaving anything."""
+    """The file system's own error would come late and leave something behind."""
     pytest.importorskip("zarr")
     fill(disk, bytes_to_create(disk / "a.zarr", (72, 64, 64)) - 16 * PAGE)
     with pytest.raises(OSError, match="the disk has") as refused, creating_volume(disk / "a.zarr", (72, 64, 64)):
@@ -218,7 +218,7 @@ def test_a_store_is_not_begun_without_room_for_what_it_is_made_from(disk):
 
 @pytest.mark.fault(57)
 def test_all_of_this_is_tried_where_only_a_user_of_ones_own_may_mount():
-    """Who may not mount a file system may do so in a namespace, in which these tests run again."""
+    """A user who may not mount a file system may do so in a namespace, in which these tests run again."""
     trial = [*UNSHARED, sys.executable, "-c", ""]
     if os.geteuid() == 0 or shutil.which(trial[0]) is None or subprocess.run(trial, capture_output=True).returncode:
         pytest.skip("mounting is allowed without a namespace, or not even in one")

@@ -64,7 +64,7 @@ def test_a_run_resumed_in_the_middle_of_a_stretch_is_the_unbroken_one(tmp_path):
 @pytest.mark.filterwarnings("ignore:only . of 4 tomograms will be visited")
 @pytest.mark.parametrize("steps", [4, 6])
 def test_a_run_that_is_given_more_steps_takes_the_turns_of_an_unbroken_one(tmp_path, steps):
-    """Ended in the middle of a stretch, or at its end."""
+    """The first run ends between two exchanges of tomograms, or at one."""
     config = TrainingConfig(**TINY, **TURNS)
     whole = IcecreamTrainer(pairs_in(tmp_path), config).train()
     IcecreamTrainer(pairs_in(tmp_path), replace(config, steps=steps), out=tmp_path / "run").train()
@@ -118,7 +118,7 @@ def train(*arguments):
 
 @pytest.fixture
 def table(tmp_path):
-    """Three tomograms of different shapes, tilts and masks."""
+    """Write a table of three tomograms with different shapes, tilts and masks."""
     lines = ["first,second,tilts,tilt_axis,mask"]
     for number, (shape, rest) in enumerate(
         [((16, 16, 16), '"-60,60",,'), ((16, 18, 20), "two.tlt,x,"), ((17, 16, 16), ",,m.mrc")]

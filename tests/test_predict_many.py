@@ -34,7 +34,7 @@ CALLS = 4
 
 
 def run(*arguments):
-    """The exit status of the program."""
+    """Return the exit status of the program."""
     try:
         return main([str(argument) for argument in arguments])
     except SystemExit as error:
@@ -49,7 +49,7 @@ def write_halves(folder, shape, seed):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of two runs whose networks differ."""
+    """Return the folder of two runs whose networks differ."""
     folder = tmp_path_factory.mktemp("runs")
     write_halves(folder, (16, 16, 16), seed=9)
     settings = [*("--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--steps", "1", "--margin", "4")]
@@ -62,7 +62,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three tomograms whose files have the same names in three folders, and a table of them."""
+    """Write three tomograms whose files have the same names in three folders, and a table of them."""
     folder = tmp_path_factory.mktemp("data")
     for seed, (name, shape) in enumerate(SHAPES.items()):
         write_halves(folder / name, shape, seed)
@@ -74,14 +74,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def table(data, tmp_path):
-    """The table with tomograms of its own, which a test may spoil."""
+    """Copy the table with its tomograms, so that a test may change them."""
     shutil.copytree(data, tmp_path / "data")
     return tmp_path / "data" / "t.csv"
 
 
 @pytest.fixture
 def predict(table, runs, tmp_path):
-    """Predict the table into one folder: the exit status."""
+    """Return a function that predicts the table into one folder and returns the exit status."""
 
     def act(*more, network="0"):
         arguments = ["--table", table, "--run", runs / network, "--out", tmp_path / "out", *TILED, *more]
@@ -92,7 +92,7 @@ def predict(table, runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def expected(data, runs, tmp_path_factory):
-    """What a prediction of each tomogram alone gives."""
+    """Predict each tomogram alone."""
     folder = tmp_path_factory.mktemp("alone")
     tilts = {"one": [], "two": ["--tilts=-50,40"], "three": ["--tilt_axis", "x"]}
     for name, more in tilts.items():
@@ -103,7 +103,7 @@ def expected(data, runs, tmp_path_factory):
 
 
 def results(folder):
-    """The volumes in a folder, in which there is nothing else but their records."""
+    """Return the volumes in a folder, and make sure that it holds nothing else but their records."""
     found = {path.name for path in folder.iterdir()}
     volumes = {name for name in found if name.endswith(".mrc")}
     assert found == volumes | {f"{name}.json" for name in volumes}
@@ -117,12 +117,12 @@ def assert_same(found, expected):
 
 
 def states(out):
-    """What the table at the end says of each tomogram."""
+    """Return the status of each tomogram in the table that is printed at the end."""
     return {name: status for status, name in re.findall(r"^(\w+) +line \d+ +(\S+):", out.rpartition("\n\n")[2], re.M)}
 
 
 def counting(monkeypatch, act=lambda n: None):
-    """Count the network's calls, and do something at each."""
+    """Count the network's calls, and call a function at each."""
     calls = []
     forward = ScaleEquivariantUNet3D.forward
 
@@ -408,7 +408,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def stopped(number, arguments, *, call):
-    """Predict in a process of its own, and send it a signal in the middle of the given call: its exit status."""
+    """Predict in another process, send it a signal during the given call, and return its exit status."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(equitomo.__file__).parents[1])}
     command = [sys.executable, "-c", CHILD, str(call), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
@@ -597,7 +597,7 @@ def test_a_name_of_a_result_is_that_of_a_file_in_the_folder(path):
 
 @pytest.mark.fault(53)
 def test_results_of_a_table_do_not_leave_the_folder(predict, table, tmp_path, monkeypatch):
-    """Whatever its lines look like: from above, absolute, and named as what is above."""
+    """The lines name files in a folder above, by absolute paths, and with names that begin with two dots."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x" / "y").mkdir(parents=True)
     for half in ("even", "odd"):

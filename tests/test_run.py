@@ -40,7 +40,7 @@ OPTIONS = ["--tile", "24", "--tile-margin", "4", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two halves and their tilts."""
+    """Write two halves and their tilts."""
     folder = tmp_path_factory.mktemp("files")
     for name, half in zip(("even", "odd"), noisy_halves(SHAPE), strict=True):
         write_volume(folder / f"{name}.mrc", 300 + 40 * half.numpy(), voxel_size=10.0)
@@ -71,7 +71,7 @@ def test_a_script_says_all_of_it(files, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", params=["paper", "fast", "tiny"])
 def trained(request, files, tmp_path_factory):
-    """The preset, and the folder of a run with its settings but for the sizes."""
+    """Return a preset, and the folder of a run with its settings except for the sizes."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
     Run.create(folder, pair_in(files), TrainingConfig.preset(request.param, **TINY)).train()
     return request.param, folder

@@ -30,13 +30,13 @@ TILED = ["--tile", "24", "--tile_margin", "4"]
 
 
 def given(folder):
-    """The arguments that name what is trained on."""
+    """Return the arguments that name the tomogram."""
     return [folder / "even.mrc", folder / "odd.mrc", "--tilts", folder / "series.tlt"]
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """Two halves and their tilts, and a run after one step of two."""
+    """Write two halves and their tilts, and make a run that stopped after one step of two."""
     folder = tmp_path_factory.mktemp("original")
     (folder / "in").mkdir()
     (folder / "in" / "series.tlt").write_text("-60\n0\n60\n")
@@ -87,7 +87,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory):
-    """A folder that another process uses, and the process."""
+    """Return a folder that another process uses, and the process."""
     folder = tmp_path_factory.mktemp("runs") / "held"
     command = [sys.executable, "-c", HOLD.format(path=str(folder / "run.lock"))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -307,7 +307,7 @@ def test_every_checkpoint_that_is_kept_needs_room(halves, tmp_path, monkeypatch,
 
 @pytest.fixture(scope="module")
 def whole(original, tmp_path_factory):
-    """A run that nothing stopped."""
+    """Make a run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert run("train", *given(original / "in"), "--out", out, *FOUR_STEPS) == 0
     return out
@@ -456,7 +456,7 @@ def test_a_record_that_does_not_say_what_a_run_began_with_is_not_taken_for_one_t
 
 @pytest.fixture
 def begun(original, tmp_path):
-    """A run that was killed before its first checkpoint."""
+    """Return the folder of a run that was killed before its first checkpoint."""
     folder = shutil.copytree(original / "run", tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     return folder
