@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.reference import ReferenceStep
 from equitomo import ScaleEquivariantUNet3D, TiledPredictor
+from equitomo.inference import Footprint
 from equitomo.io import creating_volume
 
 _SIDE, _STEP, _TILTS = 72, 36, (-60.0, 60.0)
@@ -70,7 +71,7 @@ def _measure(given: argparse.Namespace) -> None:
         halves = [_half(Path(folder) / f"{name}.raw", (z, y, x)) for name in ("first", "second")]
         before, start = _peak(), time.process_time()
         if given.what == "ours":
-            print(f"stated: {predictor.footprint((z, y, x))}; tiles of {predictor.tile}", flush=True)
+            print(f"stated: {Footprint.of(predictor, (z, y, x))}; tiles of {predictor.tile}", flush=True)
             with creating_volume(Path(folder) / "out.mrc", (z, y, x)) as out:
                 predictor(*halves, out=out, scratch=folder)
             seconds = time.process_time() - start

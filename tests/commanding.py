@@ -8,14 +8,14 @@ from equitomo.cli import main
 
 TINY = [
     *("--preset", "tiny", "--side", "16", "--width", "4", "--levels", "2", "--steps", "8", "--margin", "4"),
-    *("--optimizer", "adam", "--learning_rate", "0.01", "--warmup", "0", "--averaging", "0.5", "--preview_every", "4"),
-    *("--device", "cpu", "--precision", "float32", "--passes", "2", "--average_first", "false"),
-    *("--mirrors", "false"),
+    *("--optimizer", "adam", "--learning_rate", "0.01", "--warmup", "0", "--ema_decay", "0.5", "--preview_every", "4"),
+    *("--device", "cpu", "--precision", "float32", "--passes", "2", "--no-average-first"),
+    "--no-test-time-mirrors",
 ]
 
 
 def run(*arguments):
-    """The exit status of the program."""
+    """Return the exit status of the program."""
     try:
         return main([str(argument) for argument in arguments])
     except SystemExit as error:
@@ -31,7 +31,7 @@ def write(path, data, voxel_size=10.0):
 
 
 class Case:
-    """Two good halves in a folder, for a fault to be put in."""
+    """Two good halves in a folder, into which a test puts a fault."""
 
     def __init__(self, folder, patch=None):
         self.folder, self.out = folder, folder / "run"

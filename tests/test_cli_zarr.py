@@ -22,7 +22,7 @@ TILED = ["--tile", "24", "--tile_margin", "4"]
 
 
 def run(*arguments):
-    """The exit status of the program."""
+    """Return the exit status of the program."""
     try:
         return main([str(argument) for argument in arguments])
     except SystemExit as error:
@@ -31,7 +31,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two halves in both formats, and runs that were trained on either."""
+    """Write two halves in both formats, and train a run on each."""
     folder = tmp_path_factory.mktemp("zarr")
     for name, half in zip(("even", "odd"), noisy_halves((17, 20, 23)), strict=True):
         file = read_volume(write_volume(folder / f"{name}.mrc", half.numpy(), voxel_size=9.96))

@@ -15,8 +15,7 @@ from kills import assert_equal_runs
 from making import noisy_halves
 
 import equitomo
-from equitomo import read_volume, write_volume
-from equitomo.cli import commands
+from equitomo import read_volume, report, write_volume
 from equitomo.io import bytes_to_create, creating_volume, files
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.checkpoint import load_checkpoint
@@ -34,7 +33,7 @@ UNSHARED = ["unshare", "--map-root-user", "--mount"]
 
 @pytest.fixture
 def disk(tmp_path):
-    """The folder of a file system of 4 MB."""
+    """Mount a file system of 4 MB and return its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
@@ -47,7 +46,7 @@ def disk(tmp_path):
 
 
 def fill(disk, leave=0):
-    """Take all the room there is but for ``leave`` bytes."""
+    """Fill the disk but for ``leave`` bytes."""
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:
@@ -70,7 +69,7 @@ def halves(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(halves, tmp_path_factory):
-    """A run that nothing stopped."""
+    """Make a run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert run("reconstruct", *halves, "--tilts", "-60,60", "--out", out, *SETTINGS, *TILED) == 0
     return out
@@ -81,7 +80,7 @@ def reconstruct(halves, out, *arguments):
 
 
 def assert_sound(out, steps):
-    """Exactly these checkpoints are there and load, and nothing is half written."""
+    """Make sure that exactly these checkpoints exist and load, and that nothing is half written."""
     assert not [name for name in names_in(out.parent) if "partial" in name or name.endswith(".lock")]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [f"step_{step:08d}" for step in steps]
     for step in steps:
@@ -101,10 +100,10 @@ def assert_goes_on(halves, out, whole):
 @pytest.mark.parametrize("leave", [0, 5 * PAGE])
 def test_training_ends_with_its_checkpoints_whole_and_goes_on(disk, halves, whole, monkeypatch, capsys, leave):
     with monkeypatch.context() as patch:
-        patch.setattr(commands._Preview, "__call__", lambda self, step, *seen: fill(disk, leave))
+        patch.setattr(report, "draw_preview", lambda path, *seen: fill(disk, leave))
         assert reconstruct(halves, disk / "run") == 74
     assert "No space left on device" in (said := capsys.readouterr().err)
-    assert "free some space and go on with --resume" in said
+    assert "free some space and continue with --resume" in said
     assert_sound(disk / "run", [1, 2])
     assert_goes_on(halves, disk / "run", whole)
 
@@ -112,14 +111,14 @@ def test_training_ends_with_its_checkpoints_whole_and_goes_on(disk, halves, whol
 @pytest.mark.fault(57)
 @pytest.mark.filterwarnings("default")
 def test_a_picture_for_which_there_is_no_room_is_not_begun(disk, halves, whole, monkeypatch):
-    show = commands._Preview.__call__
+    draw = report.draw_preview
 
-    def after_filling(self, *seen):
+    def after_filling(*seen):
         fill(disk)
-        show(self, *seen)
+        draw(*seen)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands._Preview, "__call__", after_filling)
+        patch.setattr(report, "draw_preview", after_filling)
         assert reconstruct(halves, disk / "run") == 74
     assert_sound(disk / "run", [1, 2])
     assert not list((disk / "run" / "previews").iterdir())
@@ -138,7 +137,7 @@ def test_a_result_for_which_there_is_no_room_any_more_is_not_left_half(disk, hal
     with monkeypatch.context() as patch:
         patch.setattr(files, "require_writable", then_filled)
         assert reconstruct(halves, disk / "run") == 74
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err
     assert "run/reconstruction.mrc" not in names_in(disk)
     assert_sound(disk / "run", [3, 4])
     assert_goes_on(halves, disk / "run", whole)
@@ -208,7 +207,7 @@ def test_the_room_that_is_asked_for_is_enough(disk, name, dtype):
 
 @pytest.mark.fault(57)
 def test_a_store_is_not_begun_without_room_for_what_it_is_made_from(disk):
-    """Neither by the file system's own refusal, late, nor leaving anything."""
+    """The file system's own error would come late and leave something behind."""
     pytest.importorskip("zarr")
     fill(disk, bytes_to_create(disk / "a.zarr", (72, 64, 64)) - 16 * PAGE)
     with pytest.raises(OSError, match="the disk has") as refused, creating_volume(disk / "a.zarr", (72, 64, 64)):
@@ -219,7 +218,7 @@ def test_a_store_is_not_begun_without_room_for_what_it_is_made_from(disk):
 
 @pytest.mark.fault(57)
 def test_all_of_this_is_tried_where_only_a_user_of_ones_own_may_mount():
-    """Who may not mount a file system may do so in a namespace, in which these tests run again."""
+    """A user who may not mount a file system may do so in a namespace, in which these tests run again."""
     trial = [*UNSHARED, sys.executable, "-c", ""]
     if os.geteuid() == 0 or shutil.which(trial[0]) is None or subprocess.run(trial, capture_output=True).returncode:
         pytest.skip("mounting is allowed without a namespace, or not even in one")

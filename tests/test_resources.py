@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import psutil
 import pytest
 import torch
 
-from equitomo.resources import Retry, free_memory, is_out_of_memory
+from equitomo.resources import Retry, computing_threads, free_memory, is_out_of_memory
 
 OUT_OF_MEMORY = [
     MemoryError(),
@@ -127,3 +128,13 @@ def test_of_a_gpu_its_own_free_memory_counts(monkeypatch):
 
 def test_another_device_does_not_say():
     assert free_memory("meta") is None
+
+
+def test_threads_compute_with_the_cores_of_the_calling_thread(monkeypatch):
+    """Each thread sets the number for itself, since its first kernel may ask no library that knows the number."""
+    both, numbers = threading.Barrier(2), []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    with computing_threads(2) as pool:
+        for done in [pool.submit(both.wait, 100) for _ in range(2)]:
+            done.result()
+    assert numbers == [torch.get_num_threads()] * 2

@@ -18,8 +18,7 @@ from torch import nn
 
 import equitomo
 from equitomo.geometry import TiltGeometry
-from equitomo.inference import TiledPredictor
-from equitomo.inference._fitting import Fitting
+from equitomo.inference import Footprint, TiledPredictor, margin_errors, measured_margin
 from equitomo.io import ZarrVoxels, creating_volume, read_volume
 from equitomo.io.zarr_metadata import Level
 from equitomo.models import ScaleEquivariantUNet3D
@@ -130,7 +129,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path):
 
     x = half((24, 24, 24))
     with pytest.raises(KeyboardInterrupt), creating_volume(tmp_path / "out.mrc", x.shape) as out:
-        predictor(progress=stop)(x, out=out, scratch=tmp_path)
+        predictor()(x, out=out, scratch=tmp_path, progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,9 +147,12 @@ def test_tiles_go_into_the_file_that_a_whole_volume_gives(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda x: np.zeros((5, 5, 5), np.float32), r"out must be float32 of shape \(9, 9, 9\), got float32 of shape"),
-        (lambda x: np.zeros(x.shape, np.float16), "out must be float32 of shape .* got float16"),
-        (lambda x: x, "out must not be the input"),
+        (
+            lambda x: np.zeros((5, 5, 5), np.float32),
+            r"`out` must be float32 of shape \(9, 9, 9\), got float32",
+        ),
+        (lambda x: np.zeros(x.shape, np.float16), "`out` must be float32 of shape .* got float16"),
+        (lambda x: x, "`out` must not be the input"),
     ],
 )
 def test_an_output_that_does_not_fit_is_refused(make, message):
@@ -197,7 +199,7 @@ def test_out_of_memory_first_halves_the_batch(error, wedge, caplog):
     assert {shape[2:] for shape in limited.seen} == {(16, 16, 16)}
     # What did not fit once is not tried again.
     assert [len(np.flatnonzero([shape[0] == n for shape in limited.seen])) for n in (4, 2)] == [1, 1]
-    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels: going on with 2 at a time" in caplog.text
+    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels on cpu: retrying with 2 tiles of" in caplog.text
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
@@ -211,18 +213,16 @@ def test_out_of_memory_then_divides_the_tile_without_a_trace(caplog):
     found = predictor(limited, **settings)(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert max(np.prod(shape) for shape in limited.seen[-4:]) <= limited.limit
-    assert "going on with each in two overlapping parts" in caplog.text
+    assert "retrying with 1 tile of 40 x 40 x 38 voxels in 2 overlapping parts" in caplog.text
 
 
 def test_without_the_overlap_there_would_be_a_trace():
     """The control: the same parts without what lies around them differ."""
-    x = torch.from_numpy(half((24, 24, 48)))[None, None]
-    inner = network()
-    limited = Limited(24 * 24 * 40, MemoryError(), inner)
-    with torch.no_grad():
-        whole = inner(x)
-        torch.testing.assert_close(Fitting(limited, 10, 2)(x), whole, rtol=0, atol=1e-6)
-        assert_differs(Fitting(limited, 0, 2)(x), whole, 1e-2)
+    x = half((24, 24, 48))
+    settings = {"tile": 48, "margin": 0, "passes": 1}
+    limited = Limited(24 * 24 * 40, MemoryError(), network())
+    whole, parts = (torch.from_numpy(predictor(model, **settings)(x)) for model in (network(), limited))
+    assert_differs(parts, whole, 1e-2)
 
 
 @pytest.mark.fault(64)
@@ -251,7 +251,7 @@ def test_tiles_for_which_the_device_has_no_room_go_there_in_smaller_batches(wedg
     crowded(2 * 16**3)
     found = predictor(on_device(network), batch=4, **settings)(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels: going on with 2 at a time" in caplog.text
+    assert "out of memory with 4 tiles of 16 x 16 x 16 voxels on cuda: retrying with 2 tiles of" in caplog.text
 
 
 @pytest.mark.parametrize("wedge", ["local", "tile"])
@@ -263,7 +263,8 @@ def test_a_wedge_for_which_the_device_has_no_room_is_emptied_on_the_cpu(wedge, c
     crowded(16**3)
     found = predictor(on_device(network), wedge=wedge)(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    said = "out of memory with 1 tile of 16 x 16 x 16 voxels: going on with the CPU"
+    tile = "1 tile of 16 x 16 x 16 voxels"
+    said = f"out of memory with {tile} on cuda: retrying with {tile} on cpu"
     assert [record.message for record in caplog.records if "tile" in record.message] == [said]
 
 
@@ -286,8 +287,8 @@ def test_the_margin_measured_is_the_reach_of_a_convolution(n, reach):
     model = nn.Conv3d(1, 1, n, padding=n // 2, bias=False)
     predict = predictor(model)
     x = half((20, 33, 18))
-    assert predict.measured_margin(x, 1e-5, largest=8, core=8) == reach
-    errors = predict.margin_errors(torch.from_numpy(x), largest=8, core=8)
+    assert measured_margin(predict, x, 1e-5, largest=8, core=8) == reach
+    errors = margin_errors(predict, torch.from_numpy(x), largest=8, core=8)
     assert list(errors) == list(range(8))
     assert all((error < 1e-5) == (margin >= reach) for margin, error in errors.items())
 
@@ -295,12 +296,12 @@ def test_the_margin_measured_is_the_reach_of_a_convolution(n, reach):
 def test_margins_are_multiples_of_the_stride_and_looser_tolerances_give_smaller_ones():
     predict = predictor()
     x = half((40, 40, 40))
-    errors = predict.margin_errors(x, largest=16, core=16, centre=(5, 20, 39))
+    errors = margin_errors(predict, x, largest=16, core=16, centre=(5, 20, 39))
     assert list(errors) == list(range(0, 16, 2))
     assert errors[0] > errors[4] > errors[10]
     assert errors[10] < 1e-6
     tolerance = (errors[4] + errors[6]) / 2
-    assert predict.measured_margin(x, tolerance, largest=16, core=16, centre=(5, 20, 39)) == 6
+    assert measured_margin(predict, x, tolerance, largest=16, core=16, centre=(5, 20, 39)) == 6
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_margins_are_multiples_of_the_stride_and_looser_tolerances_give_smaller_
 )
 def test_margins_that_cannot_be_measured_are_refused(volume, tolerance, message):
     with pytest.raises(ValueError, match=message):
-        predictor().measured_margin(volume, tolerance, largest=6, core=8)
+        measured_margin(predictor(), volume, tolerance, largest=6, core=8)
 
 
 # Memory
@@ -319,6 +320,7 @@ import sys
 import numpy as np, torch
 from pathlib import Path
 from equitomo import TiledPredictor, read_volume
+from equitomo.inference import Footprint
 from equitomo.io import creating_volume
 from equitomo.physics import streamed
 
@@ -348,7 +350,7 @@ predict(np.zeros((40, 40, 40), np.float32))
 before = peak()
 with creating_volume(folder / "out.mrc", shape, dtype=dtype) as out:
     predict(*halves, out=out, scratch=folder)
-print(peak() - before, predict.footprint(shape, sources=halves).memory)
+print(peak() - before, Footprint.of(predict, shape, sources=halves).memory)
 """
 
 MEASURED = [
@@ -381,7 +383,7 @@ def test_the_memory_stated_is_less_than_what_lies_in_files(wedge, monkeypatch):
     """Halves, result, the volume between the passes and its planes are six volumes; in files they do not count."""
     monkeypatch.setattr(streamed, "SLAB_BYTES", 1 << 20)
     predict = TiledPredictor(nn.Identity(), (-60.0, 60.0), tile=64, margin=8, wedge=wedge, stride=8)
-    assert predict.footprint((96, 192, 256)).memory < 4 * 4 * 96 * 192 * 256
+    assert Footprint.of(predict, (96, 192, 256)).memory < 4 * 4 * 96 * 192 * 256
 
 
 def in_store(folder, shape, chunks):
@@ -395,7 +397,7 @@ def in_store(folder, shape, chunks):
 def test_the_footprint_counts_the_chunks_that_are_decoded_for_a_tile(tmp_path):
     stored = in_store(tmp_path, (40, 40, 100), (20, 40, 30))
     predict = predictor(Identity(), passes=1, batch=2)
-    plain, counted = (predict.footprint(stored.shape, sources=sources).memory for sources in ([], [stored]))
+    plain, counted = (Footprint.of(predict, stored.shape, sources=sources).memory for sources in ([], [stored]))
     # A tile of 16 lies in two chunks along z and x; up to four copies, and as much again for the allocator.
     assert counted - plain == 2 * 2 * 8 * 4 * 20 * 40 * 30
     # There are no more chunks than the volume has, nor more at once than the package decodes.
@@ -414,11 +416,11 @@ def test_chunks_far_larger_than_a_tile_are_told(tmp_path):
 
 def test_more_voxels_need_hardly_more_memory_and_more_disk():
     predict = predictor(Identity(), tile=160, margin=24)
-    small, large = predict.footprint((232, 464, 464)), predict.footprint((464, 928, 928))
+    small, large = Footprint.of(predict, (232, 464, 464)), Footprint.of(predict, (464, 928, 928))
     assert large.memory < 2 * small.memory
     assert large.memory < 2**30
     assert 7.9 * small.disk < large.disk < 8 * small.disk
-    in_memory = predict.footprint((464, 928, 928), streamed=False)
+    in_memory = Footprint.of(predict, (464, 928, 928), streamed=False)
     assert in_memory.memory > 5e9
     assert in_memory.disk == 0
 
@@ -426,21 +428,21 @@ def test_more_voxels_need_hardly_more_memory_and_more_disk():
 def test_the_footprint_counts_what_is_between_passes():
     shape, volume = (30, 40, 50), 4 * 30 * 40 * 50
     box = PaddedMissingWedgeOperator((8, 8, 8), TILTS, support="box")
-    disks = [predictor(Identity(), box, passes=n).footprint(shape).disk for n in (1, 2, 3, 4)]
+    disks = [Footprint.of(predictor(Identity(), box, passes=n), shape).disk for n in (1, 2, 3, 4)]
     assert disks == [0, volume, 2 * volume, 2 * volume]
-    assert predictor(Identity(), wedge="tile").footprint(shape).disk == 0
+    assert Footprint.of(predictor(Identity(), wedge="tile"), shape).disk == 0
     # The estimate of the first pass and that of the second, for as many passes as there are.
-    disks = [predictor(Identity(), box, passes=n, wedge="local").footprint(shape).disk for n in (1, 2, 3)]
+    disks = [Footprint.of(predictor(Identity(), box, passes=n, wedge="local"), shape).disk for n in (1, 2, 3)]
     assert disks == [0, 2 * volume, 2 * volume]
     planes = 8 * 41 * 30 * 50
-    assert predictor(Identity()).footprint(shape).disk == volume + planes
+    assert Footprint.of(predictor(Identity()), shape).disk == volume + planes
 
 
 def test_margins_can_be_measured_in_the_intensities_of_a_file():
     predict = predictor()
     x = half((40, 40, 40))
     settings = {"largest": 16, "core": 16}
-    expected = predict.margin_errors(x, **settings)
-    found = predict.margin_errors(300 + 40 * x, intensities=(300.0, 40.0), **settings)
+    expected = margin_errors(predict, x, **settings)
+    found = margin_errors(predict, 300 + 40 * x, intensities=(300.0, 40.0), **settings)
     assert found == pytest.approx(expected, rel=1e-2, abs=1e-5)
-    assert predict.margin_errors(300 + 40 * x, **settings) != pytest.approx(expected, rel=1e-2, abs=1e-5)
+    assert margin_errors(predict, 300 + 40 * x, **settings) != pytest.approx(expected, rel=1e-2, abs=1e-5)

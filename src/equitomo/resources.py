@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import psutil
@@ -37,6 +38,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return any(sign in text for sign in ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED"))
+
+
+def computing_threads(n: int) -> ThreadPoolExecutor:
+    """Return a pool of ``n`` threads, each of which computes with as many cores as the calling thread.
+
+    A new thread would count the cores anew, and sums that are shared out among another number of cores are rounded
+    differently.
+    """
+    return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
 
 
 class Retry(Generic[Plan]):

@@ -94,8 +94,8 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
 
         A network learns nothing about the wedge from an element that maps the wedge onto itself. For a cube and a range
         that is symmetric about zero 40 of the 48 elements are left (20 of the 24 rotations), for other ranges 44.
-        Elements that would exchange axes of different length are left out. If the operator has several masks, for samples
-        or views, an element is drawn if it moves one of them.
+        Elements that would exchange axes of different length are left out. If the operator has several masks, for
+        samples or views, an element is drawn if it moves one of them.
 
         Parameters
         ----------
