@@ -1,1 +1,1 @@
-"""Measurements, not tests."""
+"""Scripts that measure and print tables."""

@@ -1,4 +1,4 @@
-"""The training step, then the sampler. ``python -m benchmarks``."""
+"""Run the benchmarks of the training step and of the sampler: ``python -m benchmarks``."""
 
 from benchmarks import sampling, step
 

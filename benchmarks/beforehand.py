@@ -1,10 +1,10 @@
-"""Does a global second pass win after a training with the wedge emptied in whole volumes, before cubes are cut?
+"""Test whether a global second pass is best if training empties the wedge in whole volumes, before cubes are cut.
 
-``python -m benchmarks.beforehand SET [STEPS] [WIDTH]``: SET as for ``benchmarks.quality``. Two trainings with the
-paper's losses, alike but for what the second call of the network sees of the estimate of a half: the cube turned and
-its wedge emptied within it, as everywhere else; or a cube of the whole estimate of some steps before, its turned wedge
-emptied globally, turned. One Markdown row is printed per training, with scores as by ``benchmarks.quality``, halves
-averaged first.
+``python -m benchmarks.beforehand SET [STEPS] [WIDTH]``, with SET as for ``benchmarks.quality``. Two trainings with the
+paper's losses differ only in the input of the network's second call. In the first it is the rotated cube of the
+estimate with its wedge emptied within the cube, as everywhere else. In the second it is a rotated cube of the estimate
+of the whole volume from some steps before, whose rotated wedge was emptied globally. One Markdown row is printed per
+training, with the scores of ``benchmarks.quality`` for halves averaged first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from equitomo import (
     TrainingConfig,
     TwoViewReconstructor,
 )
-from equitomo.loss._window import measured_mean_square
+from equitomo.loss import measured_mean_square
 from equitomo.precision import autocast, checked_dtype
 from equitomo.training.step import learning_rate
 
@@ -59,7 +59,7 @@ def main(folder: str, steps: str = "4000", width: str = "16") -> None:
 
 
 def _trained(pair: TomogramPair, globally: bool, steps: int, width: int) -> nn.Module:
-    """The averaged network."""
+    """Return the moving average of the trained network."""
     settings = {"steps": steps, "width": width, "optimizer": "adam", "learning_rate": 1e-3, "averaging": 0.998}
     config = TrainingConfig.preset("tiny", **settings)
     generator = torch.Generator().manual_seed(0)
@@ -103,10 +103,10 @@ def _trained(pair: TomogramPair, globally: bool, steps: int, width: int) -> nn.M
 
 @torch.inference_mode()
 def _emptied_for_each(group: CubeRotationGroup, network: nn.Module, pair: TomogramPair) -> dict[int, Tensor]:
-    """For every element that is drawn ``R_g^-1 A R_g`` of the whole estimate of both halves, ``(2, z, y, x)``."""
+    """Return ``R_g^-1 A R_g`` of the whole estimates of both halves, ``(2, z, y, x)``, for every element drawn."""
     predictor = TiledPredictor(network, pair.geometry, passes=1)
     estimate = torch.stack([predictor(half) for half in pair.volumes])[:, None]
-    # Zeros up to a cube, as the operator itself continues volumes, so that every element fits.
+    # Elements need a cube. It is filled up with zeros, as the operator itself continues volumes.
     side = max(pair.shape)
     volumes = estimate.new_zeros(2, 1, side, side, side)
     volumes[..., : pair.shape[0], : pair.shape[1], : pair.shape[2]] = estimate
@@ -123,7 +123,7 @@ def _emptied_for_each(group: CubeRotationGroup, network: nn.Module, pair: Tomogr
 
 
 def _same_wedges(group: CubeRotationGroup, pair: TomogramPair) -> dict[int, int]:
-    """For every element the first one that turns the wedge to the same place."""
+    """Return for every element the first one that rotates the wedge to the same place."""
     operator, probe = _operator((16,) * 3, pair), torch.randn(1, 1, 16, 16, 16, generator=torch.Generator())
     seen: dict[int, Tensor] = {}
     same = {}

@@ -1,10 +1,10 @@
-"""Train configurations on a set with a known truth and score what they predict.
+"""Train configurations on a data set with a known truth and score their predictions.
 
-``python -m benchmarks.quality SET [RUNS]``: SET is a folder with ``even.mrc``, ``odd.mrc``, ``gt.mrc``, ``meta.json``
-and perhaps ``gold_mask.mrc``, with the scoring script ``evaluate.py`` beside it; RUNS is a file with one JSON object of
-settings per line, changes of the preset that ``preset`` names, or of ``tiny``. One Markdown row is printed per run:
-seconds of training, then for each way to predict the correlation with the truth overall, in the measured part and in
-the missing wedge, gold masked.
+``python -m benchmarks.quality SET [RUNS]``. SET is a folder with ``even.mrc``, ``odd.mrc``, ``gt.mrc``, ``meta.json``
+and optionally ``gold_mask.mrc``, next to the scoring script ``evaluate.py``. RUNS is a file with one JSON object of
+settings per line, which change the preset named by ``preset``, by default ``tiny``. One Markdown row is printed per
+run. It has the seconds of training, and for each way to predict the correlation with the truth overall, in the measured
+part and in the missing wedge, with gold beads masked.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(folder: str, runs: str | None = None) -> None:
 
 
 class Scorer:
-    """A set, and its own script's idea of a score."""
+    """A data set with its own scoring script."""
 
     def __init__(self, folder: Path) -> None:
         spec = importlib.util.spec_from_file_location("evaluate", folder.parent / "evaluate.py")
@@ -68,7 +68,7 @@ class Scorer:
         self.pair = TomogramPair(first, second, self._range)
 
     def score(self, volume: np.ndarray[Any, Any]) -> str:
-        """Overall, measured and wedge, without gold where it is known."""
+        """Return the scores overall, in the measured part and in the wedge, without gold beads if their mask exists."""
         scores = self._evaluate.scores(volume, self._truth, *self._range, self._gold)
         prefix = "nogold" if self._gold is not None else "cc"
         return " / ".join(f"{scores[f'{prefix}_{region}']:.3f}"[1:] for region in ("all", "measured", "wedge"))

@@ -1,9 +1,9 @@
-"""The reference program's formulation of a training step, re-stated for comparison.
+"""A reimplementation of the reference program's formulation of a training step, for comparison.
 
-What it computes is the method's loss; how it does so is what it is compared for: complex transforms of twice the side
-with shifts, target and estimate transformed apart, four network calls, a wedge rotated and made symmetric for each
-sample, rotations as chains of right-angle turns, an upsampling and concatenating U-Net in float32. Written from a
-description of its steps; the mask itself is this package's.
+It computes the loss of the method, but in the form of the reference program: with complex transforms of twice the side
+and shifts, separate transforms of target and estimate, four network calls, a wedge that is rotated and made symmetric
+for each sample, rotations as chains of right-angle turns, and a U-Net in float32 that upsamples and concatenates. It
+was written from a description of these steps, and takes the mask of this package.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _AXES = (-3, -2, -1)
 
 
 class ReferenceStep:
-    """One step's loss, for cubes ``(batch, z, y, x)`` of two views."""
+    """The loss of one training step for cubes ``(batch, z, y, x)`` of two views."""
 
     def __init__(self, side: int, geometry: tuple[float, float], generator: torch.Generator) -> None:
         self.side, self.generator = side, generator
         operator = PaddedMissingWedgeOperator((side,) * 3, geometry)
         full = full_spectrum(operator.mask[0, 0], 2 * side)
-        # Shifted, and one voxel larger so that it can be turned about its centre.
+        # The mask is shifted, and one voxel larger so that it can be rotated about its centre.
         self.wedge = nn.functional.pad(torch.fft.fftshift(full), (0, 1) * 3, mode="constant")
         self.small = torch.fft.fftshift(full[::2, ::2, ::2])
         start, stop = side // 4, side - side // 4
@@ -47,12 +47,12 @@ class ReferenceStep:
         return data + 2 * equivariance
 
     def masked_error(self, target: Tensor, estimate: Tensor) -> Tensor:
-        """The windowed loss alone, both volumes under the input wedge."""
+        """Return the windowed loss alone, with the wedge of the input emptied in both volumes."""
         wedges = self.wedge[:-1, :-1, :-1].expand(len(target), -1, -1, -1)
         return self._masked_error(target, estimate, wedges, wedges)
 
     def project(self, volumes: Tensor) -> Tensor:
-        """Cubes ``(batch, z, y, x)`` with the input wedge emptied."""
+        """Return cubes ``(batch, z, y, x)`` with the wedge of the input emptied."""
         return self._project(volumes, self.wedge[:-1, :-1, :-1].expand(len(volumes), -1, -1, -1))
 
     def _masked_error(self, target: Tensor, estimate: Tensor, wedges: Tensor, target_wedges: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class ReferenceStep:
 
 
 def _turned(volumes: Tensor, turns: list[list[int]]) -> Tensor:
-    """Each sample turned by its own right angles about the three axes."""
+    """Return each sample rotated by its own right angles about the three axes."""
     out = torch.zeros_like(volumes)
     for index, (a, b, c) in enumerate(turns):
         volume = torch.rot90(volumes[index], a, (0, 1))
@@ -82,7 +82,7 @@ def _turned(volumes: Tensor, turns: list[list[int]]) -> Tensor:
 
 
 def _symmetric(wedges: Tensor) -> Tensor:
-    """Made even, sample by sample."""
+    """Return masks that are made even, sample by sample."""
     out = torch.zeros_like(wedges)
     for index, wedge in enumerate(wedges):
         unshifted = torch.fft.ifftshift(wedge)

@@ -1,4 +1,4 @@
-"""Cubes per second from memory, from files and in turns, the time before the first step, and what importing costs.
+"""Measure cubes per second from memory, files and pools, the time before the first step, and the time of importing.
 
 ``python -m benchmarks.sampling``
 """
@@ -20,7 +20,6 @@ import torch
 from equitomo import (
     CubeRotationGroup,
     PaddedMissingWedgeOperator,
-    StoredTomogramPair,
     SubtomogramDataset,
     SubtomogramPool,
     TomogramPair,
@@ -62,7 +61,7 @@ _EVERYTHING = "import torch, deepinv, equitomo; [getattr(equitomo, name) for nam
 
 
 def _pair_with_a_sparse_mask() -> TomogramPair:
-    """A volume of which about two of a hundred starts hold enough specimen."""
+    """Return a pair in which about two of a hundred starts hold enough specimen."""
     generator = torch.Generator().manual_seed(0)
     shape = (200, 400, 400)
     specimen = torch.randn(shape, generator=generator)
@@ -113,9 +112,9 @@ def _cold(paths: list[Path], shape: tuple[int, int, int], generator: np.random.G
 
 
 def _by_turns(ways: list[Callable[[], None]], paths: list[Path]) -> list[float]:
-    """Median seconds of each way, each time with files that no page of is in memory."""
+    """Return the median seconds of each way to read, with the files outside the page cache each time."""
     times: list[list[float]] = [[] for _ in ways]
-    # Forwards and backwards: the host of a virtual machine has a cache of its own.
+    # The order alternates, because the host of a virtual machine has its own cache.
     for number in range(_TURNS):
         for way, found in list(zip(ways, times, strict=True))[:: 1 - 2 * (number % 2)]:
             for path in paths:
@@ -130,22 +129,22 @@ def _by_turns(ways: list[Callable[[], None]], paths: list[Path]) -> list[float]:
 
 def _in_turns(paths: list[Path]) -> None:
     volumes = [read_volume(path) for path in paths]
-    pairs = [StoredTomogramPair(*volumes[n : n + 2], (-60.0, 60.0)) for n in (0, 2, 4)]
+    pairs = [TomogramPair(*volumes[n : n + 2], (-60.0, 60.0), lazy=True) for n in (0, 2, 4)]
     start = time.perf_counter()
-    pool = SubtomogramPool(pairs, _SIDE, length=4000, memory=2 * pairs[0].n_bytes, stretch=400)
+    pool = SubtomogramPool(pairs, _SIDE, length=4000, memory=2 * pairs[0].n_bytes, exchange_every=400)
     print(
         f"pool of three tomograms of {pairs[0].n_bytes / 1e6:.0f} MB: looked at in {time.perf_counter() - start:.1f} s"
     )
     within, at = [], []
     for first in range(0, pool.length, 8):
-        if first % pool.stretch == 0:
-            # As if a network were at work: what is read ahead has its time.
+        if first % pool.exchange_every == 0:
+            # The time that a network would take, in which the next tomogram is read.
             time.sleep(3)
         start, used = time.perf_counter(), time.thread_time()
         pool.batch(range(first, first + 8))
-        if first and first % pool.stretch == 0:
+        if first and first % pool.exchange_every == 0:
             at.append(time.perf_counter() - start)
-        elif first % pool.stretch > pool.stretch // 2:
+        elif first % pool.exchange_every > pool.exchange_every // 2:
             within.append(8 / (time.thread_time() - used))
     pool.close()
     print(f"  pairs of {_SIDE}^3 cubes a second on one core: {statistics.median(within):.0f}")
@@ -158,7 +157,7 @@ def _all_starts(pair: TomogramPair) -> int:
 
 
 def _seconds(code: str) -> float:
-    """The best of three in a fresh interpreter, user time."""
+    """Return the user time in a new interpreter, the best of three."""
     timed = f"import os; {code}; print(os.times().user)"
     runs = [subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True) for _ in range(3)]
     return min(float(run.stdout) for run in runs)

@@ -1,6 +1,6 @@
-"""The training step against the reference program's formulation of it.
+"""Compare the training step with the reference program's formulation: ``python -m benchmarks.step [SIDE WIDTH BATCH]``.
 
-Interleaved runs on one thread, process time, medians of the ratios. ``python -m benchmarks.step [SIDE WIDTH BATCH]``
+Runs of both are interleaved on one thread. The table has process times and medians of the ratios.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from equitomo import (
     ScaleEquivariantUNet3D,
     TwoViewReconstructor,
 )
-from equitomo.loss._window import mean_square, measured_inside, measured_mean_square
+from equitomo.loss import mean_square, measured_inside, measured_mean_square
 
 GEOMETRY = (-60.0, 60.0)
 ROUNDS = 7
 
 
 class _PointWise(nn.Module):
-    """Almost no network: what is left is everything else."""
+    """Almost no network, to measure everything else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def main(side: int = 48, width: int = 16, batch: int = 2) -> None:
     _compare("whole step, bfloat16", theirs(plain), ours(fused, torch.bfloat16))
     _print_saved("saved activations, float32", plain, fused, y, torch.float32)
     _print_saved("saved activations, bfloat16", plain, fused, y, torch.bfloat16)
-    print("\nof ours, one form against another")
+    print("\ntwo forms of ours")
     unpadded = MissingWedgeOperator((side,) * 3, GEOMETRY)
     _compare("no window: filter, Parseval", _unwindowed(unpadded, residual), _parseval(unpadded, residual))
     again = ScaleEquivariantUNet3D(width=width, checkpointing=True).to(memory_format=torch.channels_last_3d)
@@ -97,7 +97,7 @@ def _parseval(physics: MissingWedgeOperator, x: Tensor) -> Callable[[], None]:
 
 
 def _print_saved(name: str, reference: nn.Module, ours: nn.Module, y: Tensor, dtype: torch.dtype) -> None:
-    """Ours in ``dtype``; the reference's configuration is float32."""
+    """Print the activations kept by ours in ``dtype`` and by the reference in float32, its configuration."""
     x = y[:, :1]
     theirs = _saved_bytes(lambda: reference(x)) / 2**20
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
@@ -118,7 +118,7 @@ def _windowed_reference(reference: ReferenceStep, x: Tensor, y: Tensor) -> Calla
 
 
 def _calls(network: nn.Module, y: Tensor, n_calls: int, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
-    """The network's share of a step: four passes over one view, or two over both."""
+    """Return the network's part of a step: four calls for one view each, or two calls for both views."""
     x = y[:, :1] if n_calls == 4 else y.reshape(-1, 1, *y.shape[2:])
 
     def step() -> None:
@@ -151,7 +151,7 @@ def _seconds(step: Callable[[], None]) -> float:
 
 
 def _saved_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes of different storages that autograd keeps for the backward pass, parameters left out."""
+    """Return the bytes of all storages that autograd keeps for the backward pass, except parameters."""
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

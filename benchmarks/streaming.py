@@ -1,11 +1,12 @@
-"""Prediction in bounded memory, against a re-statement of the reference program's tiling, and at full size.
+"""Measure prediction in bounded memory, compared with the reference program's tiling and at full size.
 
 ``python -m benchmarks.streaming compare`` and ``python -m benchmarks.streaming full --folder DIR``. Every run is a
-process of its own, whose peak resident memory is compared with what it held before.
+separate process, whose peak resident memory is compared with its memory before the prediction.
 
-What the reference does is re-stated from a description: the volume is cut into cubes of 72 at steps of 36, all held in
-memory as float16; network, wedge and network are applied to one after the other, with complex transforms of twice the
-side; the results are held in memory too; then the central half of each is put in its place.
+The tiling of the reference program was reimplemented from a description. It cuts the volume into cubes of 72 at steps
+of 36 and keeps all of them in memory as float16. It applies network, wedge and network to one cube after the other,
+with complex transforms of twice the side, and keeps all results in memory too. Finally it writes the central half of
+each cube.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ _MIB = 2**20
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the measurement that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("compare", "full", "ours", "reference"))
     parser.add_argument("--shape", default="256,352,352")
-    parser.add_argument("--width", type=int, default=2, help="0 for one convolution: the memory of the rest")
-    parser.add_argument("--tile", type=int, default=0, help="0 for what the memory holds comfortably")
-    parser.add_argument("--sample", type=int, default=8, help="cubes that the reference's time is measured on")
+    parser.add_argument("--width", type=int, default=2, help="0 for a multiplication in place of a network")
+    parser.add_argument("--tile", type=int, default=0, help="0 to choose it from the free memory")
+    parser.add_argument("--sample", type=int, default=8, help="cubes on which the reference's time is measured")
     parser.add_argument("--wedge", default="global", choices=("local", "global"))
     parser.add_argument("--folder", default=tempfile.gettempdir())
     given = parser.parse_args()
@@ -64,7 +65,7 @@ def _measure(given: argparse.Namespace) -> None:
     network = ScaleEquivariantUNet3D(width=given.width) if given.width else _Convolution()
     network.to(memory_format=torch.channels_last_3d)
     predictor = TiledPredictor(network, _TILTS, tile=given.tile or None, wedge=given.wedge, precision="float32")
-    # What the first call loads is the program's, not the volume's.
+    # The first call loads libraries, whose memory must not be counted for the volume.
     predictor(np.zeros((9, 9, 9), np.float32))
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         halves = [_half(Path(folder) / f"{name}.raw", (z, y, x)) for name in ("first", "second")]
@@ -84,7 +85,7 @@ def _measure(given: argparse.Namespace) -> None:
 
 
 def _half(path: Path, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """A memory map of noise in its first sections and zeros (a hole in the file) below."""
+    """Return a memory map with noise in its first sections and zeros, a hole in the file, in the others."""
     generator = np.random.default_rng(0)
     with path.open("wb") as file:
         for _ in range(min(64, shape[0])):
@@ -94,7 +95,7 @@ def _half(path: Path, shape: tuple[int, int, int]) -> NDArray[np.float32]:
 
 
 def _reference(halves: list[NDArray[np.float32]], network: nn.Module, sample: int) -> float:
-    """Seconds of process time for the whole, the network's extrapolated from ``sample`` cubes of each half."""
+    """Return the process time in seconds; that of the network is extrapolated from ``sample`` cubes of each half."""
     start, beyond = time.process_time(), 0.0
     step = ReferenceStep(_SIDE, _TILTS, torch.Generator().manual_seed(0))
     volumes = [np.array(half) for half in halves]
@@ -127,7 +128,7 @@ def _two_passes(cube: Tensor, network: nn.Module, step: ReferenceStep) -> Tensor
 
 
 class _Convolution(nn.Module):
-    """Stands for a network on another device: next to no memory of its own."""
+    """A stand-in for a network on another device, with hardly any memory of its own."""
 
     stride = 8
 
@@ -140,7 +141,7 @@ class _Convolution(nn.Module):
 
 
 def _peak() -> int:
-    # Of this process alone: what getrusage tells begins with the peak of the process that started it.
+    # The peak of this process alone. That of getrusage starts from the peak of the parent process.
     return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
 
 

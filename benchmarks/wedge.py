@@ -1,8 +1,9 @@
-"""Where the wedge is emptied between two passes, and what stands beyond a volume's borders meanwhile.
+"""Compare where the wedge is emptied between two passes, and how the volume is continued beyond its borders for it.
 
-``python -m benchmarks.wedge SET RUN [RUN ...]``: SET as for ``benchmarks.quality``, each RUN the folder of a finished
-training on it. One Markdown row per way to predict, a column per run: correlation with the truth overall / in the
-measured part / in the missing wedge, gold masked. The halves are averaged first, as for presets of ours, and not.
+``python -m benchmarks.wedge SET RUN [RUN ...]``, with SET as for ``benchmarks.quality``; each RUN is the folder of a
+finished training on it. One Markdown row is printed per way to predict, with a column per run. It has the correlation
+with the truth overall / in the measured part / in the missing wedge, with gold beads masked. The halves are averaged
+before the network, as in our presets, and after it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from benchmarks.quality import Scorer
 from equitomo import MissingWedgeOperator, PaddedMissingWedgeOperator, TiledPredictor, load_network
 from equitomo.training.checkpoint import load_checkpoint
 
-_WIDE = 32  # voxels of reflection
-_TAPER = 16  # voxels over which it falls to zero
+_WIDE = 32  # reflected voxels on each side
+_TAPER = 16  # voxels over which the reflection falls to zero
 Border = Callable[[Tensor, Any], Tensor]
 
 

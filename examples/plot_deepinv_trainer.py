@@ -1,12 +1,12 @@
 """
-The blocks in deepinv's trainer
+Training with deepinv's trainer
 ===============================
 
-Question: do the dataset, the operator, the losses and the network fit :class:`deepinv.Trainer` as they are?
+Question: do the dataset, the operator, the losses and the network work in :class:`deepinv.Trainer` as they are?
 """
 
 # %%
-# The same data as in the other example.
+# We simulate two half tomograms of a specimen.
 import deepinv
 import torch
 
@@ -28,8 +28,8 @@ halves = simulate_halves((32, 32, 32), geometry, snr=1.0, generator=torch.Genera
 pair = TomogramPair(halves.first, halves.second, geometry)
 
 # %%
-# One epoch of deepinv is one pass over the dataset, whose length is ours to choose. There is no ground truth, so
-# no metric.
+# An epoch of deepinv is one pass over the dataset. The dataset draws random cubes, so its length is free to choose. As
+# there is no ground truth, no metric can be computed.
 torch.manual_seed(0)
 physics = PaddedMissingWedgeOperator((16, 16, 16), geometry)
 model = TwoViewReconstructor(ScaleEquivariantUNet3D(width=4, levels=3))
@@ -51,7 +51,7 @@ trainer = deepinv.Trainer(
 trainer.train()
 
 # %%
-# The answer: yes. The data loss falls from epoch to epoch; the equivariance loss starts near zero, as a network that
-# returns nothing contradicts nothing, and rises while the network begins to fill the wedge.
+# Answer: yes. The data loss falls from epoch to epoch. The equivariance loss starts near zero, because the output of an
+# untrained network is near zero and therefore equivariant, and it rises while the network begins to fill the wedge.
 for name, values in trainer.loss_history.items():
     print(f"{name:>24}:", "  ".join(f"{float(value):.4f}" for value in values))

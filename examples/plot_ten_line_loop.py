@@ -1,13 +1,13 @@
 """
-The blocks in a loop of one's own
-=================================
+Training in a loop of your own
+==============================
 
-Question: what does it take to train ICECREAM without this package's trainer?
+Question: how much code does it take to train ICECREAM without the trainer of this package?
 """
 
 # %%
-# Two half tomograms of a simulated specimen. With your own files:
-# ``first, second = (read_volume(path).as_float32() for path in paths)``.
+# We simulate two half tomograms of a specimen. You can read your own files with
+# ``TomogramPair.read("even.mrc", "odd.mrc", tilts="series.tlt")`` instead.
 import torch
 
 from equitomo import (
@@ -31,7 +31,7 @@ halves = simulate_halves((48, 48, 48), geometry, snr=1.0, generator=generator)
 pair = TomogramPair(halves.first, halves.second, geometry)
 
 # %%
-# Operator, group, network and losses: each is a deepinv class.
+# The operator, the group, the network and the losses are deepinv classes.
 torch.manual_seed(0)
 physics = PaddedMissingWedgeOperator((24, 24, 24), geometry)
 group = CubeRotationGroup.moving(physics, rng=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ losses = Noise2NoiseLoss(margin=4), MaskedEquivarianceLoss(group, margin=4)
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
 # %%
-# The loop. Both halves go through the network in one call, a step makes two.
+# Answer: this loop. A training step calls the network twice, each time with both halves in one batch.
 cubes = SubtomogramDataset(pair, 24, length=400)
 for batch in torch.utils.data.DataLoader(cubes, batch_size=2):
     y = batch["y"]
@@ -51,8 +51,8 @@ for batch in torch.utils.data.DataLoader(cubes, batch_size=2):
     optimizer.step()
 
 # %%
-# The answer: how well the mean of the halves and the reconstruction correlate with the truth, in the measured
-# part of Fourier space and in the missing wedge.
+# The result: the correlation of the mean of the halves, and of the reconstruction, with the true specimen in the
+# measured part of Fourier space and in the missing wedge.
 reconstruction = TiledPredictor(model, geometry, tile=64, margin=8, passes=1)(*pair.volumes)
 regions = region_masks(halves.truth.shape, geometry)
 for name, volume in (("mean of the halves", pair.volumes.mean(0)), ("reconstruction", reconstruction)):

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, so that sums are added in one order, a generator, how long is fuzzed, --fault."""
+"""Settings and fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from crowding import play_device
 from hypothesis import HealthCheck, settings
 
+# With one thread, sums are added in one order, and results do not depend on the number of cores.
 torch.set_num_threads(1)
 
-# FUZZ=20000 tries that many inputs, others each time, where otherwise the same few are tried.
+# With FUZZ=20000 the fuzzing tests try that many new inputs; by default they try the same 300 each time.
 FUZZ = int(os.environ.get("FUZZ", "0"))
 settings.register_profile(
     "project",
@@ -25,7 +26,13 @@ settings.load_profile("project")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault", type=int, metavar="N", help="run the tests of entry N of docs/faults.md only")
+    parser.addoption("--fault", type=int, metavar="N", help="run only the tests of entry N of docs/faults.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Slow tests are left out by default (see pyproject.toml), but some faults are shown by slow tests only.
+    if config.getoption("--fault") is not None and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,5 +53,5 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def crowded(monkeypatch):
-    """A device with little room, played by the host; the function says how much."""
+    """Let the host play a device with little memory; the returned function sets how much it has."""
     return play_device(monkeypatch)

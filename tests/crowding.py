@@ -1,4 +1,4 @@
-"""A device with little memory, played by the host."""
+"""A simulated GPU with little memory: the host computes, but tensors report the device "cuda"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _to = Tensor.to
 
 
 class OnDevice(Tensor):
-    """A tensor that says it is on a GPU, one without room for tensors of more than ``room`` numbers."""
+    """A tensor that reports to be on a GPU, which has no room for tensors of more than ``room`` numbers."""
 
     room = math.inf
 
@@ -30,13 +30,13 @@ class OnDevice(Tensor):
 
 
 def play_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Tensors can go to "cuda"; the function sets how many numbers one may hold there."""
+    """Let tensors move to "cuda"; the returned function sets how many numbers one of them may hold there."""
     monkeypatch.setattr(Tensor, "to", _moved)
     return lambda room: monkeypatch.setattr(OnDevice, "room", room)
 
 
 def on_device(network: nn.Module) -> nn.Module:
-    """The network with its parameters there."""
+    """Move the parameters of a network to the simulated GPU, and return the network."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -48,7 +48,7 @@ def _moved(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not args or isinstance(args[0], torch.dtype):
         return _to(x, *args, **kwargs)
     there = torch.device(args[0]).type == "cuda"
-    # What is there already is not moved, as on a device.
+    # A tensor that is there already is not moved, as on a real device.
     plain = _to(x if there else x.as_subclass(Tensor), torch.device("cpu"), *args[1:], **kwargs)
     return _with_room(plain) if there else plain
 

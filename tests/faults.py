@@ -1,4 +1,4 @@
-"""What ties a test to the entries of docs/faults.md that it shows: ``pytest --fault 12`` runs those of entry 12."""
+"""Marks that tie tests to the entries of docs/faults.md: ``pytest --fault 12`` runs the tests of entry 12."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 
 def numbered(cases: Iterable[Any]) -> list[Any]:
-    """Cases of a parametrised test, marked with the number that each begins with, if it begins with one.
+    """Mark each case of a parametrised test with the number that it begins with, if it begins with one.
 
-    A case is a name, as "1 truncated", or a tuple of values of which the first is the number.
+    A case is a name such as "1 truncated", or a tuple of values whose first one is the number.
     """
     return [
         _marked((case,), case.partition(" ")[0]) if isinstance(case, str) else _marked(case, case[0]) for case in cases

@@ -1,11 +1,11 @@
-"""Stop training at random moments, again and again, and compare what comes of it with a run that nothing stopped.
+"""Stop training at random moments, and compare the result with a run that was not interrupted.
 
     python tests/kills.py --kills 50
 
-Each time the command is run in a process of its own and stopped after a random time: by ``kill -9``, which it cannot
-see, or by another signal. After each, the run must have a checkpoint that loads if it had one before, of no earlier
-step. When a run comes to its end, weights, averages, optimiser, counters and losses must be those of the unbroken run
-to the bit.
+Each time, the command runs in a process of its own and is stopped after a random time, by ``kill -9``, which it cannot
+notice, or by another signal. If the run had a checkpoint before, it must then have one that loads, of the same or a
+later step. When a run comes to its end, its weights, averages, optimiser, counters and losses must equal those of the
+uninterrupted run bit by bit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import matplotlib.figure  # noqa: F401
 import torch
 from making import noisy_halves
 
-# Drawing and the commands are imported here, once, and not in every process that is stopped.
+# Imported here once, and not again in every process that is stopped.
 import equitomo.cli.commands  # noqa: F401
 from equitomo import write_volume
 from equitomo.cli import main
 from equitomo.cli.manifest import NAME
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 
-# Losses are read and written, pictures drawn and checkpoints written so often that many stops fall into them.
+# A checkpoint is written after every step, so that many stops happen while files are written.
 SETTINGS = [
     *("--preset", "tiny", "--side", "16", "--width", "4", "--levels", "2", "--margin", "4", "--batch", "1"),
     *("--checkpoint_every", "1", "--preview_every", "0", "--device", "cpu", "--precision", "float32"),
@@ -39,7 +39,7 @@ SETTINGS = [
 
 
 class Runs:
-    """Training with one configuration, in folders below one."""
+    """Trainings with the same configuration, each in a folder of its own."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder = folder
@@ -49,10 +49,10 @@ class Runs:
         self._arguments += ["--steps", str(steps), "--warmup", "2", "--keep_every", "5"]
 
     def start(self, name: str) -> int:
-        """Train in a process of its own, from where the run was left; its number."""
+        """Start or resume a run in a new process, and return the number of the process."""
         out = self.folder / name
         how = ["--resume"] if (out / NAME).exists() else ["--overwrite"]
-        # A fork has torch imported already: what is stopped at a random moment is the run and not the start of Python.
+        # A forked process has torch imported already, so the random moments fall into the run and not before it.
         child = os.fork()
         if child:
             return child
@@ -66,7 +66,7 @@ class Runs:
             os._exit(status)
 
     def finish(self, name: str) -> float:
-        """Train to the end; the seconds it took."""
+        """Train to the end, and return the seconds that it took."""
         began = time.perf_counter()
         _, status = os.waitpid(self.start(name), 0)
         assert os.waitstatus_to_exitcode(status) == 0, (self.folder / f"{name}.log").read_text()
@@ -74,9 +74,9 @@ class Runs:
 
 
 def stop(runs: Runs, name: str, number: signal.Signals, wait: float) -> bool:
-    """Start a run and stop it some seconds later; whether it was still running."""
+    """Start a run, stop it some seconds later, and return whether it was still running."""
     before = load_checkpoint(runs.folder / name).state["step"] if has_checkpoint(runs.folder / name) else None
-    # That of a killed process is no sign that the next one has begun.
+    # The lock of a killed process does not show that the next one has begun.
     (runs.folder / name / "run.lock").unlink(missing_ok=True)
     child = runs.start(name)
     if number != signal.SIGKILL:
@@ -94,13 +94,13 @@ def stop(runs: Runs, name: str, number: signal.Signals, wait: float) -> bool:
 
 
 def _wait_for(lock: Path, child: int) -> None:
-    """Until the run has begun: before, nothing is there that answers to a signal."""
+    """Wait until the run has begun, because it cannot react to a signal before."""
     while not lock.exists() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         time.sleep(0.002)
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
-    """Weights, averages, optimiser, counters and losses of two runs are the same to the bit."""
+    """Assert that weights, averages, optimiser, counters and losses of two runs are equal bit by bit."""
     a, b = load_checkpoint(one), load_checkpoint(other)
     assert a.state == b.state, (a.state, b.state)
     assert a.tensors.keys() == b.tensors.keys()
@@ -113,7 +113,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 
 def survive(folder: Path, kills: int, *, steps: int, seed: int, numbers: list[signal.Signals]) -> str:
-    """Stop runs until it was done ``kills`` times; a sentence that says what happened."""
+    """Stop runs ``kills`` times, and return a sentence that describes the result."""
     draw = random.Random(seed)
     runs = Runs(folder, steps)
     seconds = runs.finish("unbroken")

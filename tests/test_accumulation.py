@@ -7,7 +7,7 @@ import torch
 from making import noisy_pair
 
 from equitomo import IcecreamTrainer, TrainingConfig
-from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.training.memory import cubes_at_once
 
 TINY = {
@@ -170,6 +170,7 @@ def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(pairs, caplog, cub
     assert all(text in record.message for text, record in zip(said, caplog.records, strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.fault(64)
 def test_a_float16_run_keeps_its_scale_when_memory_runs_out(pairs):
     undisturbed, trainer = (IcecreamTrainer(pairs, tiny(precision="float16")) for _ in range(2))

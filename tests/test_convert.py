@@ -104,14 +104,14 @@ class Malicious:
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, capsys):
     path = put(tmp_path, {"model": network().state_dict(), "extra": Malicious(tmp_path / "trace")})
     assert run("convert", path, "--out", tmp_path / "converted") == 2
-    assert "no checkpoint that can be read safely" in capsys.readouterr().err
+    assert "cannot be read safely as a checkpoint" in capsys.readouterr().err
     assert names_in(tmp_path) == {path.name}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"weights": [1]}, "holds no state of a U-Net"),
+        ({"weights": [1]}, "holds no weights of the reference"),
         (network(in_channels=2).state_dict(), "network with 2 channels in and 1 out; volumes here have one"),
         (network().state_dict() | {"final_conv.bias": torch.zeros(1)}, "was trained with biases"),
     ],

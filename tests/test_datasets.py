@@ -3,14 +3,27 @@
 import itertools
 import re
 
+import deepinv
 import numpy as np
 import pytest
 import torch
 from making import noisy_halves, noisy_pair
 from torch.utils.data import DataLoader
 
-from equitomo import IntensityScale, SubtomogramDataset, TiltGeometry, TomogramPair, specimen_mask
-from equitomo.datasets import require_usable
+from equitomo import (
+    CubeRotationGroup,
+    IntensityScale,
+    MaskedEquivarianceLoss,
+    Noise2NoiseLoss,
+    PaddedMissingWedgeOperator,
+    ScaleEquivariantUNet3D,
+    SubtomogramDataset,
+    TiltGeometry,
+    TomogramPair,
+    TwoViewReconstructor,
+    specimen_mask,
+)
+from equitomo.datasets import HalfStatistics, require_usable
 from equitomo.simulate import simulate_halves
 
 TILTS = (-60.0, 60.0)
@@ -34,7 +47,6 @@ def test_both_halves_are_put_on_one_scale():
 
 
 @pytest.mark.fault(21)
-@pytest.mark.filterwarnings("ignore:.*standard deviations from the mean")
 @pytest.mark.parametrize("value", [1e4, -1e6])
 def test_a_few_gold_or_hot_voxels_do_not_move_the_scale(value):
     first, second = noisy_halves()
@@ -72,7 +84,7 @@ def test_a_constant_volume_has_no_scale():
 
 
 def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(ValueError, match="normalization is 'robust' or 'scale', got 'minmax'"):
+    with pytest.raises(ValueError, match="`normalization` is 'robust' or 'scale', got 'minmax'"):
         noisy_pair(normalization="minmax")
 
 
@@ -126,41 +138,10 @@ def test_halves_that_differ_by_hardly_anything_are_refused():
 
 
 @pytest.mark.fault(21)
-@pytest.mark.filterwarnings("ignore:.*standard deviations from the mean")
 def test_gold_in_both_halves_does_not_pass_for_dependence():
     first, second = noisy_halves()
     first[5, 5, 5:8] = second[5, 5, 5:8] = -1e4
     assert TomogramPair(first, second, TILTS).shape == (16, 16, 16)
-
-
-@pytest.mark.fault(25)
-def test_an_inverted_half_is_warned_of():
-    first, second = noisy_halves()
-    with pytest.warns(UserWarning, match="anticorrelated.*contrast"):
-        TomogramPair(first, -second, TILTS)
-
-
-@pytest.mark.fault(25)
-def test_halves_of_different_specimens_are_warned_of():
-    first, _ = noisy_halves((32, 32, 32), seed=0)
-    _, second = noisy_halves((32, 32, 32), seed=2)
-    with pytest.warns(UserWarning, match="hardly correlate.*same specimen"):
-        TomogramPair(first, second, TILTS)
-
-
-@pytest.mark.fault(21)
-def test_extreme_outliers_are_warned_of():
-    first, second = noisy_halves()
-    first[1, 1, 1] = 1e3
-    with pytest.warns(UserWarning, match=r"standard deviations from the mean \(hot pixels\?\)"):
-        TomogramPair(first, second, TILTS)
-
-
-def test_a_warning_points_at_the_line_that_made_the_pair():
-    first, second = noisy_halves()
-    with pytest.warns(UserWarning, match="anticorrelated") as caught:
-        TomogramPair(first, -second, TILTS)
-    assert caught[0].filename == __file__
 
 
 @pytest.mark.fault(45)
@@ -184,17 +165,17 @@ def test_a_mask_with_nan_is_refused():
 
 
 @pytest.mark.fault(47)
-def test_a_mask_that_is_not_binary_is_warned_of_and_read_as_non_zero():
+def test_a_mask_that_is_not_binary_is_read_as_non_zero():
     mask = torch.zeros(16, 16, 16)
     mask[:, :, 4:] = 0.25
-    with pytest.warns(UserWarning, match="mask is not binary"):
-        pair = noisy_pair(mask=mask)
+    pair = noisy_pair(mask=mask)
     assert torch.equal(pair.mask, mask > 0)
+    assert pair.mask_is_binary is False
 
 
 @pytest.mark.parametrize("voxel_size", [0.0, -1.0, (1.0, 2.0), (1.0, float("nan"), 1.0), float("inf")])
 def test_a_voxel_size_that_is_no_length_is_refused(voxel_size):
-    with pytest.raises(ValueError, match="voxel_size must be positive"):
+    with pytest.raises(ValueError, match="`voxel_size` must be positive"):
         noisy_pair(voxel_size=voxel_size)
 
 
@@ -256,22 +237,18 @@ def test_one_voxel_size_stands_for_three():
 # Cubes -----------------------------------------------------------------------------------------------
 
 
-def numbered_pair(shape, mask=None):
-    """A pair whose voxels hold their own number, so that a cube tells where it was cut."""
-    pair = TomogramPair(*noisy_halves(shape), TILTS)
-    pair.volumes = torch.arange(2 * np.prod(shape), dtype=torch.float64).reshape(2, *shape)
-    pair.mask = mask
-    return pair
-
-
-def starts_of(dataset, shape, n):
-    """The starts (z, y, x) of the first n cubes."""
+def starts_of(dataset, n):
+    """The starts (z, y, x) of the first n cubes, told by the voxels of both halves in the corner, which differ."""
+    volumes = dataset.pairs[0].volumes
+    place = dict(zip(map(tuple, volumes.flatten(1).T.tolist()), np.ndindex(*volumes.shape[1:]), strict=True))
+    assert len(place) == volumes[0].numel()
     cubes, _ = dataset.batch(range(n))
-    return [tuple(map(int, np.unravel_index(int(cube[0, 0, 0, 0]), shape))) for cube in cubes]
+    return [place[corner] for corner in map(tuple, cubes[:, :, 0, 0, 0].tolist())]
 
 
 def possible_starts(shape, side):
-    return list(itertools.product(*(range(n - side + 1) for n in shape)))
+    sides = (side,) * 3 if isinstance(side, int) else side
+    return list(itertools.product(*(range(n - side + 1) for n, side in zip(shape, sides, strict=True))))
 
 
 def chi_square(starts, possible):
@@ -282,22 +259,22 @@ def chi_square(starts, possible):
 
 def test_a_cube_is_cut_from_both_halves_at_one_place():
     shape = (6, 7, 8)
-    pair = numbered_pair(shape)
+    pair = noisy_pair(shape)
     dataset = SubtomogramDataset(pair, 4, length=30, seed=1)
-    for item, (z, y, x) in zip(map(dataset.__getitem__, range(30)), starts_of(dataset, shape, 30), strict=True):
+    for item, (z, y, x) in zip(map(dataset.__getitem__, range(30)), starts_of(dataset, 30), strict=True):
         assert torch.equal(item["y"], pair.volumes[:, z : z + 4, y : y + 4, x : x + 4])
 
 
 def test_every_valid_start_is_drawn_the_last_ones_too():
     shape = (5, 6, 7)
-    dataset = SubtomogramDataset(numbered_pair(shape), 4, length=2400)
-    assert set(starts_of(dataset, shape, 2400)) == set(possible_starts(shape, 4))
+    dataset = SubtomogramDataset(noisy_pair(shape), 4, length=2400)
+    assert set(starts_of(dataset, 2400)) == set(possible_starts(shape, 4))
     assert dataset.n_starts == 24
 
 
 def test_starts_are_drawn_uniformly():
     shape = (5, 6, 7)
-    starts = starts_of(SubtomogramDataset(numbered_pair(shape), 4, length=2400), shape, 2400)
+    starts = starts_of(SubtomogramDataset(noisy_pair(shape), 4, length=2400), 2400)
     # The 99.99 % quantile of chi-square with 23 degrees of freedom.
     assert chi_square(starts, possible_starts(shape, 4)) < 56.0
 
@@ -305,8 +282,8 @@ def test_starts_are_drawn_uniformly():
 @pytest.mark.fault(41)
 @pytest.mark.parametrize("shape", [(8, 8, 8), (8, 9, 10)])
 def test_a_cube_may_be_as_large_as_the_volume_is_thin(shape):
-    dataset = SubtomogramDataset(numbered_pair(shape), 8, length=100)
-    assert set(starts_of(dataset, shape, 100)) == set(possible_starts(shape, 8))
+    dataset = SubtomogramDataset(noisy_pair(shape), 8, length=100)
+    assert set(starts_of(dataset, 100)) == set(possible_starts(shape, 8))
 
 
 def random_mask(shape, share, seed=0):
@@ -325,35 +302,34 @@ def starts_within(mask, side, fraction):
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.34])
 def test_a_mask_restricts_starts_to_those_found_by_brute_force(shape, side, fraction):
     mask = random_mask(shape, 0.3)
-    dataset = SubtomogramDataset(numbered_pair(shape, mask), side, length=2500, min_fraction=fraction)
+    dataset = SubtomogramDataset(noisy_pair(shape, mask=mask), side, length=2500, min_fraction=fraction)
     expected = starts_within(mask, side, fraction)
     assert 0 < dataset.n_starts == len(expected)
-    assert set(starts_of(dataset, shape, 2500)) == set(expected)
+    assert set(starts_of(dataset, 2500)) == set(expected)
 
 
 def test_starts_under_a_mask_are_drawn_uniformly():
     shape = (6, 8, 7)
     mask = random_mask(shape, 0.3)
     expected = starts_within(mask, 3, 0.34)
-    dataset = SubtomogramDataset(numbered_pair(shape, mask), 3, length=3000, min_fraction=0.34)
+    dataset = SubtomogramDataset(noisy_pair(shape, mask=mask), 3, length=3000, min_fraction=0.34)
     degrees = len(expected) - 1
-    assert chi_square(starts_of(dataset, shape, 3000), expected) < degrees + 5 * (2 * degrees) ** 0.5
+    assert chi_square(starts_of(dataset, 3000), expected) < degrees + 5 * (2 * degrees) ** 0.5
 
 
 def test_a_single_valid_start_is_found_every_time():
-    mask = torch.zeros(40, 40, 40, dtype=torch.bool)
-    mask[36:, 36:, 36:] = True
-    dataset = SubtomogramDataset(numbered_pair((40, 40, 40), mask), 4, length=50, min_fraction=1.0)
-    assert set(starts_of(dataset, (40, 40, 40), 50)) == {(36, 36, 36)}
+    mask = torch.zeros(20, 20, 20, dtype=torch.bool)
+    mask[16:, 16:, 16:] = True
+    dataset = SubtomogramDataset(noisy_pair((20, 20, 20), mask=mask), 4, length=50, min_fraction=1.0)
+    assert set(starts_of(dataset, 50)) == {(16, 16, 16)}
 
 
 @pytest.mark.fault(46)
 def test_a_mask_without_a_valid_start_is_refused_with_a_fraction_that_would_do():
     mask = torch.zeros(12, 12, 12, dtype=torch.bool)
     mask[2, 2, 2:7] = True  # 5 / 64 = 0.078125, which must not be rounded up
-    pair = numbered_pair((12, 12, 12), mask)
-    pair.name = "ribosomes"
-    with pytest.raises(ValueError, match=r"no cube of 4 voxels in ribosomes.*lower min_fraction") as caught:
+    pair = noisy_pair((12, 12, 12), mask=mask, name="ribosomes")
+    with pytest.raises(ValueError, match=r"no cube of 4 voxels in ribosomes.*lower `min_specimen`") as caught:
         SubtomogramDataset(pair, 4, length=1, min_fraction=0.3)
     fraction = float(re.search(r"fullest one holds ([\d.]+)", str(caught.value))[1])
     assert SubtomogramDataset(pair, 4, length=1, min_fraction=fraction).n_starts > 0
@@ -397,7 +373,7 @@ def test_a_batch_holds_the_items_of_its_range():
 def test_several_pairs_are_drawn_from_in_proportion_to_their_starts():
     mask = torch.zeros(8, 8, 20, dtype=torch.bool)
     mask[..., :10] = True
-    pairs = [numbered_pair((8, 8, 13)), numbered_pair((8, 8, 8)), numbered_pair((8, 8, 20), mask)]
+    pairs = [noisy_pair((8, 8, 13)), noisy_pair((8, 8, 8)), noisy_pair((8, 8, 20), mask=mask)]
     dataset = SubtomogramDataset(pairs, 8, length=4000, min_fraction=1.0)
     counts = np.bincount(dataset.batch(range(4000))[1], minlength=3)
     expected = 4000 * np.array([6, 1, 3]) / 10
@@ -422,6 +398,139 @@ def test_a_torch_data_loader_batches_the_items():
 def test_an_item_beyond_the_length_is_an_index_error(index):
     with pytest.raises(IndexError, match=f"item {index} of 7"):
         SubtomogramDataset(noisy_pair(), 8, length=7)[index]
+
+
+# Cubes with unequal sides and with masks --------------------------------------------------------------
+
+
+def test_cubes_may_have_unequal_sides():
+    pair = noisy_pair((9, 12, 14))
+    dataset = SubtomogramDataset(pair, (8, 10, 12), length=300, seed=2)
+    assert (dataset.shape, dataset.n_starts) == ((8, 10, 12), 2 * 3 * 3)
+    assert dataset[0]["y"].shape == (2, 8, 10, 12)
+    assert dataset.example.shape == (2, 8, 10, 12)
+    assert set(starts_of(dataset, 300)) == set(possible_starts((9, 12, 14), (8, 10, 12)))
+
+
+def test_a_mask_restricts_cubes_with_unequal_sides_too():
+    shape, cube = (7, 8, 9), (2, 5, 3)
+    mask = random_mask(shape, 0.3)
+    expected = [
+        start
+        for start in possible_starts(shape, cube)
+        if int(mask[tuple(slice(a, a + n) for a, n in zip(start, cube, strict=True))].sum()) >= 0.3 * 30
+    ]
+    dataset = SubtomogramDataset(noisy_pair(shape, mask=mask), cube, length=4000)
+    assert 0 < dataset.n_starts == len(expected)
+    assert set(starts_of(dataset, 4000)) == set(expected)
+
+
+@pytest.mark.fault(40)
+def test_unequal_sides_that_do_not_fit_are_refused_with_those_that_do():
+    with pytest.raises(ValueError, match=r"cubes of \(8, 30, 8\) voxels.*sides up to \(20, 12, 30\) do"):
+        SubtomogramDataset(noisy_pair((20, 12, 30)), (8, 30, 8), length=1)
+
+
+def test_an_item_has_no_mask_where_one_operator_fits_all():
+    physics = PaddedMissingWedgeOperator((8, 8, 8), TILTS)
+    pairs = [noisy_pair((12, 12, 12), seed=seed) for seed in (0, 1)]
+    assert set(SubtomogramDataset(pairs, 8, length=1, physics=physics)[0]) == {"y"}
+    assert set(SubtomogramDataset(pairs, 8, length=1)[0]) == {"y"}
+
+
+def test_an_item_has_the_mask_of_its_tomogram_where_tilts_differ():
+    geometries = [TILTS, (-40.0, 60.0), TiltGeometry.from_range(-60, 60, "x")]
+    pairs = [noisy_pair((9, 9, 9), seed=n, geometry=geometry) for n, geometry in enumerate(geometries)]
+    physics = PaddedMissingWedgeOperator((8, 8, 8), pairs[0].geometry | pairs[2].geometry)
+    dataset = SubtomogramDataset(pairs, 8, length=40, physics=physics)
+    _, sources = dataset.batch(range(40))
+    assert set(sources) == {0, 1, 2}
+    for index, source in enumerate(sources):
+        expected = physics.mask_for(pairs[source].geometry)[0]
+        assert torch.equal(dataset[index]["params"]["mask"], expected)
+    batch = next(iter(DataLoader(dataset, batch_size=4)))
+    assert batch["params"]["mask"].shape == (4, 1, 16, 16, 9)
+
+
+def test_an_operator_of_other_tilts_than_all_tomograms_gets_their_mask():
+    physics = PaddedMissingWedgeOperator((8, 8, 8), (-40.0, 60.0))
+    dataset = SubtomogramDataset(noisy_pair((9, 9, 9)), 8, length=1, physics=physics)
+    assert torch.equal(dataset[0]["params"]["mask"], physics.mask_for(TILTS)[0])
+
+
+def test_each_half_has_the_mask_of_its_own_tilts():
+    first, second = noisy_halves((9, 9, 9))
+    halves = TomogramPair(first, second, TILTS, second_geometry=(-40.0, 60.0))
+    physics = PaddedMissingWedgeOperator((8, 8, 8), TILTS)
+    dataset = SubtomogramDataset([halves, noisy_pair((9, 9, 9), seed=1)], 8, length=30, physics=physics)
+    _, sources = dataset.batch(range(30))
+    own, other = (physics.mask_for(geometry)[0] for geometry in halves.geometries)
+    for index, source in enumerate(sources):
+        expected = torch.cat([own, own if source else other])
+        assert torch.equal(dataset[index]["params"]["mask"], expected)
+
+
+def test_single_volumes_and_pairs_are_not_mixed():
+    single = TomogramPair(noisy_halves()[0], None, TILTS)
+    assert SubtomogramDataset(single, 8, length=1)[0]["y"].shape == (1, 8, 8, 8)
+    with pytest.raises(ValueError, match="cannot be mixed"):
+        SubtomogramDataset([single, noisy_pair()], 8, length=1)
+
+
+def mixed_blocks():
+    """Two tomograms about different axes, the second with different tilts for each half, and what trains on them."""
+    torch.manual_seed(0)
+    about_x = TiltGeometry.from_range(-50, 60, "x")
+    first, second = noisy_halves((14, 20, 18), seed=1)
+    pairs = [
+        noisy_pair((14, 16, 18)),
+        TomogramPair(first, second, about_x, second_geometry=TiltGeometry.from_range(-60, 50, "x")),
+    ]
+    physics = PaddedMissingWedgeOperator((12, 12, 12), pairs[0].geometry | about_x)
+    model = TwoViewReconstructor(ScaleEquivariantUNet3D(width=4, levels=2))
+    dataset = SubtomogramDataset(pairs, 12, length=90, physics=physics)
+    losses = [Noise2NoiseLoss(), MaskedEquivarianceLoss(CubeRotationGroup(rng=torch.Generator().manual_seed(0)))]
+    # The last batch has fewer cubes, and so fewer masks.
+    loader = DataLoader(dataset, batch_size=4)
+    return physics, model, losses, loader, torch.optim.Adam(model.parameters(), lr=3e-3)
+
+
+def test_mixed_tilts_train_in_a_loop_of_ones_own():
+    physics, model, losses, loader, optimizer = mixed_blocks()
+    history = []
+    for batch in loader:
+        physics.update(**batch["params"])
+        x_net = model(batch["y"], physics)
+        loss = sum(term(x_net=x_net, y=batch["y"], physics=physics, model=model).mean() for term in losses)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(float(loss.detach()))
+    assert sum(history[-6:]) < 0.97 * sum(history[:6])
+
+
+def test_mixed_tilts_train_in_the_trainer_of_deepinv():
+    physics, model, losses, loader, optimizer = mixed_blocks()
+    trainer = deepinv.Trainer(
+        model=model,
+        physics=physics,
+        optimizer=optimizer,
+        train_dataloader=loader,
+        losses=losses,
+        metrics=None,
+        compute_train_metrics=False,
+        epochs=2,
+        device="cpu",
+        save_path=None,
+        show_progress_bar=False,
+        verbose=False,
+        non_blocking_transfers=False,
+    )
+    trainer.train()
+    total = [sum(losses) for losses in zip(*trainer.loss_history.values(), strict=True)]
+    assert total[1] < total[0]
+    # What the operator holds is the mask of the last batch.
+    assert physics.mask.shape[:2] == (2, 2)
 
 
 # The specimen mask -----------------------------------------------------------------------------------
@@ -472,14 +581,14 @@ def test_a_mask_is_boolean_and_of_the_volume_s_shape():
 
 @pytest.mark.parametrize("window", [0, 8, -3])
 def test_a_window_that_is_not_odd_is_refused(window):
-    with pytest.raises(ValueError, match=f"window must be an odd number of voxels, got {window}"):
+    with pytest.raises(ValueError, match=f"`window` must be an odd number of voxels, got {window}"):
         specimen_mask(torch.randn(12, 12, 12), window=window)
 
 
 @pytest.mark.parametrize("name", ["density_percentage", "deviation_percentage"])
 @pytest.mark.parametrize("value", [0.0, 101.0, float("nan")])
 def test_a_percentage_out_of_range_is_refused(name, value):
-    with pytest.raises(ValueError, match=r"percentages must lie in \(0, 100\]"):
+    with pytest.raises(ValueError, match=r"percentage` must lie in \(0, 100\]"):
         specimen_mask(torch.randn(12, 12, 12), **{name: value})
 
 
@@ -500,11 +609,10 @@ def test_a_map_of_a_file_is_judged_section_by_section_as_the_volume_is(tmp_path)
         require_usable(mapped, "it")
 
 
-def test_a_sample_takes_every_so_manieth_voxel_across_sections(monkeypatch):
-    monkeypatch.setattr("equitomo.datasets.intensities._SAMPLES", 20)
+def test_a_sample_takes_every_so_manieth_voxel_across_sections():
     values = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
     expected = values.reshape(-1)[::11].astype(np.float64)
-    scale = IntensityScale.of(values)
+    scale = IntensityScale.of(HalfStatistics.of(values, most_samples=20))
     spread = 1.4826 * np.median(np.abs(expected - np.median(expected)))
     assert np.abs(expected - np.median(expected)).max() < 6 * spread
     assert scale.mean == pytest.approx(expected.mean())

@@ -9,6 +9,8 @@ What cannot hold, and why:
 * ``test_batch_size``, ``test_rotate_90``, ``test_shift_time`` and the like make their own transforms; what they claim
   is claimed of ours in ``test_transform.py``.
 * ``test_stacked_loss`` and ``test_loss_scheduler`` make their own losses; ours in a scheduler are tested below.
+* ``test_no_reference_metrics`` demands that noise makes an image worse; but a wedge that noise has filled holds more
+  energy, as it should.
 * The pseudo-inverse of the padded operator passes deepinv's check, which allows 5 %, but is ill-posed: see below.
 """
 
@@ -17,16 +19,18 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import deepinv
 import pytest
 import torch
-from asserting import assert_close, normal
+from asserting import assert_close, dense, normal
 from deepinv.loss.scheduler import InterleavedLossScheduler
 from deepinv.transform import Shift
 from making import noisy_pair
+from torch.linalg import matrix_norm
 
 from equitomo import (
     CubeRotationGroup,
@@ -37,16 +41,33 @@ from equitomo import (
     ScaleEquivariantUNet3D,
     SubtomogramDataset,
     TiltGeometry,
+    TiltRangeGenerator,
     TwoViewReconstructor,
+    wedge_mask,
 )
+from equitomo.fourier import frequencies
+from equitomo.metrics import FourierCorrelation, MeanFSC
 
-CPU = torch.device("cpu")
+CPU, SLOW = torch.device("cpu"), pytest.mark.slow
 SIZE = (2, 6, 7, 8)
+
+
+def contrast(shape):
+    """A mask with both signs inside a wedge, as defocus makes it."""
+    kz, ky, kx = frequencies(shape)
+    return wedge_mask(shape, (-60.0, 40.0)) * torch.cos(12 * (kz**2 + ky**2 + kx**2))
+
+
 OPERATORS = {
     "wedge 3d": lambda size: MissingWedgeOperator(size, (-60, 40)),
     "wedge 3d about x, box": lambda size: MissingWedgeOperator(
         size, TiltGeometry.from_range(-50, 20, "x"), support="box"
     ),
+    "wedge 3d, weighted union": lambda size: MissingWedgeOperator(
+        size, TiltGeometry([-60, 0, 40], weights=[0.5, 1, 0.7]) | TiltGeometry.from_range(-50, 20, "x")
+    ),
+    "wedge 3d, signed": lambda size: MissingWedgeOperator(size, mask=contrast),
+    "padded 3d, signed": lambda size: PaddedMissingWedgeOperator(size, mask=contrast),
     "padded 3d": lambda size: PaddedMissingWedgeOperator(size, (-60, 40)),
     "padded 3d about x, box": lambda size: PaddedMissingWedgeOperator(
         size, TiltGeometry.from_range(-50, 20, "x"), support="box"
@@ -82,7 +103,14 @@ def their_physics_tests(monkeypatch, tmp_path) -> ModuleType:
 
     def find_operator(name, device, imsize=None, get_physics_param=False):
         size = SIZE if imsize is None else imsize
-        found = OPERATORS[name](size), size, 1.0, torch.float32
+        physics = OPERATORS[name](size)
+        # Padding takes something from a mask that reaches one at zero frequency only.
+        norm = (
+            1.0
+            if name != "padded 3d, signed"
+            else float(matrix_norm(dense(OPERATORS[name](size).double().A, size[1:]), 2))
+        )
+        found = physics, size, norm**2, torch.float32
         return (*found, ["mask"]) if get_physics_param else found
 
     monkeypatch.setattr(theirs, "find_operator", find_operator)
@@ -95,7 +123,8 @@ def their_physics_tests(monkeypatch, tmp_path) -> ModuleType:
 # A composition of deepinv's warns that it solves by iteration.
 @pytest.mark.filterwarnings("ignore:At least one input physics is a DecomposablePhysics")
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("check", PHYSICS_CHECKS)
+# A clone is made with its dead references collected, which takes seconds.
+@pytest.mark.parametrize("check", [pytest.param(c, marks=SLOW) if c == "test_clone" else c for c in PHYSICS_CHECKS])
 def test_operators_pass_the_checks_of_deepinv(check, name, their_physics_tests):
     torch.manual_seed(0)
     needs = PHYSICS_CHECKS[check]
@@ -169,6 +198,64 @@ def their_loss_tests(monkeypatch) -> ModuleType:
     return theirs
 
 
+@pytest.fixture
+def their_generator_tests(monkeypatch, request) -> ModuleType:
+    """deepinv's tests of generators, made to find ours; settings of torch that importing them changes are restored."""
+    request.config.addinivalue_line("markers", "indirect: used by deepinv's tests of generators")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    theirs = importlib.import_module("deepinv.tests.test_generators")
+
+    def find_generator(name, size, device, dtype, psf_size=None, rng=None):
+        # Their functions know the parameters of each of their generators by its name.
+        (key,) = {"SigmaGenerator": ["sigma"], "GaussianBlurGenerator": ["filter"]}.get(name, ["mask"])
+
+        class Named(TiltRangeGenerator):
+            def step(self, *args, **kwargs):
+                return {key: super().step(*args, **kwargs)["mask"]}
+
+        physics = GENERATED[name](MissingWedgeOperator)((16, 15, 18))
+        return Named(physics, device=device, dtype=dtype, rng=rng), size, [key]
+
+    monkeypatch.setattr(theirs, "find_generator", find_generator)
+    return theirs
+
+
+GENERATED = {
+    "SigmaGenerator": lambda kind: lambda size: kind(size, (-60, 60)),
+    "GaussianBlurGenerator": lambda kind: (
+        lambda size: kind(size, TiltGeometry.from_range(-60, 60) | TiltGeometry.from_range(-60, 60, "x"))
+    ),
+}
+each_rng = pytest.mark.parametrize("seed", [None, 0])
+
+
+@each_rng
+@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("check", ["test_generation_newparams", "test_generation_seed", "test_average"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_generator_passes_the_checks_of_deepinv(check, name, seed, dtype, their_generator_tests):
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    getattr(their_generator_tests, check)(name=name, device=CPU, dtype=dtype, rng=rng)
+
+
+@each_rng
+def test_the_generator_passes_the_shape_check_of_deepinv(seed, their_generator_tests):
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    their_generator_tests.test_shape("SigmaGenerator", (5, 5), CPU, torch.float32, rng)
+
+
+@each_rng
+@pytest.mark.parametrize("together", [True, False])
+def test_a_mixture_of_generators_passes_the_check_of_deepinv(together, seed, their_generator_tests):
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    names = ["SigmaGenerator", "SigmaGenerator"]
+    check = their_generator_tests.test_generator_mixture
+    with pytest.warns(UserWarning, match="same keys and shapes") if together else nullcontext():
+        check(names, (5, 5), torch.float32, together, CPU, rng)
+
+
 class Circles(torch.utils.data.Dataset):
     """deepinv's made-up images, stacked to volumes, and their measurements."""
 
@@ -194,6 +281,24 @@ def test_training_with_the_equivariance_loss_passes_the_check_of_deepinv(
     monkeypatch.setattr(their_loss_tests, "choose_loss", lambda *args, **kwargs: [deepinv.loss.MCLoss(), loss])
     data = Circles(50, physics, their_loss_tests, 1), Circles(10, physics, their_loss_tests, 2)
     their_loss_tests.test_losses(None, "ours", tmp_path, data, physics, (8, 8, 8), CPU, rng)
+
+
+METRICS = {
+    "mean FSC": MeanFSC,
+    "correlation": FourierCorrelation,
+    "correlation in the wedge": lambda **settings: FourierCorrelation((-60, 40), region="wedge", **settings),
+}
+
+
+@pytest.mark.parametrize("train_loss", [True, False])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_pass_the_check_of_deepinv(name, channels, train_loss, monkeypatch):
+    theirs = importlib.import_module("deepinv.tests.test_metric")
+    monkeypatch.setattr(theirs, "choose_full_reference_metric", lambda name, device, **kwargs: METRICS[name](**kwargs))
+    image, rng = normal(1, 3, 8, 9, 10, dtype=torch.float32), torch.Generator().manual_seed(1)
+    # Two channels are real and imaginary part to it, three are volumes compared together.
+    theirs.test_full_reference_metrics(name, train_loss, None, rng, CPU, channels, image, 1, 0)
 
 
 # The blocks put together

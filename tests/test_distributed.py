@@ -100,6 +100,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_what_one_does(together, alone, name):
     # What float16 rounds depends on the cubes that go together; that the scale stays the same is what matters.
@@ -107,6 +108,7 @@ def test_two_processes_train_what_one_does(together, alone, name):
     assert_close_runs(together / name, alone / name, **tolerances)
 
 
+@pytest.mark.slow
 def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
     """Under which the losses of a step can stand as they are, in a loop of one's own."""
     torchs_own = safetensors.torch.load_file(together / "torchs_own.safetensors")
@@ -114,11 +116,13 @@ def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
     torch.testing.assert_close(ours, torchs_own, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 def test_a_run_of_one_process_is_resumed_by_two(together, alone):
     assert_close_runs(together / "from_one", alone / "adam")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 def test_a_run_of_two_processes_is_resumed_by_one(together, alone, tmp_path):
     shutil.copytree(together / "to_one", tmp_path, dirs_exist_ok=True)
@@ -128,11 +132,13 @@ def test_a_run_of_two_processes_is_resumed_by_one(together, alone, tmp_path):
     assert_close_runs(tmp_path, alone / "adam")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(64)
 def test_memory_that_runs_out_in_one_process_changes_nothing_for_the_others(together, alone):
     assert_close_runs(together / "memory", alone / "adam")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(65)
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
     """Or the weights of the two would differ from there on, and the losses be those of no network."""
@@ -140,6 +146,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
     assert (state["step"], state["skipped"], state["consecutive"]) == (10, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(65)
 def test_steps_that_are_not_finite_in_one_process_end_all_with_the_same_one(together):
     assert load_checkpoint(together / "diverged").state["step"] == 8
@@ -148,6 +155,7 @@ def test_steps_that_are_not_finite_in_one_process_end_all_with_the_same_one(toge
         assert said.startswith("no finite gradient in 3 steps in a row, up to step 8: ")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(59)
 def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
     assert load_checkpoint(together / "stopped").state["step"] == 6
@@ -156,6 +164,7 @@ def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
         assert said == "stopped by SIGTERM after step 6 of 10; resume to go on"
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
@@ -165,6 +174,7 @@ def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
     assert [text.startswith(said) for text in different] == [True] * 3, different
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_environment_stays_as_it_is(together, rank):
     """CUDA_VISIBLE_DEVICES above all."""
@@ -181,6 +191,7 @@ def assert_ended_within_a_minute(run):
     assert time.time() - checkpoint.path.stat().st_mtime < 60
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 @pytest.mark.parametrize("job", ["train_and_fail", "train_and_be_killed"])
 def test_a_process_that_ends_ends_all_under_torchrun(tmp_path, job):
@@ -190,6 +201,7 @@ def test_a_process_that_ends_ends_all_under_torchrun(tmp_path, job):
     assert_ended_within_a_minute(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(69)
 def test_a_killed_process_ends_the_others_also_where_nobody_watches_them(tmp_path):
     codes, messages = in_a_slurm_step("train_and_be_killed", tmp_path)
@@ -198,6 +210,7 @@ def test_a_killed_process_ends_the_others_also_where_nobody_watches_them(tmp_pat
     assert_ended_within_a_minute(tmp_path)
 
 
+@pytest.mark.slow
 def test_tasks_of_a_slurm_step_train_together(tmp_path, alone):
     codes, messages = in_a_slurm_step("train_plainly", tmp_path)
     assert codes == [0, 0], messages
@@ -220,6 +233,7 @@ def halves(tmp_path_factory):
     return [folder / "even.mrc", folder / "odd.mrc"]
 
 
+@pytest.mark.slow
 def test_two_processes_reconstruct_and_one_of_them_writes_and_reports(halves, tmp_path):
     tiles = ["--tile", "20", "--tile_margin", "0"]
     done = start_two("-m", "equitomo", "reconstruct", *halves, *TINY, *tiles, "--out", tmp_path / "run")
@@ -233,6 +247,7 @@ def test_two_processes_reconstruct_and_one_of_them_writes_and_reports(halves, tm
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_first_process_refuses_ends_all(halves, tmp_path):
     (tmp_path / "losses.csv").write_text("step\n")
     done = start_two("-m", "equitomo", "train", *halves, *TINY, "--out", tmp_path)

@@ -1,4 +1,4 @@
-"""The documentation knows what the package offers and cites."""
+"""The documentation lists what the package offers and cites."""
 
 import ast
 import re
@@ -33,7 +33,7 @@ def test_every_public_name_has_a_docstring_with_an_example_or_an_error_section()
 
 
 def faults_shown(source: str) -> set[int]:
-    """Entries of docs/faults.md that the tests of a file are marked with, themselves or by their tables of cases."""
+    """Return the entries of docs/faults.md that a file's tests are marked with, directly or by a table of cases."""
     module = ast.parse(source).body
     tables = {ast.unparse(node.targets[0]): node.value for node in module if isinstance(node, ast.Assign)}
     tests = [node for node in module if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
@@ -51,7 +51,7 @@ def faults_shown(source: str) -> set[int]:
 
 
 def numbers_of(table: ast.expr) -> Iterator[int]:
-    """The numbers that the cases of a table begin with."""
+    """Yield the numbers that the cases of a table begin with."""
     for case in table.keys if isinstance(table, ast.Dict) else table.elts:
         first = ast.literal_eval(case.elts[0] if isinstance(case, ast.Tuple) else case)
         number = str(first).partition(" ")[0]

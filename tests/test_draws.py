@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from equitomo._draws import CUBES, ELEMENTS, draw_integers
+from equitomo.draws import CUBES, ELEMENTS, Draws, draw_integers
 
 
 @pytest.mark.parametrize("begin", [0, 1, 17, 40])
@@ -33,3 +34,17 @@ def test_draws_are_uniform_over_all_numbers_below_the_bound():
 
 def test_a_draw_may_exceed_32_bits():
     assert max(draw_integers(0, range(20), 2**40, CUBES)) > 2**32
+
+
+def test_the_samples_of_a_batch_draw_alike_however_they_are_batched():
+    whole = Draws(3, range(50)).integers(10**6, CUBES)
+    assert whole == draw_integers(3, range(50), 10**6, CUBES)
+    assert [*Draws(3, range(7)).integers(10**6, CUBES), *Draws(3, range(7, 50)).integers(10**6, CUBES)] == whole
+
+
+def test_a_generator_repeats_with_the_seed_the_first_index_and_the_stream():
+    def values(seed=3, first=8, stream=CUBES):
+        return torch.rand(5, generator=Draws(seed, range(first, first + 4)).generator(stream)).tolist()
+
+    assert values() == values()
+    assert len({tuple(v) for v in (values(), values(seed=4), values(first=9), values(stream=ELEMENTS))}) == 4

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from asserting import SHAPES, assert_close, normal
+from asserting import SHAPES, assert_close, dense, normal
+from torch.autograd import forward_ad
 
 from equitomo import fourier
 from equitomo.fourier import (
@@ -20,6 +21,8 @@ from equitomo.fourier import (
 
 GRIDS = [(shape, tuple(factor * n for n in shape)) for shape in SHAPES for factor in (1, 2)]
 AXES = (-3, -2, -1)
+# torch itself calls it on its first forward derivative.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 
 
 def even_half(grid: tuple[int, int, int], seed: int = 3) -> torch.Tensor:
@@ -190,6 +193,39 @@ def test_filtering_works_under_vjp_and_vmap_of_torch_func():
     assert_close(gradient, 2 * filtered(filtered(x, mask, grid), mask, grid))
 
 
+@forward_mode
+@pytest.mark.parametrize(("shape", "grid"), GRIDS)
+@pytest.mark.parametrize("along_y", [True, False])
+def test_the_forward_derivative_of_filtering_is_filtering(shape, grid, along_y):
+    grid = grid if along_y else (grid[0], shape[1], grid[2])
+    x, v, mask = normal(2, 1, *shape), normal(2, 1, *shape, seed=1), even_half(grid)[:, slice(None if along_y else 1)]
+    mask = (mask + mirrored(mask, (-3,))) / 2 if not along_y else mask
+    value, derivative = torch.func.jvp(lambda u: filtered(u, mask, grid), (x,), (v,))
+    assert torch.equal(value, filtered(x, mask, grid))
+    assert torch.equal(derivative, filtered(v, mask, grid))
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(filtered(forward_ad.make_dual(x, v), mask, grid))
+        assert torch.equal(dual.tangent, derivative)
+
+
+@forward_mode
+def test_the_forward_derivative_with_respect_to_volume_and_mask_is_the_sum_of_both():
+    grid = (6, 5, 6)
+    x, v, mask, change = normal(1, 3, 4, 3), normal(1, 3, 4, 3, seed=1), even_half(grid), even_half(grid, 4)
+    _, derivative = torch.func.jvp(lambda u, m: filtered(u, m, grid), (x, mask), (v, change))
+    assert_close(derivative, filtered(v, mask, grid) + filtered(x, change, grid))
+    _, derivative = torch.func.jvp(lambda m: filtered(x, m, grid), (mask,), (change,))
+    assert_close(derivative, filtered(x, change, grid))
+
+
+@forward_mode
+def test_the_hessian_of_a_filtered_square_is_the_filter_twice():
+    grid = (3, 4, 5)
+    mask = even_half(grid)
+    hessian = torch.func.hessian(lambda u: filtered(u, mask, grid).square().sum())(normal(*grid))
+    assert_close(hessian.reshape(60, 60), 2 * dense(lambda u: filtered(filtered(u, mask, grid), mask, grid), grid))
+
+
 def test_filtering_keeps_no_spectrum_for_the_gradient():
     x, mask, kept = normal(1, 1, 8, 8, 8).requires_grad_(), even_half((16, 16, 16)), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -215,6 +251,33 @@ def test_by_parseval_the_mean_square_and_its_gradient_are_those_of_the_filtered_
     assert_close(*(torch.autograd.grad((weight * v).sum(), x)[0] for v in (value, expected)))
 
 
+@forward_mode
+@pytest.mark.parametrize("lengths", [(2, 3, 4), (3, 3, 3)])
+@pytest.mark.parametrize("along_y", [True, False])
+def test_parsevals_mean_square_passes_gradcheck_in_every_order(lengths, along_y):
+    mask = even_half(lengths if along_y else (lengths[0], 1, lengths[2]))
+    x = normal(2, 1, *lengths).requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: filtered_mean_square(u, mask), (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda u: filtered_mean_square(u, mask), (x,), check_fwd_over_rev=True)
+
+
+def test_the_norm_of_a_gradient_of_parsevals_mean_square_can_be_learned_from():
+    """A gradient penalty: the second derivative passes through the gradient of the value, and through its factor."""
+    x, mask = normal(2, 1, 4, 5, 6).requires_grad_(), even_half((4, 5, 6))
+    found = []
+    for square in (filtered_mean_square, lambda u, m: filtered(u, m, (4, 5, 6)).square().mean(dim=(1, 2, 3, 4))):
+        (gradient,) = torch.autograd.grad(square(x.sin(), mask).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), x)[0])
+    assert_close(*found)
+
+
+def test_a_learned_mask_gets_the_gradient_of_parsevals_mean_square():
+    x, mask = normal(2, 1, 4, 5, 6), even_half((4, 5, 6)).requires_grad_()
+    found = torch.autograd.grad(filtered_mean_square(x, mask).sum(), mask)[0]
+    expected = torch.autograd.grad(plain(x, mask, (4, 5, 6)).square().mean(dim=(1, 2, 3, 4)).sum(), mask)[0]
+    assert_close(found, expected)
+
+
 def test_parsevals_mean_square_takes_one_transform_each_way(monkeypatch):
     calls = []
     for name in ("rfft", "irfft"):
@@ -230,7 +293,7 @@ def test_a_batch_too_large_for_the_cache_is_filtered_volume_by_volume_alike(monk
     masks = torch.rand(3, 1, 8, 7, 5, dtype=torch.float64)
     together = fourier.filtered(x, masks, (8, 7, 8))
     (gradient,) = torch.autograd.grad(together.square().sum(), x)
-    monkeypatch.setattr(fourier, "_LARGEST_TOGETHER", 1)
+    monkeypatch.setattr(fourier, "LARGEST_TOGETHER", 1)
     apart = fourier.filtered(x, masks, (8, 7, 8))
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-14)
     torch.testing.assert_close(torch.autograd.grad(apart.square().sum(), x)[0], gradient, rtol=0, atol=1e-13)

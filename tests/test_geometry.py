@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from asserting import CASES, SHAPES, assert_close
 
 from equitomo.fourier import full_spectrum, is_even, mirrored
-from equitomo.geometry import TiltGeometry, as_geometry, wedge_mask
+from equitomo.geometry import TiltGeometry, TiltUnion, as_geometry, shared_axes, wedge_mask
 
 AXES = (-3, -2, -1)
 TILTS = (-60.0, -37.0, -5.0, 0.0, 12.0, 41.0)
@@ -198,6 +200,122 @@ def test_a_share_of_the_range_is_kept():
     assert_close(kept.sum() / (radius <= 0.5).sum(), torch.tensor(2 / 3), 0.02)
 
 
+# Weights
+
+WEIGHTED = TiltGeometry([-50.0, -20.0, 10.0, 20.0], weights=[0.25, 1.0, 0.5, 0.75])
+ABOUT_X = TiltGeometry([-40.0, 0.0, 61.0], "x", weights=[1.0, 0.5, 1.0])
+UNIONS = [
+    TiltGeometry.from_range(-60, 60) | TiltGeometry.from_range(-50, 20, "x"),
+    TiltGeometry.from_range(-60, -20) | TiltGeometry.from_range(10, 55),
+    WEIGHTED | ABOUT_X,
+]
+each_shape = pytest.mark.parametrize("shape", SHAPES)
+each_union = pytest.mark.parametrize("union", UNIONS, ids=str)
+each_support = pytest.mark.parametrize("settings", [{}, {"support": "ball"}, {"low_pass": 0.3}], ids=str)
+
+
+@each_shape
+@each_support
+@pytest.mark.parametrize("sampling", ["range", "fan"])
+def test_weights_of_one_are_no_weights(shape, settings, sampling):
+    plain, ones = TiltGeometry(TILTS), TiltGeometry(TILTS, weights=[1.0] * len(TILTS))
+    expected = wedge_mask(shape, plain, sampling=sampling, **settings)
+    assert torch.equal(wedge_mask(shape, ones, sampling=sampling, **settings), expected)
+
+
+@each_shape
+def test_between_two_tilts_the_weight_is_interpolated_in_the_angle(shape):
+    kz, kx, _ = directions(shape, "y")
+    knots = list(zip(WEIGHTED.angles, WEIGHTED.weights, strict=True))
+    expected = torch.zeros(shape, dtype=torch.float64)
+    for index in torch.cartesian_prod(*[torch.arange(n) for n in shape]).tolist():
+        k = kz[tuple(index)].item(), kx[tuple(index)].item()
+        if k == (0, 0):
+            expected[tuple(index)] = 1.0
+            continue
+        angles = [math.degrees(math.atan2(*k)) + turn for turn in (-180, 0, 180)]
+        for angle in angles:
+            for (left, a), (right, b) in itertools.pairwise(knots):
+                if left - 1e-9 <= angle <= right + 1e-9:
+                    expected[tuple(index)] = a + (b - a) * (angle - left) / (right - left)
+    # At Nyquist a coefficient stands for both signs, and the smaller weight counts.
+    expected = torch.minimum(expected, mirrored(expected, AXES))
+    assert_close(full(shape, WEIGHTED).double(), expected, 1e-7)
+    assert len(expected.unique()) > 4
+
+
+def test_a_weighted_range_has_the_weights_of_its_ends():
+    mask = full((33, 1, 33), TiltGeometry((-45, 45), continuous=True, weights=(0.2, 0.6)))
+    assert_close(mask[[-8, 0, 8], 0, [8, 8, 8]], torch.tensor([0.2, 0.4, 0.6]), 1e-6)
+
+
+def test_tilts_of_equal_angle_count_with_their_mean_weight():
+    twice = TiltGeometry([-40, 10, 10, 40], weights=[1, 0.2, 0.6, 1])
+    once = TiltGeometry([-40, 10, 40], weights=[1, 0.4, 1])
+    assert torch.equal(full((8, 8, 8), twice), full((8, 8, 8), once))
+
+
+@each_shape
+def test_where_the_planes_of_a_fan_overlap_the_largest_weight_counts(shape):
+    weights = (0.3, 1.0, 0.2, 0.4, 0.1, 0.7)
+    kz, kx, _ = directions(shape, "y")
+    expected = torch.zeros(shape, dtype=torch.float64)
+    for tilt, weight in zip(map(math.radians, TILTS), weights, strict=True):
+        inside = (kz * math.cos(tilt) - kx * math.sin(tilt)).abs() <= 0.5 / 5 + 1e-9
+        expected = torch.maximum(expected, weight * inside)
+    expected = torch.minimum(expected, mirrored(expected, AXES))
+    expected[(kz == 0) & (kx == 0)] = 1.0
+    found = full(shape, TiltGeometry(TILTS, weights=weights), sampling="fan", extent=5)
+    assert_close(found.double(), expected, 1e-7)
+
+
+def test_weights_follow_their_angles_into_order():
+    geometry = TiltGeometry([30, -10, 5], weights=[0.3, 0.1, 0.5])
+    assert (geometry.angles, geometry.weights) == ((-10.0, 5.0, 30.0), (0.1, 0.5, 0.3))
+
+
+# Unions
+
+
+@each_shape
+@each_union
+@each_support
+def test_the_mask_of_a_union_is_the_maximum_over_its_parts_and_even(shape, union, settings):
+    masks = [full(shape, part, **settings) for part in union.parts]
+    found = full(shape, union, **settings)
+    assert torch.equal(found, torch.stack(masks).amax(0))
+    assert is_even(wedge_mask(shape, union, **settings), shape[2])
+    assert all(not torch.equal(found, mask) for mask in masks)
+
+
+@each_shape
+def test_a_fan_may_be_a_union_with_an_extent_for_each_part(shape):
+    union = TiltGeometry(TILTS) | TiltGeometry(TILTS, "x")
+    parts = [full(shape, part, sampling="fan") for part in union.parts]
+    assert torch.equal(full(shape, union, sampling="fan"), torch.maximum(*parts))
+
+
+@each_union
+def test_parts_may_be_exchanged_and_repeated(union):
+    first, second = union.parts
+    assert second | first == first | second == union == TiltUnion([second, union]) == union | first
+    assert len({second | first, union}) == 1
+    assert first | first == first
+
+
+def test_parts_about_one_axis_keep_the_mask_constant_along_it():
+    one, two, other = UNIONS[1].parts[0], TiltGeometry.from_range(0, 40), TiltGeometry.from_range(0, 40, "x")
+    assert wedge_mask((8, 6, 7), one | two).shape == (8, 1, 4)
+    assert wedge_mask((8, 6, 7), one | other).shape == (8, 6, 4)
+    assert shared_axes(one | two) == one.axes
+    assert shared_axes(one | other) is None
+
+
+@pytest.mark.parametrize("geometry", [*UNIONS, WEIGHTED, TiltGeometry.from_range(-60, 60)], ids=str)
+def test_a_geometry_goes_through_json(geometry):
+    assert as_geometry(json.loads(json.dumps(geometry.as_dict()))) == geometry
+
+
 def test_angles_are_kept_in_order():
     geometry = TiltGeometry([10, -40, 20])
     assert geometry.angles == (-40.0, 10.0, 20.0)
@@ -230,15 +348,23 @@ def test_a_pair_of_degrees_is_a_continuous_range_about_y():
         (lambda: TiltGeometry([-100, 20]), "within -90 and 90 degrees and span less than 180, got -100 to 20"),
         (lambda: TiltGeometry([0, 91]), "within -90 and 90"),
         (lambda: TiltGeometry([-90, 90]), "span less than 180"),
-        (lambda: TiltGeometry([0, 1], "z"), "tilt_axis must be 'y' or 'x'"),
+        (lambda: TiltGeometry([0, 1], "z"), "`tilt_axis` must be 'y' or 'x'"),
         (lambda: TiltGeometry.from_range(60, -60), r"lower tilt must be below the higher one, got \(60, -60\)"),
+        (lambda: TiltGeometry([0, 1], weights=[1.0]), "one weight per tilt is needed, got 1 `weights` for 2 `angles`"),
+        (lambda: TiltGeometry([0, 1], weights=[1.0, 2.0]), "`weights` must lie between 0 and 1 .* divide them by the"),
+        (lambda: TiltGeometry([0, 1], weights=[0.0, 0.0]), "not all be 0"),
+        (lambda: TiltGeometry([0, 1], weights=[float("nan"), 1.0]), "`weights` must lie between 0 and 1"),
+        (lambda: TiltUnion([TiltGeometry([0, 1])] * 2), "at least two different tilt series, got 1"),
         (lambda: as_geometry((1, 2, 3)), r"pair \(low, high\)"),
         (lambda: wedge_mask((8, 8), (-60.0, 60.0)), r"shape must be \(z, y, x\)"),
         (lambda: wedge_mask((8, 0, 8), (-60.0, 60.0)), "positive lengths"),
         (lambda: wedge_mask((8, 8, 8), (-60.0, 60.0), sampling="fan"), "a fan needs the list of tilts"),
-        (lambda: wedge_mask((8, 8, 8), TiltGeometry(TILTS), sampling="fan", extent=0), "extent must be a positive"),
-        (lambda: wedge_mask((8, 8, 8), (-60.0, 60.0), low_pass=0), "low_pass must be a positive"),
-        (lambda: wedge_mask((8, 8, 8), (-60.0, 60.0), support="cube"), "support 'ball' or 'box', got 'range', 'cube'"),
+        (lambda: wedge_mask((8, 8, 8), TiltGeometry(TILTS), sampling="fan", extent=0), "`extent` must be a positive"),
+        (lambda: wedge_mask((8, 8, 8), (-60.0, 60.0), low_pass=0), "`low_pass` must be a positive"),
+        (
+            lambda: wedge_mask((8, 8, 8), (-60.0, 60.0), support="cube"),
+            "`support` 'ball' or 'box', got 'range', 'cube'",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_reason(make, message):

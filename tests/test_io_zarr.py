@@ -455,6 +455,7 @@ def test_without_the_package_the_remedy_is_named(tmp_path, monkeypatch):
             act()
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_only_for_such_stores(tmp_path):
     code = (
         "import sys, numpy as np\nfrom equitomo import read_volume, write_volume, TiledPredictor, TomogramPair\n"

@@ -16,12 +16,12 @@ PACKAGE = Path(equitomo.__file__).parent
 # A module imports from modules before it and, within a folder, from its own folder. Modules in one line are of one
 # layer and do not know each other, but for those joined by "<", where the later may import the earlier.
 LAYERS = (
-    ("checks", "draws", "_draws", "io"),
+    ("checks", "draws", "io"),
     ("fourier", "tiling", "volumes", "precision", "resources"),
     ("geometry",),
     ("physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate"),
-    ("diagnosis", "training", "wedge_estimate"),
+    ("diagnosis", "training"),
     ("methods", "report"),
     ("run",),
     ("cli < __main__",),

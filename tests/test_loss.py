@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import deepinv
 import pytest
 import torch
@@ -10,7 +12,9 @@ from deepinv.loss import EILoss
 from deepinv.transform import Reflect, Rotate, Shift
 from torch import Tensor, nn
 
+from equitomo.draws import ELEMENTS, Draws, draw_integers
 from equitomo.fourier import full_spectrum
+from equitomo.geometry import TiltGeometry
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
@@ -18,6 +22,7 @@ from equitomo.transform import CubeRotationGroup
 
 OPERATORS = [MissingWedgeOperator, PaddedMissingWedgeOperator]
 GROUP = CubeRotationGroup()
+UNION = TiltGeometry.from_range(-60, 60) | TiltGeometry.from_range(-50, 20, "x")
 AXES = (-3, -2, -1)
 each_operator = pytest.mark.parametrize("kind", OPERATORS)
 each_range = pytest.mark.parametrize("tilts", [(-60.0, 60.0), (-50.0, 20.0)])
@@ -128,10 +133,9 @@ def test_noise2noise_with_a_margin_looks_at_the_centre(kind, model):
     assert_close(Noise2NoiseLoss(3.0, margin=2)(x_net=x_net, y=y, physics=physics), expected)
 
 
-@pytest.mark.parametrize("views", [1, 3])
-def test_noise2noise_needs_two_views(views):
-    physics, y = wedge(MissingWedgeOperator, 4, (-60, 60)), normal(1, views, 4, 4, 4)
-    with pytest.raises(ValueError, match=rf"needs two views.* got y \(1, {views}, 4, 4, 4\)"):
+def test_noise2noise_needs_two_views():
+    physics, y = wedge(MissingWedgeOperator, 4, (-60, 60)), normal(1, 1, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"needs two views or more.* got y \(1, 1, 4, 4, 4\)"):
         Noise2NoiseLoss()(x_net=y, y=y, physics=physics)
 
 
@@ -139,6 +143,40 @@ def test_noise2noise_needs_a_reconstruction_of_each_view():
     physics, y = wedge(MissingWedgeOperator, 4, (-60, 60)), normal(1, 2, 4, 4, 4)
     with pytest.raises(ValueError, match=r"x_net \(1, 1, 4, 4, 4\)"):
         Noise2NoiseLoss()(x_net=y[:, :1], y=y, physics=physics)
+
+
+def per_view(kind, shape, ranges) -> tuple[list, deepinv.physics.LinearPhysics]:
+    """An operator for each view, and one with all their masks."""
+    separate = [operator(kind, (shape, tilts, "y", "ball")) for tilts in ranges]
+    mixed = separate[0].clone()
+    mixed.update(mask=torch.cat([physics.mask for physics in separate], 1))
+    return separate, mixed
+
+
+RANGES_OF_VIEWS = [(-60.0, 60.0), (-50.0, 20.0), (-30.0, 45.0)]
+each_margin = pytest.mark.parametrize("margin", [0, 1])
+
+
+@each_operator
+@each_margin
+@pytest.mark.parametrize("mask_target", [False, True])
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("shape", [(4, 4, 4), (5, 5, 5), (4, 5, 6)])
+def test_noise2noise_masks_a_residual_by_the_view_it_is_compared_with(kind, margin, mask_target, views, shape, model):
+    separate, mixed = per_view(kind, shape, RANGES_OF_VIEWS[:views])
+    y = normal(2, views, *shape)
+    x_net = model(y)
+    pairs = []
+    for v, w in itertools.permutations(range(views), 2):
+        goal = separate[w].A(y[:, [w]]) if mask_target else y[:, [w]]
+        residual = separate[w].A(x_net[:, [v]]) - goal
+        z, h, x = (slice(margin, n - margin) for n in shape)
+        pairs.append(residual[..., z, h, x].square().mean(dim=(1, 2, 3, 4)))
+    loss = Noise2NoiseLoss(margin=margin, mask_target=mask_target)
+    actual, expected = loss(x_net=x_net, y=y, physics=mixed), torch.stack(pairs).mean(0)
+    assert len(pairs) == views * (views - 1)
+    assert_close(actual, expected)
+    assert_close(parameter_gradient(actual.sum(), model), parameter_gradient(expected.sum(), model))
 
 
 # Masked equivariance
@@ -162,6 +200,28 @@ def test_masked_equivariance_is_equation_five_for_every_element(kind, tilts, sid
     assert_close(actual, expected)
     weights = normal(48, seed=5)
     assert_close(parameter_gradient(actual @ weights, model), parameter_gradient(expected @ weights, model))
+
+
+@each_operator
+@pytest.mark.parametrize("geometry", [TiltGeometry.from_range(-60, 60), UNION], ids=str)
+def test_in_thin_cubes_it_is_equation_five_for_every_element_that_moves(kind, geometry, model):
+    physics = kind((4, 6, 6), geometry).double()
+    group = CubeRotationGroup.moving(physics)
+    y = normal(len(group.elements), 2, 4, 6, 6)
+    actual = MaskedEquivarianceLoss(group, weight=1.0)(
+        x_net=model(y), y=y, physics=physics, model=model, elements=torch.tensor(group.elements)
+    )
+    expected = [
+        textbook(
+            model.network,
+            physics,
+            sample,
+            lambda u, g=g: GROUP.transform(u, element=g),
+            turned_operator(physics, g),
+        )
+        for g, sample in zip(group.elements, y, strict=True)
+    ]
+    assert_close(actual, torch.stack(expected))
 
 
 @each_operator
@@ -200,6 +260,33 @@ def test_a_mask_per_sample_is_an_operator_per_sample(kind, model):
             assert_close(actual[i], value[0])
 
 
+@each_operator
+@each_margin
+@pytest.mark.parametrize(("source", "target"), [("estimate", "estimate"), ("data", "data")])
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_equivariance_masks_a_residual_by_the_view_it_is_compared_with(kind, margin, source, target, views, model):
+    """Explicitly, view by view: each is measured again with its own mask and compared where the other was measured."""
+    separate, mixed = per_view(kind, (4, 4, 4), RANGES_OF_VIEWS[:views])
+    y, chosen = normal(2, views, 4, 4, 4), (17, 40)
+    x_net = model(y)
+    expected = []
+    for b, g in enumerate(chosen):
+        pairs = []
+        for v, w in itertools.permutations(range(views), 2) if views > 1 else [(0, 0)]:
+            own, other, seen = x_net[b, v][None, None], x_net[b, w][None, None], y[b, v][None, None]
+            filled = seen + own - separate[v].A(own) if source == "data" else own
+            again = model(separate[v].A(GROUP.transform(filled, element=g)))
+            goal = GROUP.transform(y[b, w][None, None] if target == "data" else other, element=g)
+            masked = turned_operator(separate[w], g)(again - goal)
+            n = slice(margin, 4 - margin)
+            pairs.append(masked[..., n, n, n].square().mean())
+        expected.append(torch.stack(pairs).mean())
+    loss = MaskedEquivarianceLoss(GROUP, weight=1.0, margin=margin, source=source, target=target)
+    actual = loss(x_net=x_net, y=y, physics=mixed, model=model, elements=torch.tensor(chosen))
+    assert_close(actual, torch.stack(expected))
+    assert_close(parameter_gradient(actual.sum(), model), parameter_gradient(sum(expected), model))
+
+
 def test_the_weight_multiplies_and_is_the_papers_two(model):
     physics, y, elements = wedge(MissingWedgeOperator, 4, (-60, 60)), normal(2, 2, 4, 4, 4), torch.tensor([3, 5])
 
@@ -231,7 +318,7 @@ def test_a_stopped_gradient_leaves_the_value_and_a_path_out(terms, model):
         loss = MaskedEquivarianceLoss(GROUP, weight=1.0, stop_gradient=stop, source=terms, target=terms)
         value = loss(x_net=x_net, y=y, physics=physics, model=model, elements=elements).sum()
         (through,) = torch.autograd.grad(value, x_net, retain_graph=True, allow_unused=True)
-        assert (through is not None and bool(through.abs().max() > 0)) == loss.teaches_first_call
+        assert (through is not None and bool(through.abs().max() > 0)) == loss.needs_estimate_gradient
         return value
 
     def expected(source, target):
@@ -292,7 +379,7 @@ def test_unknown_terms_are_refused(settings):
 
 
 def test_data_cannot_judge_all_of_fourier_space():
-    with pytest.raises(ValueError, match="needs masked=True"):
+    with pytest.raises(ValueError, match="needs `masked=True`"):
         MaskedEquivarianceLoss(GROUP, masked=False, target="data")
 
 
@@ -315,6 +402,56 @@ def test_several_draws_are_averaged(model):
         for _ in range(3)
     ]
     assert_close(actual, torch.stack(values).mean(0))
+
+
+def test_elements_are_drawn_from_the_seed_and_the_index_of_each_sample(model):
+    physics, y = wedge(MissingWedgeOperator, 4, (-60, 40)), normal(6, 2, 4, 4, 4)
+    group = CubeRotationGroup.moving(physics)
+    loss = MaskedEquivarianceLoss(group)
+
+    def values(part, draws):
+        return loss(x_net=model(y[part]), y=y[part], physics=physics, model=model, draws=draws)
+
+    whole = values(slice(None), Draws(3, range(10, 16)))
+    drawn = draw_integers(3, range(10, 16), len(group.elements), ELEMENTS)
+    elements = torch.tensor([group.elements[i] for i in drawn])
+    assert_close(whole, loss(x_net=model(y), y=y, physics=physics, model=model, elements=elements))
+    parts = [values(slice(2), Draws(3, range(10, 12))), values(slice(2, None), Draws(3, range(12, 16)))]
+    assert_close(torch.cat(parts), whole)
+    assert_differs(values(slice(None), Draws(4, range(10, 16))), whole)
+    # The group's own generator is left alone.
+    state = group.rng.get_state()
+    values(slice(None), Draws(3, range(6)))
+    assert torch.equal(group.rng.get_state(), state)
+
+
+def test_the_draws_of_one_sample_differ(model):
+    physics, y = wedge(MissingWedgeOperator, 4, (-60, 40)), normal(1, 2, 4, 4, 4)
+    several = MaskedEquivarianceLoss(CubeRotationGroup(n_trans=3))
+    actual = several(x_net=model(y), y=y, physics=physics, model=model, draws=Draws(3, range(1)))
+    one = MaskedEquivarianceLoss(GROUP)(x_net=model(y), y=y, physics=physics, model=model, draws=Draws(3, range(1)))
+    assert_differs(actual, one)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Shift(), lambda: CubeRotationGroup() * Shift(), lambda: Reflect(dim=[-2, -1])]
+)
+def test_other_transforms_draw_from_the_seed_and_the_first_index(make, model):
+    physics, y = wedge(MissingWedgeOperator, 4, (-60, 40)), normal(2, 2, 4, 4, 4)
+    transform = make()
+    states = [part.rng.get_state() for part in transform.modules()]
+
+    def value(draws, transform):
+        return MaskedEquivarianceLoss(transform)(x_net=model(y), y=y, physics=physics, model=model, draws=draws)
+
+    draws = [Draws(3, range(first, first + 2)) for first in range(12)]
+    values = [value(d, transform) for d in draws]
+    for one, d in zip(values, draws, strict=True):
+        assert torch.equal(value(d, make()), one)
+    assert len({tuple(one.tolist()) for one in values}) > 2
+    assert all(
+        torch.equal(part.rng.get_state(), state) for part, state in zip(transform.modules(), states, strict=True)
+    )
 
 
 def test_every_sample_draws_its_own_element(model):
@@ -451,8 +588,8 @@ def test_small_squares_are_not_lost_in_sixteen_bits(dtype):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Noise2NoiseLoss(margin=-1), "margin must be a whole number of voxels, zero or more, got -1"),
-        (lambda: MaskedEquivarianceLoss(GROUP, margin=1.5), "margin must be a whole number of voxels"),
+        (lambda: Noise2NoiseLoss(margin=-1), "`margin` must be a whole number of voxels, zero or more, got -1"),
+        (lambda: MaskedEquivarianceLoss(GROUP, margin=1.5), "`margin` must be a whole number of voxels"),
     ],
 )
 def test_a_margin_that_is_no_count_of_voxels_is_refused(make, message):
@@ -463,13 +600,13 @@ def test_a_margin_that_is_no_count_of_voxels_is_refused(make, message):
 @pytest.mark.parametrize("loss", [Noise2NoiseLoss(margin=2), MaskedEquivarianceLoss(GROUP, margin=2)])
 def test_a_margin_that_leaves_nothing_is_refused(loss, model):
     physics, y = wedge(MissingWedgeOperator, 4, (-60, 40)), normal(1, 2, 4, 4, 4)
-    with pytest.raises(ValueError, match=r"a margin of 2 voxels leaves nothing of \(4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"a `margin` of 2 voxels leaves nothing of \(4, 4, 4\)"):
         loss(x_net=y, y=y, physics=physics, model=model)
 
 
 def test_elements_for_a_transform_that_has_none_are_refused(model):
     physics, y = wedge(MissingWedgeOperator, 4, (-60, 40)), normal(1, 2, 4, 4, 4)
-    with pytest.raises(ValueError, match="elements belong to a CubeRotationGroup, the transform is a Shift"):
+    with pytest.raises(ValueError, match="`elements` belong to a CubeRotationGroup, the transform is a Shift"):
         MaskedEquivarianceLoss(Shift())(x_net=y, y=y, physics=physics, model=model, elements=torch.tensor([1]))
 
 

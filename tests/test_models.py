@@ -1,4 +1,4 @@
-"""The network: scale and shift equivariance, its fused form, checkpoints of the reference program, folding of views."""
+"""Tests of the network, of its use in deepinv, of reading reference checkpoints, and of folding views."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from asserting import assert_close, assert_differs, assert_scale_equivariant, normal
+from deepinv.models import ArtifactRemoval
+from deepinv.optim import L2, PGD, PnP
+from deepinv.physics import GaussianNoise
 from einops import rearrange
 from torch import Tensor, nn
 
+from equitomo import MissingWedgeOperator
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
 
 SHAPES = [(16, 16, 16), (9, 9, 9), (11, 8, 14)]
@@ -24,7 +28,7 @@ def network(seed: int = 0, **settings) -> ScaleEquivariantUNet3D:
 
 
 def textbook(net: ScaleEquivariantUNet3D, x: Tensor) -> Tensor:
-    """The reference program's U-Net from the same parameters, as one would write it down."""
+    """Apply the reference program's U-Net with the same parameters, in its plainest form."""
 
     def level(module: nn.Module, u: Tensor) -> Tensor:
         for layer in module.basic_module.values():
@@ -61,8 +65,9 @@ def test_checkpointing_keeps_less_and_changes_nothing(fused):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_scaled_input_gives_the_output_scaled(shape, fused):
-    assert_scale_equivariant(network(fused=fused), normal(2, 1, *shape))
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_scaled_input_gives_the_output_scaled(shape, fused, residual):
+    assert_scale_equivariant(network(fused=fused, residual=residual), normal(2, 1, *shape))
 
 
 def test_a_network_with_a_bias_would_not_be_scale_equivariant():
@@ -100,7 +105,7 @@ def test_gradients_are_those_of_the_textbook_network(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_float32_the_fused_form_equals_the_plain_one_to_rounding(shape):
-    """Both add the same products in another order: a few units in the last place of 1.2e-7."""
+    """Both add the same products in another order, so they differ by a few units in the last place, 1.2e-7."""
     fused, plain = network(width=8).float(), network(width=8, fused=False).float()
     x = normal(1, 1, *shape, dtype=torch.float32)
     assert_close(fused(x), plain(x), 1e-6)
@@ -135,9 +140,10 @@ def test_a_volume_too_small_to_be_pooled_is_refused(shape):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 5}, "width must be even and levels at least 2, got width 5 and 3 levels"),
-        ({"levels": 1}, "levels at least 2"),
-        ({"width": 0}, "width must be even"),
+        ({"width": 5}, "`width` must be even and `levels` at least 2, got width 5 and 3 levels"),
+        ({"levels": 1}, "`levels` at least 2"),
+        ({"width": 0}, "`width` must be even"),
+        ({"residual": True, "out_channels": 2}, "`in_channels` == `out_channels`, got 1 and 2"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(settings, message):
@@ -155,7 +161,7 @@ def test_other_numbers_of_channels_pass():
 @pytest.mark.parametrize("axis", [-3, -2, -1])
 def test_a_shift_by_the_stride_shifts_the_inside_of_the_output(axis):
     net, x = network(width=2, levels=2), normal(1, 1, 32, 32, 32)
-    # Two levels see at most 10 voxels: 2 + 2 fine ones at each end and 2 + 1 coarse ones, and the shift of 2.
+    # The outputs compared depend on voxels at most 10 away: 2 + 2 fine ones, 2 + 1 coarse ones, and the shift of 2.
     inside = (..., *(slice(12, 20),) * 3)
     expected = net(x).roll(net.stride, axis)[inside]
     assert_close(net(x.roll(net.stride, axis))[inside], expected)
@@ -169,11 +175,57 @@ def test_the_memory_format_changes_nothing_beyond_rounding():
     assert_close(net(x.to(memory_format=torch.channels_last_3d)), expected)
 
 
-def test_the_input_is_left_as_it_was():
+def test_the_input_is_not_changed():
     x = normal(1, 1, 8, 8, 8)
     kept = x.clone()
     network()(x)
     assert torch.equal(x, kept)
+
+
+def test_a_residual_network_adds_its_input_to_the_output_of_the_plain_one():
+    plain, residual = network(), network(residual=True)
+    x = normal(2, 1, 8, 9, 10)
+    assert_close(residual(x), x + plain(x))
+
+
+@pytest.mark.parametrize("settings", [{}, {"residual": True}, {"in_channels": 3, "out_channels": 2, "levels": 2}])
+def test_the_settings_rebuild_a_network_that_computes_the_same(settings):
+    net = network(**settings)
+    again = ScaleEquivariantUNet3D(**net.settings).double()
+    again.load_state_dict(net.state_dict())
+    x = normal(1, settings.get("in_channels", 1), 8, 9, 10)
+    assert torch.equal(again(x), net(x))
+    assert again.settings == net.settings
+    assert f"residual={'residual' in settings}" in repr(net)
+
+
+# As a denoiser of deepinv
+
+
+@pytest.mark.parametrize("mode", ["adjoint", "pinv", "direct"])
+def test_artifact_removal_of_deepinv_takes_the_network(mode):
+    physics = MissingWedgeOperator((8, 9, 10), (-60, 60), noise_model=GaussianNoise(0.1)).double()
+    net, y = network(), physics.A(normal(2, 1, 8, 9, 10))
+    # On measured data the operator, its adjoint and its pseudo-inverse are the identity.
+    assert_close(ArtifactRemoval(net, mode=mode)(y, physics), net(y))
+
+
+def test_a_plug_and_play_iteration_of_deepinv_takes_the_network():
+    physics = MissingWedgeOperator((8, 9, 10), (-60, 60)).double()
+    net, y = network(residual=True), physics.A(normal(1, 1, 8, 9, 10))
+    solver = PGD(data_fidelity=L2(), prior=PnP(net), stepsize=0.5, sigma_denoiser=0.1, max_iter=3)
+    with torch.no_grad():
+        x = physics.A_adjoint(y)
+        for _ in range(3):
+            x = net(x - 0.5 * (physics.A(x) - y))
+        assert_close(solver(y, physics), x)
+
+
+@pytest.mark.parametrize("sigma", [0.1, torch.tensor([0.1, 0.2]), None])
+def test_the_noise_level_is_ignored(sigma):
+    net, x = network(), normal(2, 1, 8, 8, 8)
+    assert torch.equal(net(x, sigma), net(x))
+    assert torch.equal(net(x, sigma=sigma, update_parameters=False), net(x))
 
 
 # Checkpoints of the reference program
@@ -205,7 +257,7 @@ def test_a_checkpoint_of_the_reference_program_is_read(tmp_path, wrap, width, le
     assert all(p.requires_grad for p in loaded.parameters())
 
 
-def test_axes_zyx_turn_the_network_with_the_volume(tmp_path):
+def test_axes_zyx_permute_the_network_with_the_volume(tmp_path):
     path = put(tmp_path, network().float().state_dict())
     theirs, ours = (load_icecream_checkpoint(path, axes=axes).double() for axes in ("yxz", "zyx"))
     x = normal(1, 1, 8, 12, 16)
@@ -215,12 +267,12 @@ def test_axes_zyx_turn_the_network_with_the_volume(tmp_path):
 
 
 def test_unknown_axes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="axes is 'yxz' or 'zyx', got 'xyz'"):
+    with pytest.raises(ValueError, match="`axes` must be 'yxz' or 'zyx', got 'xyz'"):
         load_icecream_checkpoint(put(tmp_path, network().state_dict()), axes="xyz")
 
 
 class Malicious:
-    """Leaves a file behind if its pickle is run."""
+    """An object whose pickle creates a folder if it is run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -238,7 +290,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, by):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=by == "zip")
-    with pytest.raises(ValueError, match="no checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="cannot be read safely as a checkpoint"):
         load_icecream_checkpoint(path)
     assert not trace.exists()
 
@@ -260,7 +312,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_name(tmp_path, zipped):
             assert "model_iteration_1.pt" in str(error)
 
 
-def test_a_file_that_is_not_there_is_told_as_such(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_icecream_checkpoint(tmp_path / "nothing.pt")
 
@@ -280,8 +332,8 @@ def without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: {"weights": [1, 2]}, "holds no state of a U-Net"),
-        (lambda s: torch.zeros(3), "holds no state of a U-Net"),
+        (lambda s: {"weights": [1, 2]}, "holds no weights of the reference"),
+        (lambda s: torch.zeros(3), "holds no weights of the reference"),
         (lambda s: without(s, "encoders"), "holds no encoder"),
         (lambda s: without(s, "decoders.0"), "does not fit a U-Net of width 4 with 3 levels"),
         (lambda s: s | {"final_conv.weight": torch.zeros(1, 6, 1, 1, 1)}, "does not fit a U-Net of width 6"),
@@ -313,6 +365,32 @@ def test_any_number_of_views_passes(views):
     assert TwoViewReconstructor(network())(normal(2, views, 8, 8, 8)).shape == (2, views, 8, 8, 8)
 
 
+@pytest.mark.parametrize("out_channels", [1, 3, 2])
+def test_the_channels_of_a_view_are_adjacent_and_go_through_the_network_together(out_channels):
+    net, y = network(in_channels=3, out_channels=out_channels), normal(2, 6, 8, 9, 8)
+    answer = TwoViewReconstructor(net, channels=3)(y)
+    assert answer.shape == (2, 2 * out_channels, 8, 9, 8)
+    assert_close(answer[:, :out_channels], net(y[:, :3]))
+    assert_close(answer[:, out_channels:], net(y[:, 3:]))
+
+
+def test_views_that_do_not_fit_the_channels_are_refused():
+    with pytest.raises(ValueError, match=r"`y` must be \(batch, views \* 2, z, y, x\)"):
+        TwoViewReconstructor(network(in_channels=2), channels=2)(normal(1, 3, 8, 8, 8))
+    with pytest.raises(ValueError, match="`channels` must be positive, got 0"):
+        TwoViewReconstructor(network(), channels=0)
+
+
+@pytest.mark.parametrize("reduce", [lambda x: x.mean((-1, -2, -3)), lambda x: x.sum(0, keepdim=True)])
+def test_a_network_that_does_not_return_a_volume_per_view_is_refused(reduce):
+    class Reducing(nn.Module):
+        def forward(self, x):
+            return reduce(x)
+
+    with pytest.raises(ValueError, match=r"the network must map \(4, 1, 8, 8, 8\) to \(4, out_channels, z, y, x\)"):
+        TwoViewReconstructor(Reducing())(normal(2, 2, 8, 8, 8))
+
+
 def test_views_share_one_call():
     net, batches = network(), []
     net.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
@@ -320,7 +398,7 @@ def test_views_share_one_call():
     assert batches == [6]
 
 
-def test_under_autocast_the_answer_has_the_inputs_precision():
+def test_under_autocast_the_output_has_the_precision_of_the_input():
     net = network().float()
     seen = []
     net.final_conv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -330,12 +408,12 @@ def test_under_autocast_the_answer_has_the_inputs_precision():
     assert answer.dtype == torch.float32
 
 
-def test_a_reconstructor_takes_a_physics_and_ignores_it():
+def test_the_reconstructor_ignores_the_physics():
     model, y = TwoViewReconstructor(network()), normal(1, 2, 8, 8, 8)
     assert torch.equal(model(y, physics=None), model(y, object()))
 
 
 @pytest.mark.fault(73)
-def test_a_measurement_that_is_no_batch_of_volumes_is_refused():
+def test_a_measurement_that_is_not_a_batch_of_volumes_is_refused():
     with pytest.raises(ValueError, match="y must be a non-empty batch of volumes"):
         TwoViewReconstructor(network())(normal(2, 8, 8, 8))

@@ -25,6 +25,7 @@ from deepinv.physics import GaussianNoise
 from equitomo.fourier import is_even
 from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics.inside import InsideFilter
 
 OPERATORS = [MissingWedgeOperator, PaddedMissingWedgeOperator]
 TINY = [((4, 4, 4), (-60.0, 60.0), "y", "ball"), ((3, 4, 5), (-50.0, 20.0), "x", "box")]
@@ -96,7 +97,7 @@ def test_an_unsymmetrised_mask_would_be_no_projection_although_it_passes_the_adj
     angle = torch.rad2deg(torch.atan2(kz, kx))
     naive = ((angle >= low) & (angle <= high) | (kz == 0) & (kx == 0)).double()[None, None, :, None, :]
     physics = operator(MissingWedgeOperator, (shape, (low, high), "y", "box"))
-    with pytest.raises(ValueError, match=r"mask must be even, m\(k\) = m\(-k\)"):
+    with pytest.raises(ValueError, match=r"`mask` must be even, m\(k\) = m\(-k\)"):
         physics.update(mask=naive)
     physics.mask = naive
     u, v = normal(1, 1, *shape), normal(1, 1, *shape, seed=1)
@@ -242,10 +243,10 @@ def test_the_gradient_with_respect_to_a_mask_is_right(kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m[..., 1:], r"mask must be \(batch or 1, 1, z, y, x\) with \(z, y, x\) = "),
+        (lambda m: m[..., 1:], r"`mask` must be \(batch or 1, views or 1, z, y, x\) with \(z, y, x\) = "),
         (lambda m: m[..., :-1, :, :], "the half spectrum kx >= 0 of"),
         (lambda m: m[0], r"mask must be a non-empty batch of volumes \(batch, channel, z, y, x\)"),
-        (lambda m: m + torch.arange(m.shape[-3])[:, None, None], "mask must be even"),
+        (lambda m: m + torch.arange(m.shape[-3])[:, None, None], "`mask` must be even"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused(kind, change, message):
@@ -318,7 +319,7 @@ def test_an_operator_that_cannot_be_meant_is_refused(kind, arguments, message):
 
 @pytest.mark.parametrize("padding", [0.5, float("nan")])
 def test_a_padding_below_one_is_refused(padding):
-    with pytest.raises(ValueError, match="padding is the padded length over the volume's and at least 1"):
+    with pytest.raises(ValueError, match="`padding` is the padded length over the volume's and at least 1"):
         PaddedMissingWedgeOperator((8, 8, 8), (-60, 60), padding=padding)
 
 
@@ -422,10 +423,8 @@ def test_the_inside_on_its_smaller_grid_is_the_inside_of_the_whole(case, margin,
 
 def test_the_inside_is_computed_on_the_smallest_quick_grid_that_is_exact():
     physics = PaddedMissingWedgeOperator((12, 12, 12), (-60, 60))
-    x, grids = torch.ones(1, 1, 12, 12, 12), []
-    for margin in (0, 1, 3, 4):
-        physics.A_inside(x, margin)
-        grids.append(physics._inside._grid[0])
+    inside = [InsideFilter(physics.mask, (12, 12, 12), (24, 24, 24), margin) for margin in (0, 1, 3, 4)]
+    grids = [made.grid_shape[0] for made in inside]
     # 2 (n - margin) - 1 or above without a prime factor over 5, from 23, 21, 17 and 15; 24 is the padded grid itself.
     assert grids == [24, 24, 18, 15]
 

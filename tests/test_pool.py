@@ -2,7 +2,6 @@
 
 import re
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +9,13 @@ import torch
 from making import noisy_halves
 
 from equitomo import (
-    StoredTomogramPair,
     SubtomogramDataset,
     SubtomogramPool,
     TomogramPair,
     read_volume,
     write_volume,
 )
-from equitomo.datasets import cubes_of, specimen_mask
-from equitomo.io import Volume
+from equitomo.datasets import cubes_of
 
 TILTS = (-60.0, 60.0)
 ONE = 8 * 12 * 12 * 12  # bytes of a pair of 12 x 12 x 12 voxels
@@ -32,27 +29,27 @@ def write_pair(folder, name, shape=(12, 12, 12), *, seed=0, voxel_size=10.0, dty
     return paths
 
 
-def stored(paths, geometry=TILTS, **settings):
-    return StoredTomogramPair(*(read_volume(path) for path in paths), geometry, **settings)
+def lazy(paths, geometry=TILTS, **settings):
+    return TomogramPair.read(*paths, tilts=geometry, lazy=True, **settings)
 
 
 @pytest.fixture
 def tomograms(tmp_path):
     """Four pairs of 343, 49, 98 and 196 places for cubes of 6 voxels."""
     shapes = [(12, 12, 12), (12, 12, 6), (12, 12, 7), (12, 12, 9)]
-    return [stored(write_pair(tmp_path, f"t{n}", shape, seed=n)) for n, shape in enumerate(shapes)]
+    return [lazy(write_pair(tmp_path, f"t{n}", shape, seed=n)) for n, shape in enumerate(shapes)]
 
 
-def pool_of(pairs, *, memory=2 * ONE, stretch=20, length=2000, seed=3, **settings):
-    return SubtomogramPool(pairs, 6, length=length, memory=memory, stretch=stretch, seed=seed, **settings)
+def pool_of(pairs, *, memory=2 * ONE, exchange_every=20, length=2000, seed=3, **settings):
+    return SubtomogramPool(pairs, 6, length=length, memory=memory, exchange_every=exchange_every, seed=seed, **settings)
 
 
 def reads(monkeypatch):
     """The names of the pairs that are read from now on."""
     seen = []
-    read = StoredTomogramPair.read
+    load = TomogramPair.load_volumes
     monkeypatch.setattr(
-        StoredTomogramPair, "read", lambda self, *arguments: (seen.append(self.name), read(self, *arguments))[1]
+        TomogramPair, "load_volumes", lambda self, *arguments: (seen.append(self.name), load(self, *arguments))[1]
     )
     return seen
 
@@ -61,108 +58,13 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("reading ")]
 
 
-# Pairs in files --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(12, 12, 12), (9, 11, 14)])
-@pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_a_stored_pair_is_the_pair_of_its_files(tmp_path, shape, dtype):
-    paths = write_pair(tmp_path, "a", shape, dtype=dtype)
-    loaded = stored(paths).load()
-    expected = TomogramPair(*(np.array(read_volume(path).data) for path in paths), TILTS, voxel_size=10.0)
-    assert torch.equal(loaded.volumes, expected.volumes)
-    assert loaded.scale == expected.scale
-    assert (loaded.shape, loaded.voxel_size, loaded.geometry) == (shape, (10.0, 10.0, 10.0), expected.geometry)
-
-
-@pytest.mark.parametrize("normalization", ["robust", "scale"])
-def test_reading_again_gives_the_same_voxels_to_the_bit(tmp_path, normalization):
-    pair = stored(write_pair(tmp_path, "a"), normalization=normalization)
-    loaded = pair.load()
-    assert torch.equal(pair.read(), loaded.volumes)
-
-
-def test_a_pair_that_was_never_loaded_has_no_scale_to_be_read_on(tmp_path):
-    with pytest.raises(RuntimeError, match="call load"):
-        stored(write_pair(tmp_path, "a")).read()
-
-
-@pytest.mark.fault(19)
-def test_voxels_that_are_no_numbers_hold_the_mean_of_their_file_if_asked(tmp_path):
-    paths = write_pair(tmp_path, "a")
-    data = np.array(read_volume(paths[0]).data)
-    mean = data[1:].mean(dtype=np.float64)
-    data[0] = np.nan
-    write_volume(paths[0], data, voxel_size=10.0, overwrite=True)
-    with pytest.raises(ValueError, match="144 voxels that are NaN"):
-        stored(paths).load()
-    pair = stored(paths, nan="mean")
-    with pytest.warns(UserWarning, match=r"a_even\.mrc: 144 voxels that are NaN"):
-        loaded = pair.load()
-    data[0] = mean
-    assert torch.equal(loaded.volumes, TomogramPair(data, read_volume(paths[1]).data, TILTS).volumes)
-    assert torch.equal(pair.read(), loaded.volumes)
-
-
-def test_the_mask_of_a_stored_pair_is_read_or_found(tmp_path):
-    paths = write_pair(tmp_path, "a")
-    inside = np.zeros((12, 12, 12), np.float32)
-    inside[2:9] = 1
-    given = stored(paths, mask=read_volume(write_volume(tmp_path / "mask.mrc", inside, voxel_size=10.0))).load()
-    assert torch.equal(given.mask, torch.from_numpy(inside) > 0)
-    found = stored(paths, mask="auto").load()
-    assert torch.equal(found.mask, specimen_mask(found.volumes.mean(0)))
-
-
-@pytest.mark.fault(26)
-def test_one_file_for_both_halves_is_refused(tmp_path):
-    even, _ = write_pair(tmp_path, "a")
-    with pytest.raises(ValueError, match="are the same file"):
-        stored([even, even])
-
-
-@pytest.mark.fault(22, 23)
-def test_halves_on_two_grids_are_refused(tmp_path):
-    even, _ = write_pair(tmp_path, "a")
-    _, shorter = write_pair(tmp_path, "b", (12, 12, 11))
-    _, finer = write_pair(tmp_path, "c", voxel_size=9.0)
-    with pytest.raises(ValueError, match=r"differ in shape.*\(12, 12, 12\).*\(12, 12, 11\)"):
-        stored([even, shorter])
-    with pytest.raises(ValueError, match="differ in voxel size"):
-        stored([even, finer])
-
-
-def test_voxels_that_are_not_the_file_s_are_refused(tmp_path):
-    first, second = (read_volume(path) for path in write_pair(tmp_path, "a"))
-    with pytest.raises(ValueError, match=r"a_even\.mrc are not those of the file"):
-        StoredTomogramPair(replace(first, voxels=first.data + 1), second, TILTS)
-
-
-def test_a_pair_of_volumes_is_read_from_front_to_back(tmp_path, monkeypatch):
-    volumes = [read_volume(path) for path in write_pair(tmp_path, "a")]
-    seen = []
-    slabs = Volume.slabs
-    monkeypatch.setattr(Volume, "slabs", lambda self: (seen.append(self.path), slabs(self))[1])
-    pair = TomogramPair(*volumes, TILTS)
-    assert seen == [volume.path for volume in volumes]
-    assert torch.equal(pair.volumes, TomogramPair(*(volume.data for volume in volumes), TILTS).volumes)
-
-
-def test_a_volume_with_other_voxels_is_not_read_from_its_file(tmp_path):
-    first, second = (read_volume(path) for path in write_pair(tmp_path, "a"))
-    changed = replace(first, voxels=first.data + 1)
-    assert torch.equal(
-        TomogramPair(changed, second, TILTS).volumes, TomogramPair(changed.data, second.data, TILTS).volumes
-    )
-
-
 # What the pool draws ---------------------------------------------------------------------------------
 
 
 def test_cubes_are_cut_from_the_tomogram_that_is_named(tomograms):
     pool = pool_of(tomograms)
     cubes, sources = pool.batch(range(300))
-    volumes = [pair.read() for pair in tomograms]
+    volumes = [pair.load_volumes() for pair in tomograms]
     assert set(sources) == {0, 1, 2, 3}
     for cube, source in zip(cubes[::29], sources[::29], strict=True):
         windows = volumes[source].unfold(1, 6, 1).unfold(2, 6, 1).unfold(3, 6, 1)
@@ -173,13 +75,13 @@ def test_tomograms_are_drawn_in_proportion_to_their_valid_starts(tomograms):
     pool = pool_of(tomograms, length=40_000)
     starts = np.array([343, 49, 98, 196])
     assert [table.count for table in pool._starts] == starts.tolist()
-    places = np.bincount([pool.tenant(place) for place in range(2000)], minlength=4)
+    places = np.bincount([pool.tomogram_at(place) for place in range(2000)], minlength=4)
     # A golden rotation keeps within a few of the proportion, however long: chance alone would differ by tens.
     assert np.abs(places - 2000 * starts / starts.sum()).max() < 4
 
 
 def test_the_cubes_themselves_follow_that_proportion(tomograms):
-    pool = pool_of(tomograms, length=3000, stretch=5)
+    pool = pool_of(tomograms, length=3000, exchange_every=5)
     drawn = np.bincount(pool.batch(range(3000))[1], minlength=4)
     expected = 3000 * np.array([343, 49, 98, 196]) / 686
     assert (np.abs(drawn - expected) < 5 * expected**0.5).all()
@@ -187,9 +89,9 @@ def test_the_cubes_themselves_follow_that_proportion(tomograms):
 
 def test_within_a_tomogram_every_start_is_drawn_alike(tmp_path):
     shape = (7, 8, 8)
-    pair = stored(write_pair(tmp_path, "a", shape))
+    pair = lazy(write_pair(tmp_path, "a", shape))
     pool = pool_of([pair], length=3600)
-    volumes = pair.read()
+    volumes = pair.load_volumes()
     place = {float(volumes[0, z, y, x]): (z, y, x) for z in range(2) for y in range(3) for x in range(3)}
     corners = pool.batch(range(3600))[0][:, 0, 0, 0, 0]
     counts = np.array([int((corners == value).sum()) for value in place])
@@ -202,7 +104,7 @@ def test_a_mask_restricts_the_pool_too(tmp_path):
     inside = np.zeros((12, 12, 12), np.float32)
     inside[:6, :6, :7] = 1
     mask = read_volume(write_volume(tmp_path / "mask.mrc", inside, voxel_size=10.0))
-    pool = pool_of([stored(write_pair(tmp_path, "a"), mask=mask)], min_fraction=1.0)
+    pool = pool_of([lazy(write_pair(tmp_path, "a"), mask=mask)], min_fraction=1.0)
     assert pool.n_starts == 2
     assert len(torch.unique(pool.batch(range(50))[0], dim=0)) == 2
 
@@ -212,7 +114,7 @@ def test_an_item_depends_on_the_seed_and_its_number_alone(tomograms, memory, n_h
     pool = pool_of(tomograms, memory=int(memory))
     assert pool.n_held == n_held
     whole, sources = pool.batch(range(200))
-    # Begun in the middle of a stretch, at the seam of two, backwards, and of a longer run.
+    # Begun in the middle of an interval, at the seam of two, backwards, and of a longer run.
     for first, last in ((47, 61), (60, 80), (10, 30), (199, 200)):
         for pool in (pool_of(tomograms, memory=memory), pool_of(tomograms, memory=memory, length=9000)):
             cubes, found = pool.batch(range(first, last))
@@ -226,22 +128,22 @@ def test_an_item_depends_on_the_seed_and_its_number_alone(tomograms, memory, n_h
 
 def test_another_seed_draws_other_cubes_of_other_tomograms(tomograms):
     one, other = (pool_of(tomograms, seed=seed) for seed in (3, 4))
-    assert [one.tenant(n) for n in range(40)] != [other.tenant(n) for n in range(40)]
+    assert [one.tomogram_at(n) for n in range(40)] != [other.tomogram_at(n) for n in range(40)]
     assert not torch.equal(one.batch(range(4))[0], other.batch(range(4))[0])
 
 
 def test_the_example_is_the_middle_of_the_first_tomogram(tomograms):
     pool = pool_of(tomograms)
-    assert torch.equal(pool.example, tomograms[0].read()[:, 3:9, 3:9, 3:9])
-    assert torch.equal(pool.example, SubtomogramDataset(tomograms[0].load(), 6, length=1).example)
+    assert torch.equal(pool.example, tomograms[0].load_volumes()[:, 3:9, 3:9, 3:9])
+    assert torch.equal(pool.example, SubtomogramDataset(tomograms[0], 6, length=1).example)
 
 
 # What the pool holds ---------------------------------------------------------------------------------
 
 
 def test_no_more_is_held_than_memory_allows(tmp_path):
-    pairs = [stored(write_pair(tmp_path, f"t{n}", seed=n)) for n in range(6)]
-    pool = pool_of(pairs, memory=3 * ONE + 5, stretch=4)
+    pairs = [lazy(write_pair(tmp_path, f"t{n}", seed=n)) for n in range(6)]
+    pool = pool_of(pairs, memory=3 * ONE + 5, exchange_every=4)
     assert pool.n_held == 2
     most = 0
     for first in range(0, 400, 4):
@@ -252,18 +154,18 @@ def test_no_more_is_held_than_memory_allows(tmp_path):
 
 
 def test_every_exchange_reads_one_tomogram_and_that_ahead(tmp_path, monkeypatch):
-    pairs = [stored(write_pair(tmp_path, f"t{n}", seed=n)) for n in range(6)]
-    pool = pool_of(pairs, memory=3 * ONE, stretch=4, length=80)
+    pairs = [lazy(write_pair(tmp_path, f"t{n}", seed=n)) for n in range(6)]
+    pool = pool_of(pairs, memory=3 * ONE, exchange_every=4, length=80)
     seen = reads(monkeypatch)
     pool.batch(range(4))
-    for stretch in range(1, 20):
+    for interval in range(1, 20):
         before = len(seen)
         ahead = pool._ahead
-        needed = {pool.tenant(stretch), pool.tenant(stretch + 1)}
+        needed = {pool.tomogram_at(interval), pool.tomogram_at(interval + 1)}
         assert ahead is None or ahead.source in needed
         if ahead is not None:
             ahead._thread.join()
-        pool.batch(range(4 * stretch, 4 * stretch + 4))
+        pool.batch(range(4 * interval, 4 * interval + 4))
         # What was needed had been read: what is read now is for later.
         assert len(seen) - before <= 1
     assert pool._ahead is None
@@ -285,20 +187,20 @@ def test_the_two_largest_must_fit_to_the_byte(tomograms):
 
 def test_tomograms_take_turns_only_if_they_do_not_fit_together(tomograms):
     total = sum(pair.n_bytes for pair in tomograms)
-    settings = {"length": 100, "stretch": 10}
+    settings = {"length": 100, "exchange_every": 10}
     assert isinstance(cubes_of(tomograms, 6, memory=total - 1, **settings), SubtomogramPool)
     assert isinstance(cubes_of(tomograms, 6, memory=total, **settings), SubtomogramDataset)
     assert isinstance(cubes_of(tomograms, 6, memory=None, **settings), SubtomogramDataset)
 
 
 def test_a_run_too_short_for_all_tomograms_is_warned_of(tomograms):
-    with pytest.warns(UserWarning, match="of 4 tomograms will be visited in 2 stretches"):
+    with pytest.warns(UserWarning, match="of 4 tomograms will be visited in 2 intervals"):
         pool_of(tomograms, length=40)
 
 
-def test_a_stretch_of_nothing_is_refused(tomograms):
-    with pytest.raises(ValueError, match="stretch must be at least one cube, got 0"):
-        pool_of(tomograms, stretch=0)
+def test_an_interval_of_nothing_is_refused(tomograms):
+    with pytest.raises(ValueError, match="`exchange_every` must be at least one cube, got 0"):
+        pool_of(tomograms, exchange_every=0)
 
 
 def test_no_tomogram_at_all_is_refused():
@@ -308,12 +210,10 @@ def test_no_tomogram_at_all_is_refused():
 
 @pytest.mark.parametrize("kind", ["pool", "dataset"])
 def test_mixed_voxel_sizes_are_refused_unless_allowed(tmp_path, kind):
-    pairs = [
-        stored(write_pair(tmp_path, f"t{n}", seed=n, voxel_size=size)) for n, size in enumerate((10.0, 10.05, 12.0))
-    ]
+    pairs = [lazy(write_pair(tmp_path, f"t{n}", seed=n, voxel_size=size)) for n, size in enumerate((10.0, 10.05, 12.0))]
 
     def make(**settings):
-        return cubes_of(pairs, 6, length=200, stretch=5, memory=2 * ONE if kind == "pool" else None, **settings)
+        return cubes_of(pairs, 6, length=200, exchange_every=5, memory=2 * ONE if kind == "pool" else None, **settings)
 
     with pytest.raises(ValueError, match=r"t0_even.*and.*t2_even.*differ, \(10\.0.*\(12\.0.*mixed_voxel_sizes"):
         make()
@@ -328,17 +228,17 @@ def test_mixed_voxel_sizes_are_refused_unless_allowed(tmp_path, kind):
 def slow(monkeypatch):
     """Let reading ahead last until it is told to stop."""
     begun = threading.Event()
-    read = StoredTomogramPair.read
+    load = TomogramPair.load_volumes
 
     def wait(self, stopped=lambda: False):
         if threading.current_thread() is threading.main_thread():
-            return read(self, stopped)
+            return load(self, stopped)
         begun.set()
         while not stopped():
             threading.Event().wait(0.001)
-        return read(self, stopped)
+        return load(self, stopped)
 
-    monkeypatch.setattr(StoredTomogramPair, "read", wait)
+    monkeypatch.setattr(TomogramPair, "load_volumes", wait)
     return begun
 
 
@@ -389,6 +289,6 @@ def test_any_other_error_of_the_thread_names_the_tomogram(tomograms, monkeypatch
     def fail(self, stopped):
         raise MemoryError
 
-    monkeypatch.setattr(StoredTomogramPair, "read", fail)
+    monkeypatch.setattr(TomogramPair, "load_volumes", fail)
     with pytest.raises(OSError, match=r"t\d_even\.mrc and .*t\d_odd\.mrc could not be read again: MemoryError"):
         pool.batch(range(20, 2000))

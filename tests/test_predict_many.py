@@ -418,6 +418,7 @@ def stopped(number, arguments, *, call):
     return child.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.fault(58, 59)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_same_command_goes_on_after_a_stop(table, runs, expected, tmp_path, monkeypatch, capsys, number):
@@ -521,6 +522,7 @@ def test_what_another_process_was_at_is_looked_at_again_in_the_end(
     assert "still" not in out
 
 
+@pytest.mark.slow
 def test_two_processes_make_every_tomogram_once(table, runs, expected, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(equitomo.__file__).parents[1])}
     arguments = ["--table", table, "--run", runs / "0", "--out", tmp_path / "out", *TILED]

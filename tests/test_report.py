@@ -1,4 +1,4 @@
-"""Pictures: that they are drawn, and that they show what they say."""
+"""Tests that pictures are drawn and show what they claim."""
 
 import subprocess
 import sys
@@ -10,21 +10,37 @@ from making import noisy_halves
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from equitomo import MissingWedgeOperator, TiltGeometry, fourier_shell_correlation, report
+from equitomo import MissingWedgeOperator, TiltGeometry, estimate_wedge, fourier_shell_correlation, report
 from equitomo.fourier import cosine_taper
+from equitomo.geometry import TiltAxes
+from equitomo.io import slabs_of
 
 RANGES = [(-60.0, 60.0), (-30.0, 60.0), (-65.0, 20.0)]
+DUAL_AXIS = TiltGeometry([-50, 40]) | TiltGeometry([-60, 60], "x") | TiltGeometry([-20, 45], "x")
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """Return the list of the figures that are saved."""
+    saved, save = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        saved.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
 
 
 def assert_picture(path):
-    """The file is a picture with something in it, and nothing else was left beside it."""
+    """Assert that the file is a picture with some content, and the only file in its folder."""
     pixels = imread(path)
     assert pixels.ndim == 3
     assert pixels[..., :3].std() > 0.01
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("geometry", [None, TiltGeometry([-50, 40], "y"), TiltGeometry([-50, 40], "x")])
+@pytest.mark.parametrize("geometry", [None, TiltGeometry([-50, 40], "y"), TiltGeometry([-50, 40], "x"), DUAL_AXIS])
 @pytest.mark.parametrize("voxel_size", [None, (10.0, 12.0, 14.0)])
 def test_slices_and_spectra_of_volumes_are_drawn(tmp_path, geometry, voxel_size):
     first, second = noisy_halves((15, 20, 26))
@@ -34,8 +50,18 @@ def test_slices_and_spectra_of_volumes_are_drawn(tmp_path, geometry, voxel_size)
     assert_picture(path)
 
 
+def test_a_dual_axis_geometry_has_a_spectrum_with_all_lines_for_each_tilt_axis(tmp_path, figures):
+    report.draw_slices(tmp_path / "slices.png", {"one": noisy_halves((15, 20, 26))[0]}, geometry=DUAL_AXIS)
+    about_y, about_x = figures[0].axes[3:]
+    assert (about_y.images[0].get_array().shape, len(about_y.lines)) == ((15, 26), 2)
+    assert (about_x.images[0].get_array().shape, len(about_x.lines)) == ((15, 20), 4)
+    assert "kx across" in about_y.get_title() and "ky across" in about_x.get_title()
+
+
 class Watched:
-    """A volume that knows how many voxels were asked for at once."""
+    """Voxels that remember how many of them were read at once."""
+
+    dtype = np.dtype(np.float32)
 
     def __init__(self, volume):
         self.volume, self.shape, self.most = volume, tuple(volume.shape), 0
@@ -45,9 +71,12 @@ class Watched:
         self.most = max(self.most, cut.numel())
         return cut.numpy()
 
+    def slabs(self, n_bytes=1 << 22):
+        return slabs_of(self, n_bytes)
+
 
 @pytest.mark.parametrize("tilt_axis", ["y", "x"])
-def test_no_more_than_a_few_planes_of_a_volume_are_looked_at_together(tmp_path, tilt_axis):
+def test_no_more_than_a_few_planes_of_a_volume_are_read_at_once(tmp_path, tilt_axis):
     volume = Watched(noisy_halves((20, 40, 40))[0])
     report.draw_slices(tmp_path / "slices.png", {"one": volume}, geometry=TiltGeometry([-50, 40], tilt_axis))
     assert volume.most == 8 * 20 * 40
@@ -77,15 +106,37 @@ def test_the_losses_of_a_run_are_drawn(tmp_path, rows):
     assert_picture(report.draw_losses(tmp_path / "drawn" / "losses.png", tmp_path / "losses.csv"))
 
 
+def drawn(tmp_path, figures, table):
+    """Return the axes with the losses of a table."""
+    (tmp_path / "losses.csv").write_text(table)
+    report.draw_losses(tmp_path / "losses.png", tmp_path / "losses.csv")
+    return figures[-1].axes[0]
+
+
+def test_every_loss_of_a_run_is_drawn_under_its_name(tmp_path, figures):
+    axes = drawn(tmp_path, figures, "step,n2n,mine,unused,learning_rate,skipped\n1,0.5,3,0,0.1,0\n2,0.4,2,0,0.1,0\n")
+    assert [line.get_label() for line in axes.lines[1::2]] == ["n2n", "mine"]
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), [3, 2])
+    assert axes.get_yscale() == "log"
+
+
+def test_losses_that_may_be_negative_have_a_linear_scale(tmp_path, figures):
+    axes = drawn(tmp_path, figures, "step,ssim,learning_rate,skipped\n1,-0.5,0.1,0\n2,-0.6,0.1,0\n")
+    assert axes.get_yscale() == "linear"
+    assert drawn(tmp_path, figures, "step,learning_rate,skipped\n").get_legend() is None
+
+
+def test_the_running_mean_looks_back_over_its_window_and_skips_what_is_not_finite(tmp_path, figures):
+    losses = [4.0, 2.0, float("nan"), 8.0] + [1.0] * 96
+    rows = "".join(f"{step},{loss},0.1,0\n" for step, loss in enumerate(losses, 1))
+    axes = drawn(tmp_path, figures, f"step,mine,learning_rate,skipped\n{rows}")
+    np.testing.assert_allclose(axes.lines[1].get_ydata()[:6], [4.0, 3.0, 2.0, 8.0, 4.5, 1.0])
+
+
 @pytest.mark.parametrize("voxel_size", [None, 13.5])
 def test_correlation_curves_are_drawn(tmp_path, voxel_size):
     curves = {"whole": fourier_shell_correlation(*noisy_halves(), voxel_size=voxel_size)}
     assert_picture(report.draw_correlations(tmp_path / "fsc.png", curves, voxel_size=voxel_size))
-
-
-def test_the_running_mean_looks_back_over_its_window():
-    values = np.array([4.0, 2.0, 6.0, 8.0])
-    np.testing.assert_allclose(report._running_mean(values, 2), [4.0, 3.0, 4.0, 7.0])
 
 
 def test_a_picture_that_fails_leaves_no_file(tmp_path, monkeypatch):
@@ -108,6 +159,7 @@ def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_pyplot_and_its_global_figures_are_not_used(tmp_path):
     code = (
         "import sys, torch; from equitomo import report; "
@@ -121,7 +173,7 @@ def test_pyplot_and_its_global_figures_are_not_used(tmp_path):
 
 
 def noise_in(geometry, shape):
-    """White noise in the measured part of Fourier space, nothing in the missing wedge."""
+    """Return white noise in the measured part of Fourier space, with an empty missing wedge."""
     noise = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0))
     return MissingWedgeOperator(shape, geometry, support="box").A(noise)[0, 0]
 
@@ -130,7 +182,7 @@ def noise_in(geometry, shape):
 @pytest.mark.parametrize("tilt_range", RANGES)
 def test_the_spectrum_is_empty_where_the_tilts_do_not_reach(tilt_range, tilt_axis):
     geometry = TiltGeometry.from_range(*tilt_range, tilt_axis)
-    spectrum = report.log_power(noise_in(geometry, (40, 32, 32) if tilt_axis == "y" else (40, 32, 36)), geometry)
+    spectrum = report.log_power(noise_in(geometry, (40, 32, 36)), geometry.axes)
     kz, k_across = (torch.fft.fftshift(torch.fft.fftfreq(n)) for n in spectrum.shape)
     direction = torch.rad2deg(torch.atan2(kz[:, None], k_across[None, :]))
     low, high = tilt_range
@@ -147,37 +199,44 @@ def test_the_spectrum_is_the_mean_over_the_frequencies_along_the_tilt_axis(shape
     along = "zyx".index(tilt_axis)
     tapered = (volume - volume.mean()) * cosine_taper(shape)
     power = torch.fft.fftn(tapered, norm="ortho").abs().square().mean(along)
-    spectrum = report.log_power(volume, TiltGeometry([-50, 40], tilt_axis))
+    spectrum = report.log_power(volume, TiltAxes.about(tilt_axis))
     torch.testing.assert_close(spectrum.double(), torch.fft.fftshift(power).log10(), rtol=0, atol=1e-3)
 
 
-def test_the_spectrum_of_a_long_volume_is_that_of_the_planes_in_its_middle(monkeypatch):
+def test_the_spectrum_of_a_long_volume_is_that_of_the_planes_in_its_middle():
     volume = noisy_halves((18, 40, 22))[0]
-    monkeypatch.setattr(report, "_MOST_PLANES", 20)
-    assert torch.equal(report.log_power(volume), report.log_power(volume[:, 10:30]))
+    assert torch.equal(report.log_power(volume, n_planes=20), report.log_power(volume[:, 10:30]))
 
 
 @pytest.mark.parametrize("tilt_axis", ["y", "x"])
 @pytest.mark.parametrize("tilt_range", RANGES)
-def test_the_lines_run_along_the_edges_of_the_empty_wedge(tilt_range, tilt_axis):
+def test_the_lines_run_along_the_edges_of_the_empty_wedge(tilt_range, tilt_axis, tmp_path, figures):
     geometry = TiltGeometry.from_range(*tilt_range, tilt_axis)
-    spectrum = report.log_power(noise_in(geometry, (40, 40, 40)), geometry)
-    axes = Figure().subplots()
-    report._show_spectrum(axes, spectrum, geometry, (0.0, 1.0))
+    report.draw_slices(tmp_path / "slices.png", {"one": noise_in(geometry, (40, 40, 40))}, geometry=geometry)
+    axes = figures[0].axes[3]
+    spectrum = axes.images[0].get_array()
     left, right, bottom, top = axes.images[0].get_extent()
 
     def seen(direction):
-        """Mean of the picture along a direction from its middle, in the coordinates of its axes."""
+        """Return the mean of two pixels along a direction from the middle, in the coordinates of the axes."""
         x, y = 0.3 * np.array(direction)
         columns = [int((sign * x - left) / (right - left) * 40) for sign in (-1, 1)]
         rows = [int((sign * y - top) / (bottom - top) * 40) for sign in (-1, 1)]
-        return spectrum[rows, columns].mean().item()
+        return spectrum[rows, columns].mean()
 
     for line, inwards in zip(axes.lines, (1, -1), strict=True):
         (x0, y0), (x1, y1) = line.get_xydata()
         angle = np.arctan2(y1 - y0, x1 - x0)
         inside, outside = (angle + sign * inwards * np.radians(14) for sign in (1, -1))
         assert seen((np.cos(inside), np.sin(inside))) > seen((np.cos(outside), np.sin(outside))) + 1
+
+
+def test_the_wedge_is_drawn_with_the_outermost_tilts_of_every_part(tmp_path, figures):
+    estimate = estimate_wedge(noise_in(TiltGeometry.from_range(-60, 60), (64, 64, 64)))
+    report.draw_wedge(tmp_path / "wedge.png", estimate, DUAL_AXIS)
+    lines = [line.get_xdata()[0] for line in figures[0].axes[0].lines[1:]]
+    assert lines[:2] == pytest.approx([120, 60], abs=4)
+    assert sorted(lines[2:]) == sorted(tilt % 180 for part in DUAL_AXIS.parts for tilt in part.tilt_range)
 
 
 def test_the_spectrum_of_a_plane_wave_peaks_at_its_frequency():

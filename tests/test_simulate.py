@@ -1,4 +1,4 @@
-"""The simulator against closed forms, the convention of signs, and scikit-image's projector."""
+"""Tests of the simulator against closed forms, the sign convention and the projector of scikit-image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def coordinates(shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """Positions from the centre along z, y and x."""
+    """Return positions relative to the centre along z, y and x."""
     axes = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in shape]
     return torch.meshgrid(*axes, indexing="ij")
 
@@ -34,13 +34,13 @@ def blob(shape: tuple[int, int, int], centre: tuple[float, float, float], width:
 
 
 def compact_specimen(shape: tuple[int, int, int], width: float = 8.0) -> Tensor:
-    """Smoothed noise around the centre, so that no face of the volume cuts it."""
+    """Return noise that fades away from the centre, so that no face of the volume cuts it."""
     noise = torch.randn(*shape, generator=seeded(), dtype=torch.float64)
     return noise * blob(shape, (0.0, 0.0, 0.0), width)
 
 
 def energy(volume: Tensor) -> Tensor:
-    """Energy of each coefficient of the half spectrum, for the full one; without the zero frequency."""
+    """Return the energy of the half spectrum, counting mirror images and leaving out zero frequency."""
     power = rfftn(volume).abs() ** 2
     power[..., 1 : (volume.shape[-1] + 1) // 2] *= 2
     power[0, 0, 0] = 0
@@ -61,7 +61,7 @@ def test_specimen_is_dense_matter_on_an_empty_background():
     assert 1 < specimen.max() < 4
 
 
-def test_specimen_keeps_within_its_slab_and_reaches_the_other_faces():
+def test_specimen_stays_inside_its_slab_and_reaches_the_other_faces():
     specimen = simulate_specimen((40, 48, 56), thickness=0.5, generator=seeded())
     assert specimen[:6].max() < 1e-3 and specimen[-6:].max() < 1e-3
     faces = specimen[:, 0], specimen[:, -1], specimen[..., 0], specimen[..., -1]
@@ -111,7 +111,7 @@ def test_a_point_is_projected_to_x_cos_plus_z_sin(shape, tilt_axis):
 def test_the_untilted_projection_is_the_sum_along_the_beam(shape, tilt_axis):
     volume = torch.randn(*shape, generator=seeded(), dtype=torch.float64)
     untilted = project(volume, TiltGeometry([-10, 0], tilt_axis=tilt_axis))[1]
-    # Half of the samples may lie between two voxels; the cubic kernel shares every voxel out whole.
+    # Half of the samples may lie between two voxels, but the cubic weights of every voxel add up to one.
     torch.testing.assert_close(untilted, volume.sum(0) if tilt_axis == "y" else volume.sum(0).T)
 
 
@@ -122,7 +122,7 @@ def test_a_narrower_detector_records_the_middle_of_a_wider_one():
     torch.testing.assert_close(project(volume, geometry), wide[..., 2:-2])
 
 
-def test_every_projection_on_a_wide_detector_sees_all_of_the_specimen():
+def test_every_projection_on_a_wide_detector_shows_the_whole_specimen():
     volume = compact_specimen((25, 4, 25), width=3.0).abs()
     series = project(volume, TiltGeometry(range(-80, 81, 20)), width=40)
     torch.testing.assert_close(series.sum((1, 2)), volume.sum().expand(9), rtol=0.01, atol=0)
@@ -134,11 +134,11 @@ def test_projections_are_those_of_scikit_image():
     volume = blob(shape, (4.0, 0.0, -6.0), 2.0) + blob(shape, (-7.0, 0.0, 3.0), 2.0)
     volume[volume < 1e-5] = 0  # radon wants zero outside the circle
     geometry = TiltGeometry(range(-60, 61, 15))
-    # radon turns the other way round, about pixel n // 2: the centre of an odd image.
+    # radon rotates in the other direction about pixel n // 2, which is the centre of an odd image.
     angles = -np.array(geometry.angles)
     expected = transform.radon(volume[:, 0].numpy(), theta=angles, circle=True, preserve_range=True)
     ours = project(volume, geometry)[:, 0].numpy().T
-    # It samples with linear interpolation.
+    # radon interpolates linearly.
     assert np.abs(ours - expected).max() < 0.03 * expected.max()
 
 
@@ -151,7 +151,7 @@ def test_projections_are_those_of_scikit_image():
     [range(-60, 61, 2), range(-60, 21, 2), range(-45, 46, 3), [*range(-60, -20, 4), *range(-20, 61, 2)]],
     ids=["symmetric", "asymmetric", "narrow", "uneven steps"],
 )
-def test_backprojection_has_gain_one_where_measured(angles, tilt_axis):
+def test_backprojection_has_gain_one_in_measured_directions(angles, tilt_axis):
     shape = (48, 44, 48) if tilt_axis == "y" else (48, 48, 44)
     geometry = TiltGeometry(angles, tilt_axis=tilt_axis)
     specimen = compact_specimen(shape)
@@ -163,6 +163,16 @@ def test_backprojection_has_gain_one_where_measured(angles, tilt_axis):
     gain = (truth.conj() * found).real.sum() / (truth.abs() ** 2).sum()
     assert gain.item() == pytest.approx(1, abs=0.05)
     assert fourier_correlation(specimen, reconstruction, band) > 0.98
+
+
+@pytest.mark.parametrize(("low", "high"), [(-60, 60), (-60, 20), (-45, 45)])
+def test_on_the_line_of_the_tilt_axis_the_gain_is_little_more_than_the_share_of_covered_directions(low, high):
+    shape, geometry = (48, 44, 48), TiltGeometry(range(low, high + 1, 2))
+    specimen = compact_specimen(shape)
+    reconstruction = filtered_backprojection(project(specimen, geometry), geometry, shape)
+    truth, found = (rfftn(volume)[0, 1:14, 0] for volume in (specimen, reconstruction))
+    gain = (truth.conj() * found).real.sum() / (truth.abs() ** 2).sum()
+    assert 0 < gain - (high - low) / 180 < 0.15
 
 
 def test_backprojection_of_all_directions_returns_the_specimen():
@@ -183,7 +193,7 @@ def test_backprojection_fills_the_wedge_mask_of_the_same_sign_and_axes(tilt_axis
     assert outside(energy(specimen), wedge_mask(shape, geometry)) > 0.5
     assert outside(power, wedge_mask(shape, geometry)) < 0.04
     assert outside(power, wedge_mask(shape, flipped)) > 0.4
-    # Beam and detector axis swapped: directions from 70 to 150 degrees, all but those from -30 to 70.
+    # With beam and detector axis swapped the measured directions run from 70 to 150 degrees, all but -30 to 70.
     swapped = 1 - wedge_mask(shape, TiltGeometry.from_range(-30, 70, tilt_axis=tilt_axis))
     assert outside(power, swapped) > 0.5
     other_axis = TiltGeometry(geometry.angles, tilt_axis="x" if tilt_axis == "y" else "y")
@@ -237,7 +247,7 @@ def test_noise_of_each_half_is_that_of_half_the_dose(halves, clean):
     full_dose = series.var(dim=(1, 2)).mean() / 0.5
     noise = (2 * full_dose).sqrt() * torch.randn(*series.shape, generator=seeded(3))
     expected = filtered_backprojection(noise, halves.geometry, SHAPE)
-    # Away from the faces, where the narrower detector ends.
+    # The narrower detector ends near the faces, so only the inside is compared.
     inner = (slice(8, -8),) * 3
     assert ((halves.first - clean)[inner].std() / expected[inner].std()).item() == pytest.approx(1, abs=0.05)
 

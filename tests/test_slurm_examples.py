@@ -1,4 +1,4 @@
-"""The batch scripts of ``examples/slurm``, with stand-ins for Slurm's own programs."""
+"""The batch scripts in ``examples/slurm`` work, tested with small programs in place of Slurm's own."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ SMALL = ["--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "-
 HERE = ["--device", "cpu", "--mirrors", "false"]
 
 
-# As on a site that lets one failing task end the others (KillOnBadExit in slurm.conf) unless a step says otherwise.
+# This srun behaves as on a site where a failing task ends the others (KillOnBadExit in slurm.conf) by default.
 SRUN = """
 import os, signal, subprocess, sys, time
 options, command = {}, sys.argv[1:]
@@ -41,7 +41,7 @@ sys.exit(max(128 - status if status < 0 else status for status in found))
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Two tomograms in a table and a list; srun runs its tasks here, scontrol writes down what it was told."""
+    """Write two tomograms, a table and a list; srun starts its tasks here, scontrol records its arguments."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "tasks.py").write_text(SRUN)
@@ -77,6 +77,7 @@ def cluster(tmp_path):
     return submit
 
 
+@pytest.mark.slow
 def test_a_network_for_a_table_and_its_predictions_in_parts(cluster, tmp_path):
     trained = cluster("train.sh", "table.csv", "run", "--tilts", "-60,60", *SMALL, *HERE)
     assert trained.returncode == 0, trained.stderr
@@ -87,6 +88,7 @@ def test_a_network_for_a_table_and_its_predictions_in_parts(cluster, tmp_path):
         assert len(list((tmp_path / "results").glob("*.mrc"))) == task
 
 
+@pytest.mark.slow
 def test_a_reconstruction_for_each_line_of_a_list(cluster, tmp_path):
     done = cluster("reconstruct.sh", "list", "runs", *SMALL, *HERE, SLURM_ARRAY_TASK_ID=2, SLURM_ARRAY_JOB_ID=7)
     assert done.returncode == 0, done.stderr
@@ -97,7 +99,7 @@ def test_a_reconstruction_for_each_line_of_a_list(cluster, tmp_path):
 
 @pytest.mark.parametrize(("script", "job"), [("train.sh", "7"), ("reconstruct.sh", "7_1")])
 def test_a_job_that_was_stopped_goes_back_into_the_queue_and_resumes(cluster, tmp_path, script, job):
-    # Only the program that is started differs between the first time and the second. Its tasks do not end together.
+    # Only the program that is started differs between the two submissions. Its tasks do not end at the same time.
     program = tmp_path / "bin" / "equitomo"
 
     files = "mkdir -p runs/1 run; touch run{s/1,}/manifest.json"
@@ -110,6 +112,7 @@ def test_a_job_that_was_stopped_goes_back_into_the_queue_and_resumes(cluster, tm
     assert "--resume" in cluster(script, *inputs, **variables).stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_before_its_first_checkpoint_begins_again(cluster, tmp_path):
     arguments = ["train.sh", "table.csv", "run", "--tilts", "-60,60", *SMALL, *HERE]
     assert cluster(*arguments).returncode == 0

@@ -13,11 +13,16 @@ from asserting import RANGES, normal
 from crowding import CUDA
 
 from equitomo.fourier import mirrored
-from equitomo.geometry import TiltGeometry, WedgePlanes, wedge_mask
+from equitomo.geometry import MaskPlanes, TiltGeometry, WedgeMask, WedgePlanes
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, apply_by_planes, streamed
 
 KINDS = [MissingWedgeOperator, PaddedMissingWedgeOperator]
 SHAPES = [(8, 8, 8), (7, 7, 7), (6, 9, 8), (12, 5, 11)]
+GEOMETRIES = [
+    *(TiltGeometry.from_range(*limits, axis) for limits in RANGES for axis in "yx"),
+    TiltGeometry([-40, 0, 50], weights=[0.2, 1, 0.6]),
+    TiltGeometry.from_range(-60, 60) | TiltGeometry([-40, 0, 50], "x", weights=[0.2, 1, 0.6]),
+]
 
 
 def mapped(path, values):
@@ -36,7 +41,7 @@ def assert_same(actual, operator, x):
 # One step at a time, a few, and all at once.
 @pytest.mark.parametrize("slab", [1, 1500, 1 << 24])
 def test_by_planes_it_is_the_same_operator(kind, shape, axis, support, low_pass, slab, tmp_path, monkeypatch):
-    monkeypatch.setattr(streamed, "_SLAB_BYTES", slab)
+    monkeypatch.setattr(streamed, "SLAB_BYTES", slab)
     geometry = TiltGeometry.from_range(-50, 20, axis)
     x = normal(*shape, dtype=torch.float32).numpy()
     whole = kind(shape, geometry, support=support, low_pass=low_pass)
@@ -74,20 +79,27 @@ def test_a_fan_has_the_extent_of_the_volume(axis):
     assert_same(out, operator.resized(x.shape), x)
 
 
-@pytest.mark.parametrize(("shape", "limits", "axis"), list(itertools.product(SHAPES, RANGES, "yx")))
-@pytest.mark.parametrize("low_pass", [None, 0.2])
-def test_planes_are_those_of_the_mask_and_the_rest_is_empty(shape, limits, axis, low_pass):
-    geometry = TiltGeometry.from_range(*limits, axis)
-    half = wedge_mask(shape, geometry, support="ball", low_pass=low_pass)
-    planes = WedgePlanes(shape, geometry, support="ball", low_pass=low_pass)
-    found = planes(0, planes.n_planes)
-    if axis == "y":
-        expected, found = half.transpose(0, 1)[: shape[1] // 2 + 1], found[..., : shape[2] // 2 + 1]
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("settings", [{}, {"support": "ball"}, {"low_pass": 0.2}], ids=str)
+@pytest.mark.parametrize("whole", [False, True])
+def test_planes_are_those_of_the_mask_and_the_rest_is_empty(shape, geometry, settings, whole):
+    wedge = WedgeMask(geometry, **settings)
+    half = wedge(shape)
+    planes = MaskPlanes(lambda: half, shape, half.shape) if whole else WedgePlanes(shape, wedge)
+    assert planes.constant == (not settings and isinstance(geometry, TiltGeometry))
+    expected = half.expand(shape[0], shape[1], shape[2] // 2 + 1).movedim(planes.axes.along, 0)
+    expected = expected[: shape[planes.axes.along] // 2 + 1]
+    if planes.constant:
+        expected, n_planes = expected[:1], 1
     else:
-        expected = half.permute(2, 0, 1)
-    assert torch.equal(found, expected[: planes.n_planes])
-    assert not expected[planes.n_planes :].any()
-    assert found[-1].any()
+        n_planes = planes.n_planes
+    found = planes(0, n_planes)
+    assert torch.equal(found[..., : expected.shape[-1]], expected[:n_planes])
+    assert torch.equal(planes(n_planes - 1, n_planes)[0], found[-1])
+    assert not expected[n_planes:].any()
+    # Nothing is known beforehand of a mask that is made as a whole.
+    assert whole or found[-1].any()
 
 
 def test_a_mask_that_cannot_be_made_is_refused():
@@ -147,11 +159,11 @@ def test_out_of_memory_makes_slabs_smaller_and_changes_nothing(axis, support, ro
 def failing(error, monkeypatch):
     calls = []
 
-    def fail(*_):
+    def fail(*_, **__):
         calls.append(1)
         raise error
 
-    monkeypatch.setattr(streamed, "_filtered", fail)
+    monkeypatch.setattr(torch.fft, "rfft", fail)
     return calls
 
 

@@ -335,7 +335,7 @@ class Identity(torch.nn.Module):
 
 torch.set_num_threads(1)
 # Slabs scaled down as the volume is.
-streamed._SLAB_BYTES = 1 << 20
+streamed.SLAB_BYTES = 1 << 20
 folder, wedge, batch, dtype, *stores = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
 shape = (96, 192, 256)
 halves = []
@@ -361,6 +361,7 @@ MEASURED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux states them")
 @pytest.mark.parametrize(("wedge", "batch", "dtype", "in_stores"), MEASURED)
 def test_the_memory_stated_is_kept(wedge, batch, dtype, in_stores, tmp_path):
@@ -380,7 +381,7 @@ def test_the_memory_stated_is_kept(wedge, batch, dtype, in_stores, tmp_path):
 @pytest.mark.parametrize("wedge", ["local", "global"])
 def test_the_memory_stated_is_less_than_what_lies_in_files(wedge, monkeypatch):
     """Halves, result, the volume between the passes and its planes are six volumes; in files they do not count."""
-    monkeypatch.setattr(streamed, "_SLAB_BYTES", 1 << 20)
+    monkeypatch.setattr(streamed, "SLAB_BYTES", 1 << 20)
     predict = TiledPredictor(nn.Identity(), (-60.0, 60.0), tile=64, margin=8, wedge=wedge, stride=8)
     assert Footprint.of(predict, (96, 192, 256)).memory < 4 * 4 * 96 * 192 * 256
 

@@ -32,7 +32,7 @@ def test_scores_are_of_the_middle_of_large_volumes(monkeypatch):
 def test_the_wedge_is_told_empty_before_and_full_after():
     pair = noisy_pair((40, 44, 48))
     full = pair.volumes[0].clone()
-    pair.volumes = MissingWedgeOperator(pair.shape, pair.geometry, support="box").A(pair.volumes[:, None])[:, 0]
+    pair.volumes.copy_(MissingWedgeOperator(pair.shape, pair.geometry, support="box").A(pair.volumes[:, None])[:, 0])
     before, after = map(float, summary.filling(pair, full.numpy()).split("spread: ")[1].split()[:3:2])
     assert before < 0.2
     assert after == pytest.approx(1, abs=0.3)

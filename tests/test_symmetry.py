@@ -12,6 +12,20 @@ GEOMETRIES = [
     for low, high, flips, number in [(-60, 60, True, 8), (-60, 60, False, 4), (-60, 40, True, 4), (-60, 40, False, 2)]
     for axis in ("y", "x")
 ]
+SYMMETRIC, ASYMMETRIC = TiltGeometry.from_range(-60, 60), TiltGeometry.from_range(-60, 40)
+SYMMETRIC_X, ASYMMETRIC_X = TiltGeometry.from_range(-50, 50, "x"), TiltGeometry.from_range(-50, 30, "x")
+GEOMETRIES += [
+    pytest.param(geometry, flips, number, id=f"{geometry} {flips}")
+    for geometry, flips, number in [
+        (SYMMETRIC | SYMMETRIC_X, True, 8),
+        (SYMMETRIC | SYMMETRIC_X, False, 4),
+        (SYMMETRIC | ASYMMETRIC_X, True, 4),
+        (ASYMMETRIC | ASYMMETRIC_X, True, 2),
+        (ASYMMETRIC | ASYMMETRIC_X, False, 1),
+        (TiltGeometry([-60, 0, 60], weights=[0.5, 1, 0.5]), True, 8),
+        (TiltGeometry([-60, 0, 60], weights=[0.5, 1, 0.9]), True, 4),
+    ]
+]
 
 
 @pytest.mark.parametrize(("geometry", "flips", "number"), GEOMETRIES)
@@ -36,6 +50,11 @@ def test_the_average_is_that_of_the_mirrored_predictions():
 def test_tilts_that_are_symmetric_but_for_the_stage_count_as_symmetric():
     assert len(MirrorAveraged(nn.Identity(), TiltGeometry([-59.4, 0, 60.1])).mirrors) == 8
     assert len(MirrorAveraged(nn.Identity(), TiltGeometry([-57.0, 0, 60.0])).mirrors) == 4
+
+
+def test_weights_that_are_symmetric_but_for_noise_count_as_symmetric():
+    assert len(MirrorAveraged(nn.Identity(), TiltGeometry([-60, 0, 60], weights=[0.5, 1, 0.54])).mirrors) == 8
+    assert len(MirrorAveraged(nn.Identity(), TiltGeometry([-60, 0, 60], weights=[0.5, 1, 0.56])).mirrors) == 4
 
 
 def test_sixteen_bits_are_summed_in_float32():

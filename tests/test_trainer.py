@@ -22,7 +22,7 @@ from equitomo import (
     TrainingConfig,
     load_network,
 )
-from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.optimizer import optimizer_tensors
@@ -293,7 +293,7 @@ def test_the_step_size_of_every_step_is_the_optimiser_s(pair, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precision, optimizer):
     config = tiny(precision=precision, schedule="cosine", warmup=2, optimizer=optimizer)
     IcecreamTrainer(pair, config, out=tmp_path / "one").train()
@@ -302,6 +302,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(pair, tmp_path, precisi
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_finished_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(pair, tmp_path, optimizer):
     config = {"precision": "float16", "warmup": 8, "optimizer": optimizer}
@@ -644,7 +645,7 @@ def state(trainer):
 
 @pytest.mark.fault(65)
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pair, tmp_path, value, precision, optimizer):
     config = tiny(precision=precision, optimizer=optimizer)
@@ -769,6 +770,7 @@ def test_a_float16_overflow_is_skipped_and_counted_until_the_scale_fits(pair, tm
     assert not equal(state(trainer), before)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(67)
 def test_a_float16_overflow_that_no_scale_mends_ends_the_run(pair, tmp_path):
     trainer = spoil(IcecreamTrainer(pair, tiny(precision="float16", steps=40), out=tmp_path), set(range(6, 40)), 1e30)

@@ -10,7 +10,8 @@ import torch
 from asserting import CASES, RANGES, assert_close, boxes, normal, operator
 from deepinv.transform import Shift
 
-from equitomo.geometry import TiltGeometry
+from equitomo.fourier import frequencies
+from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.transform import CubeRotationGroup
 
@@ -39,11 +40,11 @@ def number_of(image: torch.Tensor) -> int:
     return int(matches)
 
 
-def moves(g: int, physics) -> bool:
+def moves(g: int, physics, tolerance: float = 1e-10) -> bool:
     """Whether R A R^-1 is another operator than A, from its action on random volumes."""
     x = normal(1, 1, *physics.volume_shape)
     moved = GROUP.transform(physics.A(GROUP.inverse(x, element=g)), element=g)
-    return not torch.allclose(moved, physics.A(x), rtol=0, atol=1e-10)
+    return not torch.allclose(moved, physics.A(x), rtol=0, atol=tolerance)
 
 
 def test_the_elements_act_differently_from_one_another():
@@ -157,6 +158,48 @@ def test_nothing_moves_where_nothing_is_missing(shape, support):
         CubeRotationGroup.moving(physics)
 
 
+def contrast(shape):
+    """A signed weight inside a wedge, with the symmetries of the wedge up to rounding."""
+    kz, ky, kx = frequencies(shape, dtype=torch.float32)
+    return wedge_mask(shape, (-60.0, 60.0)) * torch.cos(31.3 * (kz**2 + ky**2 + kx**2))
+
+
+MASKS = {
+    "union": lambda kind, shape: kind(shape, TiltGeometry.from_range(-60, 60) | TiltGeometry.from_range(-50, 20, "x")),
+    "symmetric union": lambda kind, shape: kind(
+        shape, TiltGeometry.from_range(-60, 60) | TiltGeometry.from_range(-60, 60, "x"), support="box"
+    ),
+    "weighted": lambda kind, shape: kind(shape, TiltGeometry([-60, 0, 60], weights=[0.2, 0.9, 0.7])),
+    "symmetric weights": lambda kind, shape: kind(shape, TiltGeometry([-60, 0, 60], weights=[0.2, 0.9, 0.2])),
+    "contrast": lambda kind, shape: kind(shape, mask=contrast),
+}
+
+
+@pytest.mark.parametrize("kind", [MissingWedgeOperator, PaddedMissingWedgeOperator])
+@pytest.mark.parametrize("shape", [(7, 7, 7), (8, 8, 8), (6, 8, 8)])
+@pytest.mark.parametrize("make", MASKS.values(), ids=MASKS)
+def test_the_moving_elements_of_any_mask_are_those_that_change_the_operator(kind, shape, make):
+    physics = make(kind, shape).double()
+    keeping = [g for g in ALL if torch.equal(GROUP.matrices()[g].abs() @ torch.tensor(shape), torch.tensor(shape))]
+    expected = tuple(g for g in keeping if moves(g, physics, 1e-5))
+    assert 0 not in expected
+    if expected:
+        assert CubeRotationGroup.moving(physics).elements == expected
+    else:
+        with pytest.raises(ValueError, match=r"no rotation of .* moves the measured region"):
+            CubeRotationGroup.moving(physics)
+
+
+@pytest.mark.parametrize("kind", [MissingWedgeOperator, PaddedMissingWedgeOperator])
+@pytest.mark.parametrize("axis", [0, 1], ids=["per sample", "per view"])
+def test_an_element_that_moves_one_of_several_masks_is_drawn(kind, axis):
+    separate = [operator(kind, ((8, 8, 8), tilts, "y", "ball")) for tilts in ((-60.0, 60.0), (-50.0, 20.0))]
+    mixed = separate[0].clone()
+    mixed.update(mask=torch.cat([physics.mask for physics in separate], axis))
+    expected = set().union(*(CubeRotationGroup.moving(physics).elements for physics in separate))
+    assert set(CubeRotationGroup.moving(mixed).elements) == expected
+
+
 def test_an_oblong_volume_is_refused_by_an_element_that_would_change_its_shape():
     x = normal(1, 1, 4, 5, 4)
     g = next(g for g in ALL if GROUP.matrices()[g, 0, 1] != 0)
@@ -182,9 +225,9 @@ def test_one_element_per_sample_is_needed():
 @pytest.mark.parametrize("elements", [[-1], [48], [1.5]])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_a_number_that_is_no_element_is_refused(elements, inverse):
-    with pytest.raises(ValueError, match="elements are whole numbers from 0 to 47"):
+    with pytest.raises(ValueError, match="`elements` are whole numbers from 0 to 47"):
         GROUP.apply(normal(1, 1, 3, 3, 3), torch.tensor(elements), inverse=inverse)
-    with pytest.raises(ValueError, match="elements are whole numbers from 0 to 47"):
+    with pytest.raises(ValueError, match="`elements` are whole numbers from 0 to 47"):
         GROUP.transform(normal(1, 1, 3, 3, 3), element=torch.tensor(elements))
 
 
@@ -193,8 +236,8 @@ def test_a_number_that_is_no_element_is_refused(elements, inverse):
     [
         ({"elements": ()}, "non-empty selection of 0 to 47"),
         ({"elements": (3, 48)}, "non-empty selection of 0 to 47"),
-        ({"n_trans": 0}, "n_trans must lie between 1 and the 48 elements"),
-        ({"n_trans": 25, "flips": False}, "n_trans must lie between 1 and the 24 elements"),
+        ({"n_trans": 0}, "`n_trans` must lie between 1 and the 48 elements"),
+        ({"n_trans": 25, "flips": False}, "`n_trans` must lie between 1 and the 24 elements"),
     ],
 )
 def test_a_group_that_cannot_be_drawn_from_is_refused(settings, message):

@@ -11,9 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from making import DATA, real_data
 
 from equitomo import MissingWedgeOperator, TiltGeometry, estimate_wedge, judge_geometry, read_tilts, read_volume
+from equitomo.diagnosis import WedgeEstimate
 from equitomo.report import draw_wedge
 from equitomo.simulate import simulate_halves
-from equitomo.wedge_estimate import WedgeEstimate
 
 # A tilt fills half a step more on either side, and small volumes blur the edge.
 CLOSE = 4.5
@@ -198,27 +198,28 @@ FOUND = WedgeEstimate("y", "z", (-61.0, 41.0), contrast=200.0, explained=0.8)
     [
         ({}, (-60, 40), "agrees", r"from -61 to 41 degrees about y, declared are -60 to 40"),
         ({}, (-54, 48), "agrees", ""),
-        ({}, (-40, 60), "sign", r"the opposite sign.*use --tilts=-60,40"),
-        ({}, (-60, 60), "range", r"declared are -60 to 60.*--tilts=-61,41"),
+        ({}, (-40, 60), "sign", r"the opposite sign.*pass `tilts='-60,40'`"),
+        ({}, (-60, 60), "range", r"declared are -60 to 60.*`tilts='-61,41'`"),
         ({}, (-60, 50), "range", ""),
         ({}, (-50, 40), "range", ""),
-        ({"tilt_axis": "x"}, (-60, 40), "axes", r"file looks rotated.*around kz .*Use --tilt-axis x$"),
-        ({"tilt_axis": "z", "beam_axis": "y"}, (-60, 40), "axes", r"around ky .*about x .*rotx.*--tilt-axis y"),
-        ({"tilt_axis": "x", "beam_axis": "y"}, (-60, 40), "axes", r"around ky .*about x .*rotx.*--tilt-axis x"),
-        ({"beam_axis": "x"}, (-60, 40), "axes", r"around kx .*about y .*--tilt-axis y"),
-        ({"tilt_axis": "z", "beam_axis": "x"}, (-60, 40), "axes", r"around kx .*about y .*--tilt-axis x"),
+        ({"tilt_axis": "x"}, (-60, 40), "axes", r"file looks rotated.*around kz .*pass `tilt_axis='x'`$"),
+        ({"tilt_axis": "z", "beam_axis": "y"}, (-60, 40), "axes", r"around ky .*about x .*rotx.*`tilt_axis='y'`"),
+        ({"tilt_axis": "x", "beam_axis": "y"}, (-60, 40), "axes", r"around ky .*about x .*rotx.*`tilt_axis='x'`"),
+        ({"beam_axis": "x"}, (-60, 40), "axes", r"around kx .*about y .*`tilt_axis='y'`"),
+        ({"tilt_axis": "z", "beam_axis": "x"}, (-60, 40), "axes", r"around kx .*about y .*`tilt_axis='x'`"),
         (
             {"tilt_axis": None, "tilt_range": None, "reason": "too small"},
             (-60, 40),
             "unclear",
-            "does not tell.*too small",
+            "does not show.*too small",
         ),
     ],
 )
 def test_a_declared_geometry_is_judged_with_its_remedy(changes, declared, kind, message):
     verdict = judge_geometry(dataclasses.replace(FOUND, **changes), declared)
     assert verdict.kind == kind
-    assert re.search(message, verdict.message), verdict.message
+    text = f"{verdict.message}: {verdict.remedy}"
+    assert re.search(message, text), text
     assert verdict.is_wrong == (kind in ("axes", "sign", "range"))
 
 
@@ -226,7 +227,7 @@ def test_what_the_message_about_axes_says_mends_them(lopsided):
     """A file with sections along y, as IMOD's tilt writes it, turned by 90 degrees about x."""
     sections = [half.permute(1, 0, 2) for half in lopsided]
     verdict = judge_geometry(estimate_wedge(*sections), (-60, 40))
-    assert (verdict.kind, "about x" in verdict.message, "--tilt-axis y" in verdict.message) == ("axes", True, True)
+    assert (verdict.kind, "about x" in verdict.remedy, "`tilt_axis='y'`" in verdict.remedy) == ("axes", True, True)
     turned = [torch.rot90(half, 1, (0, 1)) for half in sections]
     assert judge_geometry(estimate_wedge(*turned), (-60, 40)).kind in ("agrees", "sign")
 
@@ -251,6 +252,12 @@ def test_the_axis_is_that_of_the_geometry():
     declared = TiltGeometry.from_range(-60, 40, "x")
     assert judge_geometry(FOUND, declared).kind == "axes"
     assert judge_geometry(dataclasses.replace(FOUND, tilt_axis="x"), declared).kind == "agrees"
+
+
+def test_a_union_of_tilt_series_is_not_judged():
+    declared = TiltGeometry.from_range(-60, 40) | TiltGeometry.from_range(-60, 60, "x")
+    verdict = judge_geometry(FOUND, declared)
+    assert (verdict.kind, "several tilt series" in verdict.message) == ("unclear", True)
 
 
 def test_the_tolerance_can_be_chosen():

@@ -14,7 +14,7 @@ from making import noisy_pair
 from torch.nn.parallel import DistributedDataParallel
 
 from equitomo import IcecreamTrainer, TrainingConfig
-from equitomo._draws import ELEMENTS, draw_integers
+from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import leave
 

@@ -6,7 +6,7 @@
 #SBATCH --mem=8G
 #SBATCH --time=04:00:00
 #
-# The network of a run for all tomograms of a table, in ten parts; give the same command again for what failed:
+# Apply the network of a run to all tomograms of a table, in ten parts. Repeat the command to retry failed tomograms:
 #     sbatch predict.sh TABLE RUN FOLDER [OPTIONS OF equitomo predict ...]
 
 set -euo pipefail

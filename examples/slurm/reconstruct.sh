@@ -8,7 +8,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# A network of its own for each tomogram. LIST has a line "FIRST SECOND TILTS" for each, names without blanks:
+# Train one network for each tomogram. LIST has one line "FIRST SECOND TILTS" per tomogram; names contain no blanks:
 #     sbatch --array=1-$(wc -l < LIST) reconstruct.sh LIST FOLDER [OPTIONS OF equitomo reconstruct ...]
 
 set -euo pipefail
@@ -18,12 +18,12 @@ shift 2
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 read -r first second tilts < <(sed -n "${SLURM_ARRAY_TASK_ID}p" "$list")
 run=$folder/$SLURM_ARRAY_TASK_ID
-# What a run leaves first: it may have been killed before its first checkpoint.
+# A run writes this file first. It is there also if the job was killed before the first checkpoint.
 if [[ -e $run/manifest.json ]]; then
     set -- --resume "$@"
 fi
 
-# The job step, and not this script, is sent the signal: it needs srun.
+# Slurm sends the signal to the job steps and not to this script, so srun is needed.
 status=0
 srun --ntasks=1 equitomo reconstruct "$first" "$second" --tilts "$tilts" --out "$run" "$@" || status=$?
 if [[ $status == 130 ]]; then

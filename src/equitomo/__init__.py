@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from equitomo.datasets import (
         IntensityScale,
-        StoredTomogramPair,
         SubtomogramDataset,
         SubtomogramPool,
         TomogramPair,
         specimen_mask,
     )
-    from equitomo.geometry import TiltGeometry, wedge_mask
+    from equitomo.diagnosis import Finding, diagnose, estimate_wedge, judge_geometry
+    from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
     from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
-    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
-    from equitomo.wedge_estimate import estimate_wedge, judge_geometry
 
 __all__ = [
     "CubeRotationGroup",
+    "Finding",
     "IcecreamTrainer",
     "IntensityScale",
     "MaskedEquivarianceLoss",
@@ -37,16 +37,18 @@ __all__ = [
     "Noise2NoiseLoss",
     "PaddedMissingWedgeOperator",
     "ScaleEquivariantUNet3D",
-    "StoredTomogramPair",
     "SubtomogramDataset",
     "SubtomogramPool",
     "TiledPredictor",
     "TiltGeometry",
+    "TiltRangeGenerator",
+    "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
     "TwoViewReconstructor",
     "Volume",
     "__version__",
+    "diagnose",
     "estimate_wedge",
     "fourier_shell_correlation",
     "judge_geometry",
@@ -63,6 +65,7 @@ __all__ = [
 # checks its arguments without waiting for torch.
 _HOMES = {
     "CubeRotationGroup": "transform",
+    "Finding": "diagnosis",
     "IcecreamTrainer": "training",
     "IntensityScale": "datasets",
     "MaskedEquivarianceLoss": "loss",
@@ -71,18 +74,20 @@ _HOMES = {
     "Noise2NoiseLoss": "loss",
     "PaddedMissingWedgeOperator": "physics",
     "ScaleEquivariantUNet3D": "models",
-    "StoredTomogramPair": "datasets",
     "SubtomogramDataset": "datasets",
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
+    "TiltRangeGenerator": "physics",
+    "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",
     "TwoViewReconstructor": "models",
     "Volume": "io",
-    "estimate_wedge": "wedge_estimate",
+    "diagnose": "diagnosis",
+    "estimate_wedge": "diagnosis",
     "fourier_shell_correlation": "metrics",
-    "judge_geometry": "wedge_estimate",
+    "judge_geometry": "diagnosis",
     "load_icecream_checkpoint": "models",
     "load_network": "training",
     "read_tilts": "io",

@@ -1,37 +1,40 @@
 r"""The one Fourier convention of the package.
 
 Transforms are real, orthonormal and unshifted, over the last three axes ``(z, y, x)``; a spectrum is
-the half ``kx >= 0``. Frequencies are in cycles per voxel, Nyquist is 0.5. Under autocast, and for
-half-precision input, the transforms run in float32: sixteen bits do not hold a spectrum's range.
+the half with ``kx >= 0``. Frequencies are in cycles per voxel, Nyquist is 0.5. Under autocast and for
+half-precision input the transforms run in float32, because sixteen bits do not hold the range of a spectrum.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from equitomo.checks import spatial_shape
 
+Shape = tuple[int, int, int]
+
 _AXES = (-3, -2, -1)
-# Voxels of a grid above which a CPU filters one volume after the other: a batch of their spectra would neither stay in
-# the cache nor in memory that the allocator has at hand, and take up to twice the time.
-_LARGEST_TOGETHER = 1 << 19
+_ROUNDING = 1e-5
+# The voxels of a grid above which a CPU filters one volume after the other: the spectra of a batch would fit neither
+# into the cache nor into the memory that the allocator has at hand, and would take up to twice the time.
+LARGEST_TOGETHER = 1 << 19
 
 
-def rfftn(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor:
-    """Half spectrum of real volumes, zero-padded at the end of each axis to ``shape`` if given.
+def rfftn(x: Tensor, shape: Shape | None = None) -> Tensor:
+    """Return the half spectrum of real volumes, zero-padded at the end of each axis to ``shape`` if given.
 
     Parameters
     ----------
     x
         Real volumes ``(..., z, y, x)``.
     shape
-        Lengths to transform at; ``None`` takes those of ``x``.
+        The lengths of the transform; ``None`` takes those of ``x``.
 
     Returns
     -------
@@ -51,33 +54,35 @@ def rfftn(x: Tensor, shape: tuple[int, int, int] | None = None) -> Tensor:
     return spectrum
 
 
-def irfftn(spectrum: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Real volumes of ``shape`` voxels from their half spectrum; the inverse of :func:`rfftn`."""
+def irfftn(spectrum: Tensor, shape: Shape) -> Tensor:
+    """Return the real volumes of ``shape`` voxels of a half spectrum; this is the inverse of :func:`rfftn`."""
     with torch.autocast(spectrum.device.type, enabled=False):
         volume: Tensor = torch.fft.irfftn(spectrum, s=shape, dim=_AXES, norm="ortho")
     return volume
 
 
-def filtered(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int] | None = None) -> Tensor:
-    r"""Zero-pad to ``grid``, multiply the spectrum by a mask, cut back to ``shape``.
+def filtered(x: Tensor, mask: Tensor, grid: Shape, shape: Shape | None = None) -> Tensor:
+    r"""Zero-pad volumes to ``grid``, multiply their spectrum by a mask, cut them back to ``shape``.
 
     .. math:: A x = C\, F^{-1} \operatorname{diag}(m)\, F P x
 
-    Axis by axis, so that lines of zeros are not transformed and what is cut off is not computed. With a real mask and
-    the shape of ``x`` the operator is self-adjoint. The gradient is the adjoint, the same filter with the conjugate
-    mask and the shapes exchanged, and no spectrum is kept for it.
+    Each axis is transformed on its own, so that lines of zeros are not transformed and what is cut off is not computed.
+    With a real mask and the shape of ``x`` the operator is self-adjoint. Its gradient is the adjoint, the same filter
+    with the conjugate mask and the shapes exchanged, and no spectrum is kept for it; its forward derivative is the
+    filter itself.
 
     Parameters
     ----------
     x
         Real volumes ``(..., z, y, x)``.
     mask
-        On the half spectrum of ``grid``, broadcastable; that of a real filter, ``m(-k)`` the conjugate of ``m(k)``.
-        If it is constant along y, that axis must have its length in ``x``, ``grid`` and ``shape`` alike.
+        The mask of a real filter on the half spectrum of ``grid``, ``m(-k)`` the conjugate of ``m(k)``; it may
+        have length 1 along axes where it is constant. Along y it then leaves the volumes alone, which must have the
+        length of ``shape`` there.
     grid
-        Lengths to transform at, none below the volume's.
+        The lengths of the transform, none below those of the volumes.
     shape
-        Lengths of the result; ``None`` takes those of ``x``.
+        The lengths of the result; ``None`` takes those of ``x``.
 
     Examples
     --------
@@ -92,25 +97,24 @@ def filtered(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[i
         x = _at_least_float32(x)
         if mask.requires_grad:
             return _filter(x, mask, grid, shape)
-        result: Tensor = _Filter.apply(x, mask, grid, shape)
+        result: Tensor = _Filter.apply(x, mask, _Lengths(grid, shape))
         return result
 
 
 def filtered_mean_square(x: Tensor, mask: Tensor) -> Tensor:
-    r"""Mean of the squared filtered volumes, one value per sample, without computing them.
+    r"""Return the mean square of filtered volumes, one value per sample, without computing these volumes.
 
     .. math:: \frac1N \lVert F^{-1} \operatorname{diag}(m)\, F x \rVert^2 = \frac1N \sum_k m(k)^2 |\hat x(k)|^2
 
-    Parseval's theorem; nothing may be cut off or padded. One transform, and one more for the gradient
-    :math:`\frac2N F^{-1} \operatorname{diag}(m^2) F x`, where :func:`filtered` needs two and two. It can be
-    differentiated once.
+    This is Parseval's theorem; nothing may be cut off or padded. It takes one transform, and one more for the gradient
+    :math:`\frac2N F^{-1} \operatorname{diag}(m^2) F x`, where :func:`filtered` needs two and two.
 
     Parameters
     ----------
     x
         Real volumes ``(batch, C, z, y, x)``.
     mask
-        On the half spectrum of ``x``, broadcastable; real, or that of a real filter.
+        The mask of a real filter on the half spectrum of ``x``, with length 1 where it is constant.
 
     Examples
     --------
@@ -119,17 +123,21 @@ def filtered_mean_square(x: Tensor, mask: Tensor) -> Tensor:
     True
     """
     with torch.autocast(x.device.type, enabled=False):
-        value: Tensor = _MeanSquare.apply(_at_least_float32(x), mask)
+        x = _at_least_float32(x)
+        if mask.requires_grad:
+            z, y, n = x.shape[-3:]
+            return filtered(x, mask, (z, y, n)).square().mean(dim=(1, 2, 3, 4))
+        value: Tensor = _MeanSquare.apply(x, mask)[0]
         return value
 
 
 def frequencies(
-    shape: tuple[int, int, int],
+    shape: Shape,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Frequencies of the half spectrum, in cycles per voxel.
+    """Return the frequencies of the half spectrum, in cycles per voxel.
 
     Returns
     -------
@@ -152,15 +160,15 @@ def frequencies(
 
 
 def mirrored(mask: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """``mask(-k)`` of a full, unshifted spectrum, reversed along ``axes``."""
+    """Return a mask on the full, unshifted spectrum reversed along ``axes``; along all axes it is ``mask(-k)``."""
     # Index 0 holds k = 0 and stays; index i becomes N - i. A broadcast axis of length 1 is its own mirror.
     return mask.flip(axes).roll((1,) * len(axes), axes)
 
 
 def full_spectrum(half: Tensor, length_x: int) -> Tensor:
-    """The full spectrum ``(..., z, y, x)`` of an even mask that is given on the half ``kx >= 0``.
+    """Return an even mask on the full spectrum ``(..., z, y, x)`` that is given on the half ``kx >= 0``.
 
-    A mask that is constant along x (length 1 there) stays as it is.
+    A mask that is constant along x, where it has length 1, stays as it is.
 
     Examples
     --------
@@ -174,17 +182,18 @@ def full_spectrum(half: Tensor, length_x: int) -> Tensor:
 
 
 def is_even(half: Tensor, length_x: int) -> bool:
-    """Whether a mask on the half spectrum is that of a real operator, ``m(k) = m(-k)``.
+    """Return whether a mask on the half spectrum is that of a real operator, ``m(k) = m(-k)`` up to rounding.
 
     Only the planes that hold their own mirror images can break it: ``kx = 0`` and, on an even axis, Nyquist.
     """
     own = [0] if length_x % 2 or half.shape[-1] == 1 else [0, -1]
     planes = half[..., own]
-    return torch.equal(planes, mirrored(planes, (-3, -2)))
+    # A mask computed from angles, as a contrast transfer function with astigmatism, is even up to rounding only.
+    return bool((planes - mirrored(planes, (-3, -2))).abs().max() <= _ROUNDING * planes.abs().max())
 
 
 def multiplicity(length_x: int, device: torch.device | str | None = None) -> Tensor:
-    """How many coefficients of the full spectrum each plane ``kx`` of the half stands for.
+    """Return the number of coefficients of the full spectrum that each plane ``kx`` of the half stands for.
 
     Examples
     --------
@@ -198,100 +207,6 @@ def multiplicity(length_x: int, device: torch.device | str | None = None) -> Ten
     return count
 
 
-def _filter(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
-    leading = torch.broadcast_shapes(x.shape[:-3], mask.shape[:-3])  # type: ignore[no-untyped-call]
-    if math.prod(leading) > 1 and math.prod(grid) > _LARGEST_TOGETHER and x.device.type == "cpu":
-        x, mask = (t.expand(*leading, *t.shape[-3:]) for t in (x, mask))
-        return torch.stack([_filter(volume, own, grid, shape) for volume, own in zip(x, mask, strict=True)])
-    along_y = mask.shape[-2] > 1
-    return _inverse(_forward(x, grid, along_y) * _turned(mask, along_y), grid, shape, along_y)
-
-
-# The axis in hand comes last: a transform along another one would copy twice, to pad and to reorder. A mask that is
-# constant along y commutes with everything along y, which is then left out.
-
-
-def _forward(x: Tensor, grid: tuple[int, int, int], along_y: bool) -> Tensor:
-    """Half spectrum on a grid, its axes ordered as :func:`_turned` says."""
-    spectrum: Tensor = torch.fft.rfft(x, n=grid[2])
-    if along_y:
-        spectrum = torch.fft.fft(spectrum.transpose(-1, -2), n=grid[1])
-    spectrum = torch.fft.fft(spectrum.movedim(-3, -1), n=grid[0])
-    return spectrum
-
-
-def _inverse(spectrum: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int], along_y: bool) -> Tensor:
-    """Back from :func:`_forward`, cut to a shape."""
-    spectrum = torch.fft.ifft(spectrum)[..., : shape[0]]
-    if along_y:
-        spectrum = torch.fft.ifft(spectrum.transpose(-1, -2))[..., : shape[1]].movedim(-3, -1)
-    else:
-        spectrum = spectrum.movedim(-1, -3)
-    volume: Tensor = torch.fft.irfft(spectrum, n=grid[2])
-    return volume[..., : shape[2]]
-
-
-def _turned(mask: Tensor, along_y: bool) -> Tensor:
-    """A mask in the order that :func:`_forward` leaves: ``(..., kx, y, z)``, or without y ``(..., y, kx, z)``."""
-    return mask.transpose(-3, -1) if along_y else mask.movedim(-3, -1)
-
-
-def laid_out(mask: Tensor) -> Tensor:
-    """The same mask with z innermost in memory, the order in which :func:`filtered` meets it."""
-    return mask.transpose(-3, -1).contiguous().transpose(-3, -1)
-
-
-class _Filter(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, mask: Tensor, grid: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
-        return _filter(x, mask, grid, shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, mask, ctx.grid, _ = inputs
-        ctx.shape = tuple(x.shape[-3:])
-        ctx.save_for_backward(mask)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (mask,) = ctx.saved_tensors
-        return _Filter.apply(gradient, mask.conj(), ctx.grid, ctx.shape), None, None, None
-
-
-class _MeanSquare(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
-        z, y, n = x.shape[-3:]
-        along_y = mask.shape[-2] > 1
-        spectrum = _forward(x, (z, y, n), along_y)
-        ctx.shape = tuple(x.shape)
-        ctx.save_for_backward(spectrum, mask)
-        energy = torch.view_as_real(spectrum).square().sum(-1) * _turned(
-            _power(mask) * multiplicity(n, device=x.device), along_y
-        )
-        return energy.sum(dim=(1, 2, 3, 4)) / (x[0].numel() * z * n * (y if along_y else 1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        spectrum, mask = ctx.saved_tensors
-        grid, along_y = ctx.shape[-3:], mask.shape[-2] > 1
-        scale = 2 * gradient[:, None, None, None, None] / math.prod(ctx.shape[1:])
-        return scale * _inverse(spectrum * _turned(_power(mask), along_y), grid, grid, along_y), None
-
-
-def _power(mask: Tensor) -> Tensor:
-    return mask.abs().square()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    if not torch.is_floating_point(x):
-        raise TypeError(f"a real floating-point volume is needed, got {x.dtype}: call .float() first")
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def hann(shape: Sequence[int]) -> Tensor:
     """Return a Hann window ``(z, y, x)`` in float32 that is zero just outside the faces.
 
@@ -302,11 +217,11 @@ def hann(shape: Sequence[int]) -> Tensor:
 
 
 def cosine_taper(shape: Sequence[int], width: int = 8) -> Tensor:
-    r"""Window ``(z, y, x)`` in float32 that falls from one to zero towards the faces of a volume.
+    r"""Return a window ``(z, y, x)`` in float32 that falls from one to zero towards the faces of a volume.
 
     .. math:: w(i) = \tfrac12 - \tfrac12 \cos\bigl(\pi (i + \tfrac12) / n\bigr), \qquad i < n = \text{width}
 
-    from both ends of each axis, over ``width`` voxels but at most a quarter of the shortest side.
+    This is the factor at both ends of each axis, over ``width`` voxels but at most a quarter of the shortest side.
 
     Examples
     --------
@@ -318,10 +233,142 @@ def cosine_taper(shape: Sequence[int], width: int = 8) -> Tensor:
 
 
 def cosine_edges(shape: Sequence[int], width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """The factors of :func:`cosine_taper` along z, y and x, for a volume that is looked at in parts."""
+    """Return the factors of :func:`cosine_taper` along z, y and x, for a volume that is read in parts."""
     if width < 0:
-        raise ValueError(f"width must not be negative, got {width}")
+        raise ValueError(f"`width` must not be negative, got {width}")
     width = min(width, min(shape) // 4)
     rise = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(width) + 0.5) / max(width, 1))
     z, y, x = (torch.cat((rise, torch.ones(n - 2 * width), rise.flip(0))) for n in spatial_shape(shape))
     return z, y, x
+
+
+def _filter(x: Tensor, mask: Tensor, grid: Shape, shape: Shape) -> Tensor:
+    leading = torch.broadcast_shapes(x.shape[:-3], mask.shape[:-3])  # type: ignore[no-untyped-call]
+    if math.prod(leading) > 1 and math.prod(grid) > LARGEST_TOGETHER and x.device.type == "cpu":
+        x, mask = (t.expand(*leading, *t.shape[-3:]) for t in (x, mask))
+        return torch.stack([_filter(volume, own, grid, shape) for volume, own in zip(x, mask, strict=True)])
+    along_y = mask.shape[-2] > 1
+    return _inverse(_forward(x, grid, along_y) * _reordered(mask, along_y), grid, shape, along_y)
+
+
+# The axis that is transformed next comes last: a transform along another one would copy twice, to pad and to reorder. A
+# mask that is constant along y commutes with the transform along y, which is then left out.
+
+
+def _forward(x: Tensor, grid: Shape, along_y: bool) -> Tensor:
+    """Return the half spectrum on a grid, with the order of axes of :func:`_reordered`."""
+    spectrum: Tensor = torch.fft.rfft(x, n=grid[2])
+    if along_y:
+        spectrum = torch.fft.fft(spectrum.transpose(-1, -2), n=grid[1])
+    spectrum = torch.fft.fft(spectrum.movedim(-3, -1), n=grid[0])
+    return spectrum
+
+
+def _inverse(spectrum: Tensor, grid: Shape, shape: Shape, along_y: bool) -> Tensor:
+    """Return the volumes of a spectrum from :func:`_forward`, cut to a shape."""
+    spectrum = torch.fft.ifft(spectrum)[..., : shape[0]]
+    if along_y:
+        spectrum = torch.fft.ifft(spectrum.transpose(-1, -2))[..., : shape[1]].movedim(-3, -1)
+    else:
+        spectrum = spectrum.movedim(-1, -3)
+    volume: Tensor = torch.fft.irfft(spectrum, n=grid[2])
+    # A copy lets go of what was cut off; and torch's forward mode takes no view here.
+    return volume if shape[2] == grid[2] else volume[..., : shape[2]].contiguous()
+
+
+def _reordered(mask: Tensor, along_y: bool) -> Tensor:
+    """Return a mask in the order of :func:`_forward`: ``(..., kx, y, z)``, or without y ``(..., y, kx, z)``."""
+    return mask.transpose(-3, -1) if along_y else mask.movedim(-3, -1)
+
+
+def laid_out(mask: Tensor) -> Tensor:
+    """Return the same mask with z innermost in memory, the order in which :func:`filtered` reads it."""
+    return mask.transpose(-3, -1).contiguous().transpose(-3, -1)
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """The grid of a filter and the shape of its result; torch would take tuples for so many arguments."""
+
+    grid: Shape
+    shape: Shape
+
+
+class _Filter(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, mask: Tensor, lengths: _Lengths) -> Tensor:
+        return _filter(x, mask, lengths.grid, lengths.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, mask, ctx.lengths = inputs
+        z, y, n = x.shape[-3:]
+        ctx.reversed = _Lengths(ctx.lengths.grid, (z, y, n))
+        ctx.save_for_backward(mask)
+        ctx.save_for_forward(x, mask)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return _Filter.apply(gradient, mask.conj(), ctx.reversed), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dmask: Tensor | None, _: None) -> Tensor:
+        x, mask = ctx.saved_tensors
+        terms = [(x, dmask)] if dx is None else [(dx, mask), (x, dmask)]
+        parts = [_Filter.apply(volume, m, ctx.lengths) for volume, m in terms if m is not None]
+        return cast(Tensor, sum(parts[1:], parts[0]))
+
+
+class _MeanSquare(torch.autograd.Function):
+    """The mean square, and the spectrum that it was computed from, which the gradient needs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        z, y, n = x.shape[-3:]
+        along_y = mask.shape[-2] > 1
+        spectrum = _forward(x, (z, y, n), along_y)
+        energy = torch.view_as_real(spectrum).square().sum(-1) * _reordered(
+            _power(mask) * multiplicity(n, device=x.device), along_y
+        )
+        return energy.sum(dim=(1, 2, 3, 4)) / (x[0].numel() * z * n * (y if along_y else 1)), spectrum
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, spectrum = output
+        ctx.mark_non_differentiable(spectrum)
+        ctx.save_for_backward(*inputs, spectrum)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        x, mask, spectrum = ctx.saved_tensors
+        z, y, n = x.shape[-3:]
+        scale = 2 * gradient[:, None, None, None, None] / x[0].numel()
+        if torch.is_grad_enabled():
+            # A second derivative follows: it passes through x, which the spectrum does not know.
+            return scale * _Filter.apply(x, _power(mask), _Lengths((z, y, n), (z, y, n))), None
+        along_y = mask.shape[-2] > 1
+        filtered_twice = _inverse(spectrum * _reordered(_power(mask), along_y), (z, y, n), (z, y, n), along_y)
+        return scale * filtered_twice, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dmask: Tensor | None) -> tuple[Tensor, None]:
+        x, mask = ctx.saved_tensors
+        z, y, n = x.shape[-3:]
+        product = dx * _Filter.apply(x, _power(mask), _Lengths((z, y, n), (z, y, n)))
+        return 2 * product.mean(dim=(1, 2, 3, 4)), None
+
+
+def _power(mask: Tensor) -> Tensor:
+    return mask.abs().square()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    if not torch.is_floating_point(x):
+        raise TypeError(f"a real floating-point volume is needed, got {x.dtype}: call .float() first")
+    return x if x.dtype == torch.float64 else x.float()

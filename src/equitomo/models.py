@@ -1,4 +1,4 @@
-"""The network of the method, and the reconstructor that runs it on two views."""
+"""The scale-equivariant network, and the reconstructor that applies a network to every view of a measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from deepinv.models import Reconstructor
+from deepinv.models import Denoiser, Reconstructor
 from deepinv.physics import Physics
 from einops import einsum, rearrange
 from torch import Tensor, nn
@@ -18,34 +18,51 @@ from torch.utils.checkpoint import checkpoint
 from equitomo.checks import require_volumes
 
 
-class ScaleEquivariantUNet3D(nn.Module):
+# deepinv carries no types: nn.Module is named so that type checkers know the methods.
+class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
     r"""A 3-D U-Net without biases and without normalisation, so that :math:`f(cx) = c f(x)` for :math:`c > 0`.
 
-    Each level is two 3x3x3 convolutions with a ReLU each; levels are joined by maximum pooling and nearest
-    upsampling to the encoder's size, so volumes of any size pass. Architecture and parameter names are those
-    of the reference program (:cite:t:`kishore2026icecream`), after :cite:t:`wolny2020accurate`; the idea of
-    dropping the biases is :cite:t:`mohan2020robust`.
+    Each level has two 3x3x3 convolutions with a ReLU each. Maximum pooling leads to the next coarser level, and
+    nearest upsampling to the encoder's size leads back, so the network accepts volumes of any size. Architecture and
+    parameter names are those of the reference program (:cite:t:`kishore2026icecream`), after
+    :cite:t:`wolny2020accurate`; leaving out the biases is the idea of :cite:t:`mohan2020robust`.
+
+    The network is a deepinv :class:`~deepinv.models.Denoiser` that needs no noise level: because it is
+    scale-equivariant, it denoises at any contrast. It can be used in :class:`deepinv.models.ArtifactRemoval` and as a
+    plug-and-play prior.
 
     Parameters
     ----------
     in_channels, out_channels
-        Channels of the input and of the output.
+        Number of channels of the input and of the output.
     width
-        Feature maps at full resolution, doubled at every level; an even number. 64 is the paper's.
+        Number of feature maps at full resolution, an even number. It doubles at every coarser level. The paper uses
+        64.
     levels
-        Resolutions, at least 2. Inside a larger volume the output repeats with :attr:`stride`
-        ``2 ** (levels - 1)``: tiles must start on multiples of it.
+        Number of resolutions, at least 2. Away from the borders, shifting the input by :attr:`stride`
+        (``2 ** (levels - 1)`` voxels) shifts the output, so tiles must start at multiples of it.
+    residual
+        If true, the network is :math:`f(x) = x + g(x)`, where :math:`g` is the U-Net. The sum is scale-equivariant
+        because both of its terms are. It needs as many output as input channels.
     fused
-        Compute a decoder's first convolution of the upsampled maps as one transposed convolution, see
-        :meth:`forward`. The parameters and, up to rounding, the values are the same.
+        Compute the first convolution of a decoder as a transposed convolution of the coarse maps; see
+        :meth:`forward`. Parameters stay the same, and values agree up to rounding.
     checkpointing
-        Keep only what passes between levels for the gradient, and compute the rest a second time: a third of the
-        memory, a third more time.
+        Keep only the maps that pass between levels for the gradient, and recompute the others. Training then takes a
+        third of the memory and a third more time.
+
+    Attributes
+    ----------
+    stride : int
+        Period in voxels with which the output commutes with shifts.
+    maps_at_once : int
+        Number of values per input voxel that a forward pass without gradient holds at its peak.
 
     Raises
     ------
     ValueError
-        For an odd width, fewer than two levels, or a volume too small to be pooled.
+        If the width is odd, there are fewer than two levels, a residual network has other output than input channels,
+        or a volume is too small to be pooled.
 
     Examples
     --------
@@ -61,12 +78,25 @@ class ScaleEquivariantUNet3D(nn.Module):
         *,
         width: int = 64,
         levels: int = 4,
+        residual: bool = False,
         fused: bool = True,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if width < 2 or width % 2 or levels < 2:
-            raise ValueError(f"width must be even and levels at least 2, got width {width} and {levels} levels")
+            raise ValueError(f"`width` must be even and `levels` at least 2, got width {width} and {levels} levels")
+        if residual and in_channels != out_channels:
+            raise ValueError(
+                "a residual network adds its input to its output and needs `in_channels` == `out_channels`, "
+                f"got {in_channels} and {out_channels}"
+            )
+        self._settings = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "width": width,
+            "levels": levels,
+            "residual": residual,
+        }
         maps = [width * 2**level for level in range(levels)]
         inputs = [in_channels, *maps[:-1]]
         self.encoders = nn.ModuleList(
@@ -76,33 +106,46 @@ class ScaleEquivariantUNet3D(nn.Module):
             _Level(coarse + fine, fine, fine) for coarse, fine in zip(maps[:0:-1], maps[-2::-1], strict=True)
         )
         self.final_conv = nn.Conv3d(width, out_channels, kernel_size=1, bias=False)
+        self.residual = residual
         self.fused = fused
         self.checkpointing = checkpointing
         self.stride = 2 ** (levels - 1)
-        # Values per voxel that a forward pass without gradient holds at its peak: measured, 4.2 to 5.3 times the width.
+        # Measured: 4.2 to 5.3 times the width.
         self.maps_at_once = 5 * width
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Volumes ``(batch, in_channels, z, y, x)`` to ``(batch, out_channels, z, y, x)``.
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments that a network needs to take over these weights and compute the same."""
+        return dict(self._settings)
 
-        Nearest upsampling by two followed by a 3x3x3 convolution is exactly one transposed convolution of
-        stride two with a merged 4x4x4 kernel. A decoder's first convolution is linear in the encoder's maps
-        and the upsampled ones, so it splits into a convolution of the first and a transposed one of the
-        second: no upsampled tensor, no concatenation, eight products per voxel in place of 27.
+    def extra_repr(self) -> str:
+        """Return the settings, so that the printed network shows them too."""
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
+    def forward(self, x: Tensor, sigma: float | Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Map volumes ``(batch, in_channels, z, y, x)`` to ``(batch, out_channels, z, y, x)``.
+
+        Nearest upsampling by two followed by a 3x3x3 convolution is exactly one transposed convolution of stride two
+        with a merged 4x4x4 kernel. The first convolution of a decoder is linear in the encoder's maps and in the
+        upsampled maps, so it splits into a convolution of the former and a transposed convolution of the latter. This
+        avoids the upsampled tensor and the concatenation, and takes eight products per voxel instead of 27.
+
+        ``sigma``, the noise level that deepinv passes to denoisers, and further keyword arguments are ignored.
         """
         require_volumes(x)
         if min(x.shape[-3:]) < self.stride:
             raise ValueError(
                 f"a network of stride {self.stride} needs at least as many voxels along each axis, got "
-                f"{tuple(x.shape[-3:])} (z, y, x): pad the volume or use fewer levels"
+                f"{tuple(x.shape[-3:])} (z, y, x): pad the volume or lower `levels`"
             )
-        skips: list[Tensor] = []
+        maps, skips = x, []
         for level, encoder in enumerate(self.encoders):
-            x = self._run(cast(_Level, encoder).descend if level else encoder, x)
-            skips.append(x)
+            maps = self._run(cast(_Level, encoder).descend if level else encoder, maps)
+            skips.append(maps)
         for skip, decoder in zip(skips[-2::-1], self.decoders, strict=True):
-            x = self._run(partial(cast(_Level, decoder).join, fused=self.fused), skip, x)
-        return cast(Tensor, self.final_conv(x))
+            maps = self._run(partial(cast(_Level, decoder).join, fused=self.fused), skip, maps)
+        correction = cast(Tensor, self.final_conv(maps))
+        return x + correction if self.residual else correction
 
     def _run(self, level: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
@@ -125,11 +168,11 @@ class _Level(nn.Module):
         return x
 
     def descend(self, x: Tensor) -> Tensor:
-        """The level on maps of the finer one."""
+        """Apply the level to the pooled maps of the next finer one."""
         return cast(Tensor, self(F.max_pool3d(x, 2)))
 
     def join(self, skip: Tensor, coarse: Tensor, *, fused: bool) -> Tensor:
-        """The level on the encoder's maps and the upsampled coarser ones, in this order."""
+        """Apply the level to the encoder's maps and the upsampled coarse maps, concatenated in this order."""
         first, second = self.basic_module.values()
         doubled = all(fine == 2 * half for fine, half in zip(skip.shape[-3:], coarse.shape[-3:], strict=True))
         if fused and doubled:
@@ -155,73 +198,105 @@ class _Convolution(nn.Module):
 
 
 def _upsampling_kernel(weight: Tensor) -> Tensor:
-    """The transposed kernel ``(in, out, 4, 4, 4)`` of upsampling by two, then convolving with ``weight``.
+    """Return the transposed kernel ``(in, out, 4, 4, 4)`` that upsamples by two and convolves with ``weight``.
 
-    Along one axis the fine voxels 2j and 2j + 1 see the coarse ones (j - 1, j, j) and (j, j, j + 1), so the
-    taps (a, b, c) merge to (a, b + c) and (a + b, c); a transposed kernel holds them interleaved.
+    Along one axis the fine voxels 2j and 2j + 1 see the coarse voxels (j - 1, j, j) and (j, j, j + 1). Their taps
+    (a, b, c) therefore merge to (a, b + c) and (a + b, c), and a transposed kernel holds the two interleaved.
     """
     merge = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
     return einsum(weight, merge, merge, merge, "o i a b c, z a, y b, x c -> i o z y x")
 
 
 class TwoViewReconstructor(Reconstructor):  # type: ignore[misc]
-    """Run a one-channel network on each view of a measurement, all views in one batch.
+    """Apply a network to every view of a measurement, with all views in one batch.
+
+    A measurement of ``views`` volumes with ``channels`` channels each has the shape
+    ``(batch, views * channels, z, y, x)``. The channels of a view are adjacent: first come all channels of view 0,
+    then all channels of view 1. With one channel, the default, dimension 1 counts the views.
 
     Parameters
     ----------
     network
-        Maps ``(batch, 1, z, y, x)`` to the same shape.
+        A network that maps ``(n, channels, z, y, x)`` to ``(n, out_channels, z, y, x)``.
+    channels
+        Number of channels of a view.
+
+    Raises
+    ------
+    ValueError
+        If the measurement does not consist of whole views, or the network does not return one volume per view.
 
     Examples
     --------
     >>> model = TwoViewReconstructor(torch.nn.Identity())
     >>> model(torch.ones(3, 2, 8, 8, 8)).shape
     torch.Size([3, 2, 8, 8, 8])
+    >>> model = TwoViewReconstructor(torch.nn.Conv3d(3, 1, kernel_size=1), channels=3)
+    >>> model(torch.ones(1, 6, 8, 8, 8)).shape  # two views of three channels become two volumes
+    torch.Size([1, 2, 8, 8, 8])
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, channels: int = 1) -> None:
         super().__init__()
+        if channels < 1:
+            raise ValueError(f"`channels` must be positive, got {channels}")
         self.network = network
+        self.channels = channels
 
     def forward(self, y: Tensor, physics: Physics | None = None, **kwargs: Any) -> Tensor:
-        """Reconstruct every view of ``y``, ``(batch, views, z, y, x)``, in the precision of ``y``."""
+        """Reconstruct ``(batch, views * out_channels, z, y, x)`` from every view of ``y``, in the precision of ``y``.
+
+        The physics and further keyword arguments are ignored.
+        """
         require_volumes(y, "y")
-        folded = rearrange(y, "b view z y x -> (b view) 1 z y x")
-        # Under autocast the network answers in sixteen bits; physics and losses want the input's precision.
-        x = self.network(folded).to(y.dtype)
-        return cast(Tensor, rearrange(x, "(b view) 1 z y x -> b view z y x", view=y.shape[1]))
+        if y.shape[1] % self.channels:
+            raise ValueError(
+                f"`y` must be (batch, views * {self.channels}, z, y, x) for views of {self.channels} channels, "
+                f"got shape {tuple(y.shape)}"
+            )
+        views = rearrange(y, "b (view c) z y x -> (b view) c z y x", c=self.channels)
+        x = self.network(views)
+        if x.ndim != 5 or len(x) != len(views):
+            raise ValueError(
+                f"the network must map {tuple(views.shape)} to ({len(views)}, out_channels, z, y, x), "
+                f"but it returned the shape {tuple(x.shape)}"
+            )
+        # Under autocast the network returns sixteen bits, but physics and losses need the precision of the input.
+        return cast(Tensor, rearrange(x.to(y.dtype), "(b view) c z y x -> b (view c) z y x", b=len(y)))
 
 
 def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = "yxz") -> ScaleEquivariantUNet3D:
-    """The network of a checkpoint of the reference program, ``model_iteration_*.pt``.
+    """Load the network from a checkpoint of the reference program, ``model_iteration_*.pt``.
 
-    The file is a pickle; only tensors and plain containers are read from it, no code is run. Width and
-    levels are read from the weights, and the prefixes that DistributedDataParallel, ``torch.compile`` and
-    :class:`TwoViewReconstructor` leave (``module.``, ``_orig_mod.``, ``network.``) are dropped.
+    The file is a pickle. Only tensors and plain containers are read from it, and no code in it is run. Width and levels
+    follow from the shapes of the weights. The prefixes that DistributedDataParallel, ``torch.compile`` and
+    :class:`TwoViewReconstructor` put before parameter names (``module.``, ``_orig_mod.``, ``network.``) are removed.
 
     Parameters
     ----------
     path
         The checkpoint.
     axes
-        Order of the axes of the volumes that the returned network takes. The reference program trains on
-        ``"yxz"``, and its weights are returned unchanged. ``"zyx"`` turns the kernels to the order of this
-        package: use it for volumes read with :func:`equitomo.read_volume`.
+        Order of the axes of the volumes that the returned network takes. The kernels in the file are always assumed to
+        be in the order (y, x, z), on which the reference program trains. ``"yxz"`` returns them unchanged, and
+        ``"zyx"`` permutes them to the order of this package. Use ``"zyx"`` for a checkpoint of the reference program
+        and volumes read with :func:`equitomo.read_volume`. A network of the same architecture that you trained on
+        volumes (z, y, x) is in that order already: use ``"yxz"`` to load it unchanged.
 
     Raises
     ------
     ValueError
-        If the file holds other things than tensors and containers, or no state of this network.
+        If the file holds anything other than tensors and containers, or no weights of this architecture.
     """
     if axes not in ("yxz", "zyx"):
-        raise ValueError(f"axes is 'yxz' or 'zyx', got {axes!r}")
+        raise ValueError(f"`axes` must be 'yxz' or 'zyx', got {axes!r}")
     with Path(path).open("rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        # A damaged file makes torch raise almost anything.
+        # torch raises almost any type of error for a damaged file.
         except Exception as error:
             raise ValueError(
-                f"{path} is no checkpoint that can be read safely: it is damaged, or it holds more than tensors and "
+                f"{path} cannot be read safely as a checkpoint: it is damaged, or it holds more than tensors and "
                 "plain containers, and nothing in it is run"
             ) from error
     network = _network_from(_find_state(content, path), path)
@@ -233,18 +308,18 @@ def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = 
 
 
 def _find_state(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The state dict, at the top of a checkpoint or one level down."""
+    """Return the state dict, which stands at the top of a checkpoint or one level below."""
     candidates = [content, *content.values()] if isinstance(content, Mapping) else []
     for candidate in candidates:
         if isinstance(candidate, Mapping):
-            state = {_bare(str(key)): value for key, value in candidate.items()}
+            state = {_without_prefixes(str(key)): value for key, value in candidate.items()}
             if "final_conv.weight" in state:
                 return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    raise ValueError(f"{path} holds no state of a U-Net of the reference program (no 'final_conv.weight')")
+    raise ValueError(f"{path} holds no weights of the reference program's U-Net (no 'final_conv.weight')")
 
 
-def _bare(key: str) -> str:
-    # DistributedDataParallel, torch.compile, TwoViewReconstructor and a module around that one.
+def _without_prefixes(key: str) -> str:
+    # The prefixes come from DistributedDataParallel, torch.compile, TwoViewReconstructor and a module around it.
     while key.startswith(("module.", "_orig_mod.", "network.", "model.")):
         key = key.partition(".")[2]
     return key
@@ -258,10 +333,10 @@ def _network_from(state: dict[str, Tensor], path: str | Path) -> ScaleEquivarian
     levels = sum(key.endswith("SingleConv2.conv.weight") and key.startswith("encoders.") for key in state)
     last = state["final_conv.weight"]
     if first is None or first.ndim != 5 or last.ndim != 5 or levels < 2:
-        raise ValueError(f"{path} holds no encoder of a U-Net of the reference program")
+        raise ValueError(f"{path} holds no encoder of the reference program's U-Net")
     out_channels, width = last.shape[:2]
     try:
-        # Without memory as yet: a small file can name any size.
+        # A small file can claim any size, so no memory is allocated before all shapes have been compared.
         with torch.device("meta"):
             network = ScaleEquivariantUNet3D(first.shape[1], out_channels, width=width, levels=levels)
     except (RuntimeError, ValueError) as error:

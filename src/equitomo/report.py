@@ -1,4 +1,4 @@
-"""Pictures of volumes, spectra and training runs."""
+"""Pictures of volumes, spectra, training losses and correlation curves."""
 
 from __future__ import annotations
 
@@ -13,89 +13,102 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equitomo.diagnosis import WedgeEstimate
 from equitomo.fourier import cosine_edges
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry, TiltAxes, TiltGeometry
 from equitomo.io import atomic_file, release
 from equitomo.metrics import FourierShellCorrelation
-from equitomo.volumes import VolumeLike as Volume
-from equitomo.wedge_estimate import WedgeEstimate
+from equitomo.volumes import Shape, VolumeLike, Voxels, as_voxels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The spectrum of this many planes tells the wedge; a few of them are transformed together.
-_MOST_PLANES, _TOGETHER = 256, 8
-_PLANES = (("z", "y", "x"), ("y", "z", "x"), ("x", "z", "y"))
+_ABOUT_Y = TiltAxes.about("y")
+_TOGETHER = 8  # planes that are transformed at once
+_NO_LOSSES = ("step", "learning_rate", "skipped")
 
 
 def draw_slices(
     path: str | Path,
-    volumes: Mapping[str, Volume],
+    volumes: Mapping[str, VolumeLike],
     *,
-    geometry: TiltGeometry | None = None,
+    geometry: Geometry | None = None,
     voxel_size: Sequence[float] | None = None,
 ) -> Path:
-    """Central slices along the three axes, and the power over the plane across the tilt axis.
+    """Draw the central slices of volumes along the three axes, and their power spectra across the tilt axis.
 
-    One row for each volume, each with its own grey scale. The spectra are logarithmic, averaged over the
-    frequencies along the tilt axis, with one colour scale; lines mark the outermost tilts. A few planes of a volume
-    are looked at together, whatever its size.
+    Every volume has a row and its own grey scale. The spectra are logarithmic, averaged over the frequencies along the
+    tilt axis, and share one colour scale. Dashed lines mark the outermost tilts. A dual-axis geometry has a spectrum
+    for each of its tilt axes. Only a few planes of a volume are read at a time.
 
     Parameters
     ----------
     path
         The picture to write.
     volumes
-        Titles and volumes ``(z, y, x)`` of one shape: tensors, arrays, maps of files.
+        Titles and volumes ``(z, y, x)`` of one shape: tensors, arrays or voxels in a file.
     geometry
-        Draws the outermost tilts, and says which axis is the tilt axis.
+        The tilts. ``None`` draws the spectrum for a tilt axis along y, without lines.
     voxel_size
-        Ångström along ``(z, y, x)``, for a scale bar.
+        Å along ``(z, y, x)``, for the aspect of the slices and a scale bar.
     """
-    figure, grid = _figure(len(volumes), 4)
-    spectra = [log_power(volume, geometry) for volume in volumes.values()]
-    # The quietest and the loudest of all, so that an empty wedge looks empty in one row and full in the other.
-    low, high = np.percentile(torch.stack(spectra).numpy(), [2, 99.8])
-    for row, (title, volume), spectrum in zip(grid, volumes.items(), spectra, strict=True):
-        planes = [_central_plane(volume, number) for number in range(3)]
-        limits = np.percentile(np.concatenate([plane.ravel() for plane in planes]), [0.5, 99.5])
-        for number, axes in enumerate(row[:3]):
-            _show_slice(axes, planes[number], volume.shape, number, limits, voxel_size)
+    parts = () if geometry is None else geometry.parts
+    planes = sorted({part.axes for part in parts}) or [_ABOUT_Y]
+    figure, grid = _figure(len(volumes), 3 + len(planes))
+    spectra = [[log_power(volume, axes) for axes in planes] for volume in volumes.values()]
+    # One scale from the weakest to the strongest: an empty wedge looks empty in one row, a filled one full in another.
+    values = torch.cat([spectrum.flatten() for row in spectra for spectrum in row])
+    low, high = np.percentile(values.numpy(), [2, 99.8])
+    for row, (title, volume), powers in zip(grid, volumes.items(), spectra, strict=True):
+        _show_slices(row[:3], as_voxels(volume), voxel_size)
         row[0].set_ylabel(title, fontsize=11)
-        _show_spectrum(row[3], spectrum, geometry, (low, high))
+        for axes, plane, spectrum in zip(row[3:], planes, powers, strict=True):
+            _show_spectrum(axes, spectrum, plane, [part for part in parts if part.axes == plane], (low, high))
     return _save(figure, path)
 
 
-def draw_preview(path: str | Path, cube: Tensor, seen: Tensor, title: str) -> Path:
-    """A cube and what the network makes of it, central slices of both."""
+def draw_preview(path: str | Path, cube: Tensor, output: Tensor, title: str) -> Path:
+    """Draw the central slices of a cube ``(z, y, x)`` and of the network's output for it."""
     figure, grid = _figure(2, 3)
-    for row, name, volume in zip(grid, ("input", "network"), (cube, seen), strict=True):
-        limits = np.percentile(volume.numpy(), [0.5, 99.5])
-        for number, axes in enumerate(row):
-            _show_slice(axes, _central_plane(volume, number), volume.shape, number, limits, None)
+    for row, name, volume in zip(grid, ("input", "network"), (cube, output), strict=True):
+        _show_slices(row, as_voxels(volume), None)
         row[0].set_ylabel(name)
     figure.suptitle(title)
     return _save(figure, path)
 
 
 def draw_losses(path: str | Path, losses: str | Path) -> Path:
-    """The two losses of a run's ``losses.csv`` over the steps, and their running mean."""
+    """Draw every loss of a run's ``losses.csv`` over the steps, and its running mean over a fiftieth of them.
+
+    A loss that is zero at all steps took no part in the training and is left out. The scale is logarithmic unless a
+    loss is negative.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    losses
+        A table with the column ``step`` and one column for each loss. Columns named ``learning_rate`` and ``skipped``
+        are not drawn.
+    """
     with Path(losses).open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows = list(reader)
     figure, ((axes,),) = _figure(1, 1, size=(8, 4))
     steps = np.array([int(row["step"]) for row in rows])
-    names = {"data": "data, (4)", "equivariance": "equivariance, (5), weighted"}
-    for colour, (column, label) in zip(("tab:blue", "tab:orange"), names.items(), strict=True):
-        values = np.array([float(row[column]) for row in rows])
-        if len(values) and not values.any() and column == "data":  # left out of the training
-            continue
-        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
-        axes.plot(steps, _running_mean(values, max(len(values) // 50, 1)), color=colour, label=label)
-    if any(float(row[column]) > 0 for row in rows for column in names):
-        axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="mean squared residual")
-    axes.legend(frameon=False)
+    values = {
+        name: np.array([float(row[name]) for row in rows]) for name in reader.fieldnames or () if name not in _NO_LOSSES
+    }
+    drawn = {name: loss for name, loss in values.items() if loss.any()}
+    for number, (name, loss) in enumerate(drawn.items()):
+        axes.plot(steps, loss, color=f"C{number}", alpha=0.25, linewidth=0.6)
+        axes.plot(steps, _running_mean(loss, max(len(loss) // 50, 1)), color=f"C{number}", label=name)
+    if drawn:
+        axes.legend(frameon=False)
+        if any((loss > 0).any() for loss in drawn.values()) and not any((loss < 0).any() for loss in drawn.values()):
+            axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
     return _save(figure, path)
 
@@ -103,7 +116,17 @@ def draw_losses(path: str | Path, losses: str | Path) -> Path:
 def draw_correlations(
     path: str | Path, curves: Mapping[str, FourierShellCorrelation], *, voxel_size: float | None = None
 ) -> Path:
-    """Fourier shell correlation curves, with the thresholds 0.5 and 0.143."""
+    """Draw Fourier shell correlation curves, with lines at the thresholds 0.5 and 0.143.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    curves
+        Names and curves.
+    voxel_size
+        Å per voxel, to label the axis with resolutions in place of frequencies.
+    """
     figure, ((axes,),) = _figure(1, 1, size=(7, 4))
     for name, curve in curves.items():
         axes.plot(curve.frequency, curve.correlation, label=name)
@@ -119,27 +142,36 @@ def draw_correlations(
     return _save(figure, path)
 
 
-def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: TiltGeometry) -> Path:
-    """Power over the direction in the plane across the tilt axis, with the declared and the found ends of the tilts.
+def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: Geometry) -> Path:
+    """Draw the power over the direction across the tilt axis, with the outermost tilts as declared and as estimated.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    estimate
+        What :func:`equitomo.estimate_wedge` found in the spectrum.
+    geometry
+        The declared tilts.
 
     Raises
     ------
     ValueError
-        If the spectrum does not tell the wedge: there is nothing to draw.
+        If no wedge could be estimated, so that there is nothing to draw.
     """
     if estimate.tilt_range is None:
         raise ValueError(f"the wedge cannot be drawn: {estimate.reason}")
     figure, ((axes,),) = _figure(1, 1, size=(8, 4))
-    # With the beam in the middle the empty sector is in one piece; 100 degrees are a tilt of -80.
+    # From 0 to 180 degrees the missing sector about the beam is in one piece; 100 degrees are a tilt of -80.
     axes.semilogy(estimate.angle, np.maximum(estimate.power, 1e-5), color="tab:blue")
+    declared = [tilt for part in geometry.parts for tilt in part.tilt_range]
     for tilts, colour, name in (
-        (estimate.tilt_range, "tab:blue", "found"),
-        (geometry.tilt_range, "tab:red", "declared"),
+        (estimate.tilt_range, "tab:blue", "estimated"),
+        (declared, "tab:red", "declared"),
     ):
-        for tilt in tilts:
-            axes.axvline(
-                tilt % 180, color=colour, linewidth=0.8, linestyle="--", label=name if tilt == tilts[0] else None
-            )
+        for number, tilt in enumerate(tilts):
+            label = None if number else name
+            axes.axvline(tilt % 180, color=colour, linewidth=0.8, linestyle="--", label=label)
     axes.set_xticks(range(0, 181, 30), [f"{angle if angle <= 90 else angle - 180}°" for angle in range(0, 181, 30)])
     axes.set(xlim=(0, 180), xlabel=f"tilt about {estimate.tilt_axis}, beam along {estimate.beam_axis}")
     axes.set_ylabel("power relative to the measured part")
@@ -148,77 +180,80 @@ def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: TiltGeometry
     return _save(figure, path)
 
 
-def log_power(volume: Volume, geometry: TiltGeometry | None = None) -> Tensor:
-    """Logarithm (base 10) of the power over the plane across the tilt axis, zero frequency in the middle.
+def log_power(volume: VolumeLike, axes: TiltAxes = _ABOUT_Y, *, n_planes: int = 256) -> Tensor:
+    """Return the logarithm (base 10) of the power over the plane across the tilt axis, zero frequency in the middle.
+
+    Parameters
+    ----------
+    volume
+        A volume ``(z, y, x)``. Its faces are tapered.
+    axes
+        The tilt axis and the two axes of the spectrum.
+    n_planes
+        Number of planes to use at most, from the middle of the tilt axis.
 
     Returns
     -------
     Tensor
-        ``(z, x)``, or ``(z, y)`` for a tilt axis along x: the mean over the frequencies along the tilt axis, of the
-        256 planes in the middle of a volume that has more.
+        ``(z, x)``, or ``(z, y)`` for a tilt axis along x: the mean over the frequencies along the tilt axis.
     """
-    along = 1 if geometry is None or geometry.tilt_axis == "y" else 2
+    along = axes.along + 3
     shape = list(volume.shape)
-    shape[along] = min(shape[along], _MOST_PLANES)
-    mean = sum(float(planes.sum(dtype=torch.float64)) for planes in _planes(volume, along)) / math.prod(shape)
+    shape[along] = min(shape[along], n_planes)
+    total = sum(float(planes.sum(dtype=torch.float64)) for planes in _planes(volume, along, n_planes))
+    mean = total / math.prod(shape)
     edges = list(cosine_edges(shape))
     weights = torch.split(edges.pop(along), _TOGETHER)
     window, power = edges[0][:, None] * edges[1], torch.zeros(())
-    for planes, weight in zip(_planes(volume, along), weights, strict=True):
-        # By Parseval's theorem along the tilt axis the mean over the frequencies is that over the planes.
+    for planes, weight in zip(_planes(volume, along, n_planes), weights, strict=True):
+        # By Parseval's theorem the mean over the frequencies along the tilt axis is the mean over the planes.
         spectra = torch.fft.fft2((planes - mean) * weight[:, None, None] * window, norm="ortho")
         power = power + spectra.abs().square().sum(0) / shape[along]
     shifted: Tensor = torch.fft.fftshift(torch.log10(power + power.max() * 1e-12))
     return shifted
 
 
-def _planes(volume: Volume, along: int) -> Iterator[Tensor]:
-    """The planes in the middle of an axis, which comes first, a few at a time."""
-    n = min(volume.shape[along], _MOST_PLANES)
-    first = (volume.shape[along] - n) // 2
+def _planes(volume: VolumeLike, along: int, n_planes: int) -> Iterator[Tensor]:
+    """Yield a few planes at a time from the middle of an axis, which becomes the first one."""
+    voxels = as_voxels(volume)
+    n = min(voxels.shape[along], n_planes)
+    first = (voxels.shape[along] - n) // 2
     for begin in range(first, first + n, _TOGETHER):
-        cut = volume[(*(slice(None),) * along, slice(begin, min(begin + _TOGETHER, first + n)))]
-        planes = cut.detach().float().cpu() if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut, np.float32))
-        yield planes.movedim(along, 0)
+        cut = voxels[(*(slice(None),) * along, slice(begin, min(begin + _TOGETHER, first + n)))]
+        yield torch.from_numpy(np.array(cut, np.float32)).movedim(along, 0)
         release(volume)
 
 
-def _central_plane(volume: Volume, number: int) -> NDArray[np.float32]:
-    """The section through the middle of an axis."""
-    index: list[int | slice] = [slice(None)] * 3
-    index[number] = volume.shape[number] // 2
-    plane = volume[tuple(index)]
-    return plane.detach().float().cpu().numpy() if isinstance(plane, Tensor) else np.array(plane, np.float32)
+def _show_slices(row: Sequence[Axes], voxels: Voxels, voxel_size: Sequence[float] | None) -> None:
+    """Show the sections through the middles of the three axes, with one grey scale."""
+    slices = [np.array(voxels[_through_middle(voxels.shape, axis)], np.float32) for axis in range(3)]
+    low, high = np.percentile(np.concatenate([plane.ravel() for plane in slices]), [0.5, 99.5])
+    for axes, plane, axis in zip(row, slices, range(3), strict=True):
+        down, across = (other for other in range(3) if other != axis)
+        axes.imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        axes.set_title(f"{'zyx'[down]}{'zyx'[across]} at {'zyx'[axis]} = {voxels.shape[axis] // 2}", fontsize=9)
+        if voxel_size is not None:
+            _scale_bar(axes, voxels.shape[across], voxel_size[across])
+            axes.set_aspect(voxel_size[down] / voxel_size[across])
 
 
-def _show_slice(
-    axes: Axes,
-    plane: NDArray[np.float32],
-    shape: Sequence[int],
-    number: int,
-    limits: Any,
-    voxel_size: Sequence[float] | None,
+def _through_middle(shape: Shape, axis: int) -> tuple[int | slice, ...]:
+    return tuple(n // 2 if number == axis else slice(None) for number, n in enumerate(shape))
+
+
+def _show_spectrum(
+    axes: Axes, spectrum: Tensor, plane: TiltAxes, parts: Sequence[TiltGeometry], limits: tuple[float, float]
 ) -> None:
-    through, down, across = _PLANES[number]
-    axes.imshow(plane, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    axes.set_title(f"{down}{across} at {through} = {shape[number] // 2}", fontsize=9)
-    if voxel_size is not None:
-        _scale_bar(axes, shape["zyx".index(across)], voxel_size["zyx".index(across)])
-        axes.set_aspect(voxel_size["zyx".index(down)] / voxel_size["zyx".index(across)])
-
-
-def _show_spectrum(axes: Axes, spectrum: Tensor, geometry: TiltGeometry | None, limits: tuple[float, float]) -> None:
-    across = "x" if geometry is None or geometry.tilt_axis == "y" else "y"
     axes.imshow(spectrum.numpy(), cmap="magma", vmin=limits[0], vmax=limits[1], extent=(-0.5, 0.5, 0.5, -0.5))
-    axes.set_title(f"log power, k{across} across, kz down", fontsize=9)
-    for tilt in geometry.tilt_range if geometry is not None else ():
+    axes.set_title(f"log power, k{'zyx'[plane.across]} across, kz down", fontsize=9)
+    for tilt in (tilt for part in parts for tilt in part.tilt_range):
         slope = np.array([np.cos(np.radians(tilt)), np.sin(np.radians(tilt))])
         ends = np.outer([-1, 1], slope * 0.5 / np.abs(slope).max())
         axes.plot(ends[:, 0], ends[:, 1], color="white", linewidth=0.7, linestyle="--")
 
 
 def _scale_bar(axes: Axes, n_voxels: int, voxel_size: float) -> None:
-    """A bar of a round length, about a fifth of the picture."""
+    """Draw a bar of a round length, about a fifth of the picture."""
     wanted = n_voxels * voxel_size / 10 / 5
     power = 10.0 ** np.floor(np.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
@@ -227,16 +262,21 @@ def _scale_bar(axes: Axes, n_voxels: int, voxel_size: float) -> None:
     axes.text(3, 5, f"{length:g} nm", color="white", fontsize=8, va="top")
 
 
-def _running_mean(values: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    starts = np.maximum(np.arange(1, len(values) + 1) - window, 0)
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return the mean of the finite ones among the last ``window`` values, NaN where there is none."""
+    finite = np.isfinite(values)
     stops = np.arange(1, len(values) + 1)
-    mean: np.ndarray[Any, Any] = (sums[stops] - sums[starts]) / (stops - starts)
+    starts = np.maximum(stops - window, 0)
+    total, number = (np.cumsum(np.insert(v, 0, 0.0)) for v in (np.where(finite, values, 0.0), finite))
+    mean = np.full(len(values), np.nan)
+    np.divide(
+        total[stops] - total[starts], number[stops] - number[starts], out=mean, where=number[stops] > number[starts]
+    )
     return mean
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:
-    # The object interface draws without a display and without pyplot's global figures.
+    # The object interface works without a display and leaves pyplot's global figures alone.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size or (3.1 * columns, 3.2 * rows), layout="constrained")

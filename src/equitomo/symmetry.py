@@ -7,11 +7,11 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from equitomo.geometry import TiltGeometry, as_geometry
+from equitomo.geometry import Geometry, TiltGeometry, as_geometry
 
 # A range this close to a symmetric one, in degrees, is taken for one: less than the usual step between tilts.
 _TOLERANCE = 2.0
-_Z, _Y, _X = -3, -2, -1
+_WEIGHTS_TOLERANCE = 0.05
 
 
 class MirrorAveraged(nn.Module):
@@ -19,20 +19,25 @@ class MirrorAveraged(nn.Module):
 
     .. math:: \bar f(x) = \frac{1}{|S|} \sum_{R \in S} R^{-1} f(R x)
 
-    so that :math:`\bar f(R x) = R \bar f(x)` for each of them. Where the truth is as likely as its mirror images the
-    mean is no worse than what is averaged, since the errors of the parts differ. Reversing the tilt axis never moves
-    the wedge, nor does reversing both other axes; reversing one of these needs a range that is symmetric about zero.
-    That makes eight calls of the network, or four.
+    so that :math:`\bar f(R x) = R \bar f(x)` for each of them. If the truth is as likely as its mirror images, the
+    mean is not worse than the single predictions, since their errors differ. Reversing the tilt axis never moves the
+    wedge, nor does reversing both other axes; reversing one of these needs a range that is symmetric about zero, with
+    symmetric weights if there are any. That makes eight calls of the network, or four; for a union of geometries those
+    images are left that move the wedge of none of its parts.
+
+    A range counts as symmetric if its two ends differ in size by 2 degrees at most, less than the usual step between
+    tilts, and weights count as symmetric if those of opposite tilts differ by 0.05 at most.
 
     Parameters
     ----------
     network
-        Maps ``(batch, 1, z, y, x)`` to the same shape.
+        A network that maps ``(batch, 1, z, y, x)`` to the same shape.
     geometry
-        A :class:`~equitomo.geometry.TiltGeometry`, or a pair ``(low, high)`` of degrees about the y axis.
+        A :class:`~equitomo.geometry.TiltGeometry`, a union of several, or a pair ``(low, high)`` of degrees about the y
+        axis.
     flips
-        ``False`` leaves out the images that only a mirror makes, as for a network that has not been trained on them:
-        what remains are half turns.
+        ``False`` leaves out the images that only a mirror makes, as for a network that was not trained on them:
+        the rotations by 180 degrees remain.
 
     Examples
     --------
@@ -42,17 +47,17 @@ class MirrorAveraged(nn.Module):
     True
     """
 
-    def __init__(self, network: nn.Module, geometry: TiltGeometry | tuple[float, float], *, flips: bool = True) -> None:
+    def __init__(self, network: nn.Module, geometry: Geometry | tuple[float, float], *, flips: bool = True) -> None:
         super().__init__()
         self.network = network
-        # Tiles must start on multiples of it, as for the network alone.
+        # Tiles must start on multiples of the stride, as for the network alone.
         self.stride = getattr(network, "stride", 1)
-        # The images go through one after the other.
+        # The images go through the network one after the other.
         self.maps_at_once = getattr(network, "maps_at_once", None)
         self.mirrors = mirrors_of(geometry, flips)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mean, in float32 or better."""
+        """Return the mean over the mirror images, in float32 or better."""
         total = torch.zeros((), device=x.device)
         for axes in self.mirrors:
             # Sixteen bits would round the sum.
@@ -61,22 +66,32 @@ class MirrorAveraged(nn.Module):
         return total / len(self.mirrors)
 
 
-def mirrors_of(geometry: TiltGeometry | tuple[float, float], flips: bool = True) -> list[tuple[int, ...]]:
-    """The sets of axes, counted from the last, that may be reversed together and leave the wedge where it is.
+def mirrors_of(geometry: Geometry | tuple[float, float], flips: bool = True) -> list[tuple[int, ...]]:
+    """Return the sets of axes, counted from the last, that may be reversed together without moving the wedge.
 
     Examples
     --------
+    >>> mirrors_of((-60.0, 60.0))
+    [(), (-1,), (-2,), (-2, -1), (-3,), (-3, -1), (-3, -2), (-3, -2, -1)]
     >>> mirrors_of((-40.0, 60.0))
     [(), (-2,), (-3, -1), (-3, -2, -1)]
+    >>> about_y, about_x = TiltGeometry.from_range(-40, 60), TiltGeometry.from_range(-40, 60, "x")
+    >>> mirrors_of(about_y | about_x)
+    [(), (-3, -2, -1)]
     """
-    geometry = as_geometry(geometry)
-    low, high = geometry.tilt_range
-    symmetric = abs(low + high) <= _TOLERANCE
-    across = _X if geometry.tilt_axis == "y" else _Y
-    found = []
-    for chosen in product((False, True), repeat=3):
-        axes = tuple(axis for axis, taken in zip((_Z, _Y, _X), chosen, strict=True) if taken)
-        keeps_wedge = symmetric or ((_Z in axes) == (across in axes))
-        if keeps_wedge and (flips or len(axes) % 2 == 0):
-            found.append(axes)
-    return found
+    parts = as_geometry(geometry).parts
+    # The order decides which image a seed draws, and in which order images are averaged.
+    subsets = [tuple(axis for axis in chosen if axis) for chosen in product((0, -3), (0, -2), (0, -1))]
+    allowed = [axes for axes in subsets if flips or len(axes) % 2 == 0]
+    return [axes for axes in allowed if all(_keeps(part, axes) for part in parts)]
+
+
+def _keeps(part: TiltGeometry, reversed_axes: tuple[int, ...]) -> bool:
+    """Return whether reversing some axes leaves the wedge of a single-axis series where it is."""
+    beam, across = (axis in reversed_axes for axis in (part.axes.beam, part.axes.across))
+    if beam == across:
+        return True
+    low, high = part.tilt_range
+    weights = part.weights or ()
+    differences = (abs(one - other) for one, other in zip(weights, reversed(weights), strict=True))
+    return abs(low + high) <= _TOLERANCE and max(differences, default=0.0) <= _WEIGHTS_TOLERANCE

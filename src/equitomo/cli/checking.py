@@ -20,28 +20,10 @@ from equitomo import report
 from equitomo.cli import machine
 from equitomo.cli.options import CheckPlan, HalvesOrTable, Reading
 from equitomo.cli.predicting import require_other
-from equitomo.cli.reading import (
-    Declared,
-    declared_in,
-    declared_pair,
-    declared_rows,
-    judge_each,
-    read_geometry,
-    read_halves,
-    thinnest_not_z,
-    voxels_not_cubic,
-)
-from equitomo.cli.summary import agreement
-from equitomo.datasets import (
-    SubtomogramDataset,
-    TomogramPair,
-    judge_halves,
-    require_usable,
-    specimen_mask,
-)
-from equitomo.datasets.cubes import require_one_voxel_size
-from equitomo.geometry import TiltGeometry
-from equitomo.io import TableRow, Volume, bytes_to_create, read_volume, require_place
+from equitomo.cli.reading import Declared, declared_in, declared_pair, declared_rows, read_halves
+from equitomo.datasets import SubtomogramDataset, TomogramPair, read_geometry, require_one_voxel_size
+from equitomo.diagnosis import diagnose, estimate_wedge
+from equitomo.io import TableRow, bytes_to_create, read_volume, require_place
 from equitomo.training import IcecreamTrainer, TrainingConfig
 from equitomo.training.memory import IN_BACKWARD, cubes_at_once
 
@@ -94,7 +76,7 @@ def _look_at_one(table: _Table, declared: Declared, options: Options) -> Tomogra
     """The pair, if it can be used at all."""
     pair = _look_at_the_data(table, declared, options)
     if pair is not None:
-        _look_at_the_wedge(table, pair, options[CheckPlan].picture)
+        _draw_the_wedge(table, pair, options[CheckPlan].picture)
         _look_at_the_cubes(table, pair, options[TrainingConfig])
     return pair
 
@@ -123,8 +105,7 @@ def _look_at_all(table: _Table, rows: list[TableRow], options: Options) -> None:
 
 def _without_voxels(pair: TomogramPair) -> TomogramPair:
     """A pair of that shape which takes no memory."""
-    pair = copy.copy(pair)
-    pair.volumes, pair.mask = torch.zeros(()).expand(pair.volumes.shape), None
+    pair.release()
     return pair
 
 
@@ -186,80 +167,32 @@ def _look_at_the_data(table: _Table, declared: Declared, options: Options) -> To
         views = "" if geometry.continuous else f"{len(geometry.angles)} views from "
         table("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {geometry.tilt_axis}")
     files = table.attempt("files", lambda: read_halves(declared.first, declared.second, options[Reading]))
-    if files is None:
+    if files is None or geometry is None:
         return None
-    _describe(table, files[0])
-    whole = [table.attempt("voxels", lambda v=v: _usable(v)) for v in files]  # type: ignore[misc]
-    if geometry is None or None in whole:
-        return None
-    table("ok", "voxels", "finite, and not constant")
-    return _pair(table, files, geometry, declared.mask, options)
-
-
-def _usable(volume: Volume) -> bool:
-    require_usable(torch.tensor(volume.as_float32()), str(volume.path))
-    return True
-
-
-def _describe(table: _Table, volume: Volume) -> None:
-    z, y, x = volume.data.shape
-    sizes = volume.voxel_size
-    known = " x ".join(f"{size:.4g}" for size in dict.fromkeys(sizes))
-    size = f"of {known} Å" if min(sizes) > 0 else "of unknown size"
-    table("ok", "files", f"two volumes of {z} x {y} x {x} voxels (z, y, x) {size}, {volume.data.dtype}")
-    if note := voxels_not_cubic(sizes):
-        table("note", "files", note)
-
-
-def _pair(
-    table: _Table,
-    files: tuple[Volume, Volume],
-    geometry: TiltGeometry,
-    mask: str | None,
-    options: Options,
-) -> TomogramPair | None:
-    first, second = files
-    permissive: bool = options[Reading].permissive
-    known = min(first.voxel_size) > 0
-    complaints = table.attempt("halves", lambda: judge_halves(first.data, second.data, "the pair"))
-    if complaints is None:
-        return None
-    for complaint in complaints:
-        table("mend", "halves", complaint)
 
     def make() -> TomogramPair:
-        pair = TomogramPair(
-            first.data,
-            second.data,
-            geometry,
-            voxel_size=first.voxel_size if known else None,
-            mask=None if mask in (None, "auto") else read_volume(mask, permissive=permissive).data,
-            normalization=options[TrainingConfig].normalization,
-            name="the pair",
-        )
-        if mask == "auto":
-            pair.mask = specimen_mask(pair.volumes.mean(0))
-        return pair
+        permissive: bool = options[Reading].permissive
+        mask: Any = declared.mask
+        if mask not in (None, "auto"):
+            mask = read_volume(mask, permissive=permissive)
+        normalization = options[TrainingConfig].normalization
+        return TomogramPair(*files, geometry, mask=mask, normalization=normalization, lazy=True)
 
-    pair = table.attempt("halves", make, said=complaints)
+    pair = table.attempt("halves", make)
     if pair is None:
         return None
-    table("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
-    if not complaints:
-        sound = "" if "halves" in table.doubted else "independent and in place; "
-        table("ok", "halves", f"{sound}they {agreement(pair)}")
+    findings = diagnose(pair)
+    for finding in findings:
+        status: Status = finding.severity if finding.severity in ("ok", "note") else "mend"
+        table(status, finding.subject, finding.text)
+    if any(finding.severity == "error" and finding.subject != "wedge" for finding in findings):
+        return None
+    _ = pair.volumes, pair.mask
     return pair
 
 
-def _look_at_the_wedge(table: _Table, pair: TomogramPair, picture: str | None) -> None:
-    judged = judge_each(list(pair.volumes), pair.geometry)
-    verdict, estimate = judged.verdict, judged.estimate
-    status: Status = "ok" if verdict.kind == "agrees" else "mend" if verdict.is_wrong else "note"
-    sure = "" if estimate.tilt_range is None else f" ({estimate.explained:.0%} of the spectrum's contrast explained)"
-    table(status, "wedge", verdict.message + sure)
-    if verdict.kind == "unclear" and (note := thinnest_not_z(pair.shape)):
-        table("note", "axes", note)
-    if picture is not None and estimate.tilt_range is not None:
+def _draw_the_wedge(table: _Table, pair: TomogramPair, picture: str | None) -> None:
+    if picture is not None and (estimate := estimate_wedge(pair.statistics[0].middle)).tilt_range is not None:
         table("ok", "wedge", f"drawn in {report.draw_wedge(picture, estimate, pair.geometry)}")
 
 
@@ -314,7 +247,7 @@ class _Trial:
     @classmethod
     def of(cls, pair: TomogramPair, config: TrainingConfig) -> _Trial:
         pair = copy.copy(pair)
-        pair.mask = None
+        pair._mask_given = pair._mask = None
         trainer = IcecreamTrainer(pair, _small(config) if _on_cpu(config) else config)
         share = trainer.config.batch * trainer.config.side**3 / (config.batch * config.side**3)
         try:

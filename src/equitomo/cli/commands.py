@@ -35,8 +35,8 @@ from equitomo.cli.options import (
     TrainingInput,
 )
 from equitomo.cli.predicting import make_predictor, progress, require_other, require_range
-from equitomo.cli.reading import PairInput, read_geometry, read_halves, read_pair, read_table_of_pairs
-from equitomo.datasets import StoredTomogramPair, TomogramPair, require_usable
+from equitomo.cli.reading import PairInput, read_halves, read_pair, read_table_of_pairs
+from equitomo.datasets import TomogramPair, read_geometry, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_atomically, write_volume
 from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
@@ -87,7 +87,7 @@ def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
 
 def _prepare_train(options: Options) -> Job:
     folder = Path(options[RunFolder].out)
-    pairs: TomogramPair | list[StoredTomogramPair]
+    pairs: TomogramPair | list[TomogramPair]
     files: dict[str, Volume | Path]
     if options[HalvesOrTable].table is not None:
         pairs, files = read_table_of_pairs(options)
@@ -168,7 +168,7 @@ def _prepare_fsc(options: Options) -> Job:
         require_other(Path(compare.picture), halves.first, halves.second)
     first, second = read_halves(halves.first, halves.second, options[Reading])
     for volume in (first, second):
-        require_usable(torch.from_numpy(volume.as_float32().copy()), str(volume.path))
+        require_usable(volume, str(volume.path))
     geometry = None if compare.tilts is None else read_geometry(compare.tilts, compare.tilt_axis)
     voxel_size = min(first.voxel_size) or None
 
@@ -196,7 +196,7 @@ def _prepare_convert(options: Options) -> Job:
 def _trainer(
     options: Options,
     folder: Path,
-    pairs: TomogramPair | Sequence[TomogramPair | StoredTomogramPair],
+    pairs: TomogramPair | Sequence[TomogramPair],
     initial: Initial,
 ) -> IcecreamTrainer:
     resume = options[RunFolder].resume

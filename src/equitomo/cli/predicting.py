@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from equitomo.cli.machine import require_memory
 from equitomo.cli.options import OneOrMany, PredictFiles, Prediction, Reading, RunGeometry
-from equitomo.cli.reading import read_geometry, read_halves, read_one, warn_of_geometry, warn_of_halves
-from equitomo.datasets import IntensityScale, Normalization, require_usable
+from equitomo.cli.reading import read_one, warn_of_pair
+from equitomo.datasets import IntensityScale, Normalization, TomogramPair, read_geometry
 from equitomo.geometry import TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
@@ -134,9 +134,6 @@ def make_ready(
     """
     prediction: Prediction = options[Prediction]
     volumes, scale = _read_volumes(tomogram, options[Reading], trained.config.normalization)
-    name = tomogram.first if tomogram.second is None else f"{tomogram.first} and {tomogram.second}"
-    warn_of_halves(name, volumes, scale)
-    warn_of_geometry(name, volumes, tomogram.geometry)
     require_range(volumes[0].data, prediction.dtype)
     predictor = make_predictor(
         trained.network,
@@ -252,10 +249,9 @@ def progress(title: str, unit: str) -> Iterator[Progress]:
 def _read_volumes(
     tomogram: Tomogram, reading: Reading, normalization: Normalization
 ) -> tuple[list[Volume], IntensityScale]:
-    if tomogram.second is None:
-        volumes = [read_one(tomogram.first, reading)]
-    else:
-        volumes = list(read_halves(tomogram.first, tomogram.second, reading))
-    for volume in volumes:
-        require_usable(volume.data, str(volume.path))
-    return volumes, IntensityScale.of(*(volume.data for volume in volumes), normalization=normalization)
+    paths = [path for path in (tomogram.first, tomogram.second) if path is not None]
+    volumes = [read_one(path, reading) for path in paths]
+    second = volumes[1] if len(volumes) > 1 else None
+    pair = TomogramPair(volumes[0], second, tomogram.geometry, normalization=normalization, lazy=True)
+    warn_of_pair(pair)
+    return volumes, pair.scale

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,11 @@ from typing import Any
 import numpy as np
 
 from equitomo.cli.options import Geometry, Halves, HalvesOrTable, Reading, TrainingGeometry, TrainingInput
-from equitomo.datasets import (
-    IntensityScale,
-    StoredTomogramPair,
-    TomogramPair,
-    judge_halves,
-    require_two_halves,
-    warn_of_outliers,
-)
-from equitomo.geometry import TiltAxis, TiltGeometry
-from equitomo.io import TableRow, Volume, read_table, read_tilts, read_volume
+from equitomo.datasets import TomogramPair, require_one_grid
+from equitomo.diagnosis import diagnose
+from equitomo.geometry import TiltAxis
+from equitomo.io import TableRow, Volume, read_table, read_volume
 from equitomo.training import TrainingConfig
-from equitomo.wedge_estimate import WedgeEstimate, WedgeVerdict, estimate_wedge, judge_geometry
 
 Options = dict[type, Any]
 
@@ -57,8 +48,9 @@ class PairInput:
 def read_pair(options: Options) -> PairInput:
     """Two half tomograms with their tilts and mask, in memory."""
     declared = declared_pair(options, options[TrainingInput].mask)
-    stored, files = _stored_pair(declared, options, f"{declared.first} and {declared.second}")
-    return PairInput(stored.load(), files)
+    pair = _read(declared, options, f"{declared.first} and {declared.second}")
+    _ = pair.volumes, pair.mask
+    return PairInput(pair, pair.files)
 
 
 def declared_pair(options: Options, mask: str | None) -> Declared:
@@ -86,50 +78,59 @@ def declared_in(row: TableRow, options: Options, mask: str | None) -> Declared:
     return Declared(row.first, row.second, tilts, row.tilt_axis or given.tilt_axis, row.mask or mask)
 
 
-def read_table_of_pairs(options: Options) -> tuple[list[StoredTomogramPair], dict[str, Volume | Path]]:
+def read_table_of_pairs(options: Options) -> tuple[list[TomogramPair], dict[str, Volume | Path]]:
     """The tomograms of a table, of which no more than the headers are read, and all files that belong to them."""
     table, mask = options[HalvesOrTable].table, options[TrainingInput].mask
     pairs, files = [], dict[str, Volume | Path](table=Path(table))
     for row in declared_rows(options, mask):
         name = f"{row.first} and {row.second} (line {row.line} of {table})"
         try:
-            pair, own = _stored_pair(declared_in(row, options, mask), options, name)
+            pair = _read(declared_in(row, options, mask), options, name)
+            pair.release()
         except (ValueError, OSError) as error:
             raise ValueError(f"{table}: line {row.line}: {error}") from error
         pairs.append(pair)
-        files |= {f"line {row.line}: {role}": file for role, file in own.items()}
+        files |= {f"line {row.line}: {role}": file for role, file in pair.files.items()}
     return pairs, files
 
 
-def _stored_pair(
-    declared: Declared, options: Options, name: str
-) -> tuple[StoredTomogramPair, dict[str, Volume | Path]]:
-    """A pair that is still in its files, and these files by the role they have."""
+def _read(declared: Declared, options: Options, name: str) -> TomogramPair:
+    """Read a pair that stays in its files."""
     reading: Reading = options[Reading]
-    halves, mask = {"first": declared.first, "second": declared.second}, declared.mask
-    volumes = {role: read_volume(path, permissive=reading.permissive) for role, path in halves.items()}
-    if mask is not None and mask != "auto":
-        volumes["mask"] = read_volume(mask, permissive=reading.permissive)
-    pair = StoredTomogramPair(
-        volumes["first"],
-        volumes["second"],
-        read_geometry(declared.tilts, declared.tilt_axis),
-        mask="auto" if mask == "auto" else volumes.get("mask"),
+    pair = TomogramPair.read(
+        declared.first,
+        declared.second,
+        tilts=declared.tilts,
+        tilt_axis=declared.tilt_axis,
+        mask=declared.mask,
         normalization=options[TrainingConfig].normalization,
         nan=reading.nan,
+        permissive=reading.permissive,
+        lazy=True,
         name=name,
     )
-    warn_of_geometry(name, [volumes["first"], volumes["second"]], pair.geometry)
-    files: dict[str, Volume | Path] = dict(volumes)
-    if Path(declared.tilts).is_file():
-        files["tilts"] = Path(declared.tilts)
-    return pair, files
+    warn_of_pair(pair)
+    return pair
+
+
+def warn_of_pair(pair: TomogramPair) -> None:
+    """Warn of what diagnose() found in a pair that can be used.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used.
+    """
+    _ = pair.scale
+    for finding in diagnose(pair):
+        if finding.severity != "ok" and not (finding.severity == "note" and finding.subject == "wedge"):
+            warnings.warn(f"{pair.name}: {finding.text}", stacklevel=4)
 
 
 def read_halves(first: str | Path, second: str | Path, reading: Reading) -> tuple[Volume, Volume]:
     """Two volumes that can be halves of one tomogram."""
     volumes = read_one(first, reading), read_one(second, reading)
-    require_two_halves(*volumes)
+    require_one_grid(*volumes)
     return volumes
 
 
@@ -144,82 +145,3 @@ def read_one(path: str | Path, reading: Reading) -> Volume:
         return volume
     warnings.warn(f"{path}: {np.sum(~finite)} voxels that are NaN or infinite now hold the file's mean", stacklevel=2)
     return replace(volume, voxels=np.where(finite, data, data[finite].mean(dtype=np.float64).astype(np.float32)))
-
-
-def read_geometry(tilts: str, tilt_axis: TiltAxis) -> TiltGeometry:
-    """From ``LOW,HIGH`` or a file."""
-    if re.fullmatch(r"[-+\d.,\s]+", tilts) and not Path(tilts).exists():
-        try:
-            low, high = map(float, tilts.split(","))
-        except ValueError:
-            raise ValueError(f"--tilts is a file or LOW,HIGH in degrees such as -60,60, got {tilts!r}") from None
-        return TiltGeometry.from_range(low, high, tilt_axis)
-    return TiltGeometry(read_tilts(tilts), tilt_axis)
-
-
-def warn_of_halves(name: str, volumes: Sequence[Volume], scale: IntensityScale) -> None:
-    """Say what is odd about one or two volumes that are used all the same.
-
-    Raises
-    ------
-    ValueError
-        If two are no independent halves.
-    """
-    data = [volume.data for volume in volumes]
-    for complaint in judge_halves(data[0], data[1], name) if len(data) == 2 else []:
-        warnings.warn(f"{name}: {complaint}", stacklevel=3)
-    warn_of_outliers(data, scale, name)
-
-
-def warn_of_geometry(name: str, volumes: Sequence[Volume], geometry: TiltGeometry) -> None:
-    """Say what makes the declared wedge another one than the data's: nothing later would show it."""
-    verdict = judge_each([volume.data for volume in volumes], geometry).verdict
-    notes = [verdict.message if verdict.is_wrong else "", voxels_not_cubic(volumes[0].voxel_size)]
-    if verdict.kind == "unclear":
-        notes.append(thinnest_not_z(volumes[0].shape))
-    for note in filter(None, notes):
-        warnings.warn(f"{name}: {note}", stacklevel=4)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The wedge of a tomogram held against its data, and which half says so."""
-
-    verdict: WedgeVerdict
-    estimate: WedgeEstimate
-
-
-def judge_each(volumes: Sequence[Any], geometry: TiltGeometry) -> Judged:
-    """Hold a geometry against the spectrum of each half; what the first says, unless the wedge of the other is wrong.
-
-    Of two that are turned or mirrored against each other the sum would have another wedge.
-    """
-    judged = [Judged(judge_geometry(estimate, geometry), estimate) for estimate in map(estimate_wedge, volumes)]
-    first, *others = judged
-    for other in others:
-        if other.verdict.is_wrong and not first.verdict.is_wrong:
-            return replace(
-                other, verdict=replace(other.verdict, message=f"of the second half: {other.verdict.message}")
-            )
-    return first
-
-
-def voxels_not_cubic(voxel_size: Sequence[float]) -> str:
-    """What is wrong with voxels of several lengths, empty if they have one."""
-    if min(voxel_size) <= 0 or max(voxel_size) <= 1.01 * min(voxel_size):
-        return ""
-    return (
-        f"the voxels are no cubes, {tuple(round(size, 3) for size in voxel_size)} Å (z, y, x), but the tilts are taken "
-        "as angles between voxels: resample the tomogram to cubes"
-    )
-
-
-def thinnest_not_z(shape: Sequence[int]) -> str:
-    """What is odd about a volume that is thinnest along another axis than the beam, empty if it is not."""
-    thinnest = min(range(3), key=lambda axis: shape[axis])
-    if shape[thinnest] > 0.6 * shape[0]:
-        return ""
-    return (
-        f"the volume is thinnest along {'zyx'[thinnest]}, {tuple(shape)} voxels (z, y, x), but the beam must be along "
-        "z: is the file stored with other axes? (IMOD: clip rotx IN OUT)"
-    )

@@ -1,28 +1,27 @@
-"""Tomograms as data: pairs of halves, the cubes cut from them, and where the specimen is."""
+"""Tomograms as data: pairs of halves, the cubes cut from them, and masks of the specimen."""
 
-from equitomo.datasets.agreement import HalvesAgreement, compare_halves
-from equitomo.datasets.cubes import Cubes, SubtomogramDataset
-from equitomo.datasets.halves import judge_halves
-from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable, warn_of_outliers
-from equitomo.datasets.pair import TomogramPair
+from equitomo.datasets.cubes import Cubes, SubtomogramDataset, require_one_voxel_size
+from equitomo.datasets.halves import require_one_grid
+from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
+from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
 from equitomo.datasets.specimen import specimen_mask
-from equitomo.datasets.stored import StoredTomogramPair, require_two_halves
+from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, clipped
 
 __all__ = [
     "Cubes",
-    "HalvesAgreement",
+    "HalfStatistics",
     "IntensityScale",
     "Normalization",
-    "StoredTomogramPair",
+    "ReadingStoppedError",
     "SubtomogramDataset",
     "SubtomogramPool",
     "TomogramPair",
-    "compare_halves",
+    "clipped",
     "cubes_of",
-    "judge_halves",
-    "require_two_halves",
+    "read_geometry",
+    "require_one_grid",
+    "require_one_voxel_size",
     "require_usable",
     "specimen_mask",
-    "warn_of_outliers",
 ]

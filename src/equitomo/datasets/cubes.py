@@ -4,22 +4,63 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from equitomo._draws import CUBES, draw_integers
 from equitomo.datasets.pair import TomogramPair
-from equitomo.datasets.starts import ValidStarts
-from equitomo.datasets.stored import StoredTomogramPair
+from equitomo.datasets.starts import ValidStarts, require_fit
+from equitomo.draws import CUBES, draw_integers
+from equitomo.geometry import Geometry
+from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.volumes import Shape
+
+WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 
 
-class Cubes(Dataset[dict[str, Tensor]]):
-    """What training asks of cubes, wherever they come from."""
+class Cubes(Dataset[dict[str, Any]]):
+    """Cubes for training, from pairs in memory or in files.
 
+    Attributes
+    ----------
+    pairs : tuple of TomogramPair
+        The tomograms.
+    shape : tuple of int
+        Voxels of a cube along (z, y, x).
+    length : int
+        Number of cubes the dataset counts.
+    """
+
+    pairs: tuple[TomogramPair, ...]
+    shape: Shape
     length: int
+
+    def __init__(
+        self,
+        pairs: TomogramPair | Sequence[TomogramPair],
+        side: int | Shape,
+        *,
+        length: int,
+        seed: int,
+        mixed_voxel_sizes: bool,
+        physics: WedgeOperator | None,
+    ) -> None:
+        self.pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
+        if not self.pairs:
+            raise ValueError("at least one pair of half tomograms is needed")
+        if len({pair.n_views for pair in self.pairs}) > 1:
+            raise ValueError("pairs of halves and single volumes cannot be mixed: give two halves of each, or one")
+        z, y, x = (int(side),) * 3 if isinstance(side, (int, np.integer)) else map(int, side)
+        self.shape = z, y, x
+        self.length, self.seed = int(length), int(seed)
+        if not mixed_voxel_sizes:
+            require_one_voxel_size(self.pairs)
+        for pair in self.pairs:
+            require_fit(pair.shape, self.shape, pair.name)
+        self._masks = {} if physics is None else _masks_of(self.pairs, physics)
 
     @property
     @abstractmethod
@@ -29,11 +70,11 @@ class Cubes(Dataset[dict[str, Tensor]]):
     @property
     @abstractmethod
     def example(self) -> Tensor:
-        """The cube in the middle of the first pair, ``(2, side, side, side)``, always the same."""
+        """The cube in the middle of the first pair, ``(views, z, y, x)``, always the same."""
 
     @abstractmethod
     def batch(self, indices: range) -> tuple[Tensor, list[int]]:
-        """The items ``indices`` as one tensor ``(len(indices), 2, side, side, side)``.
+        """Return the items ``indices`` as one tensor ``(len(indices), views, z, y, x)``.
 
         Returns
         -------
@@ -42,31 +83,37 @@ class Cubes(Dataset[dict[str, Tensor]]):
         """
 
     def close(self) -> None:
-        """End what goes on in the background; :meth:`batch` begins it again."""
+        """End reading in the background; :meth:`batch` begins it again."""
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The cube of both halves, ``{"y": (2, side, side, side)}``."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one cube of all views, ``{"y": (views, z, y, x)}``, with its mask in ``"params"`` if there is one."""
         if not 0 <= index < self.length:
             raise IndexError(f"item {index} of {self.length}")
-        return {"y": self.batch(range(index, index + 1))[0][0]}
+        cubes, (source,) = self.batch(range(index, index + 1))
+        item: dict[str, Any] = {"y": cubes[0]}
+        if self._masks:
+            item["params"] = {"mask": self._masks[self.pairs[source].geometries].to(cubes.device)}
+        return item
 
 
 class SubtomogramDataset(Cubes):
     """Cubes of both halves, drawn uniformly over all places where enough specimen is.
 
-    Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the cubes they would
-    have seen. Several tomograms are drawn from in proportion to their valid starts. As items are dicts with
-    the key ``"y"``, the dataset serves :class:`deepinv.Trainer` as it is.
+    Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the same cubes. Several
+    tomograms are drawn from in proportion to their valid starts. As items are dicts with the key ``"y"``, the dataset
+    serves :class:`deepinv.Trainer` as it is. Where the tilts differ between tomograms or between halves, an item also
+    holds ``"params": {"mask": ...}``, the mask of its tomogram, which the trainer hands to the operator; in a loop of
+    one's own ``physics.update(**batch["params"])`` does.
 
     Parameters
     ----------
     pairs
         One pair or several.
     side
-        Voxels per side of a cube.
+        Voxels per side of a cube; three numbers ``(z, y, x)`` for cubes with unequal sides.
     length
         Number of cubes the dataset counts, e.g. steps times batch size.
     seed
@@ -76,6 +123,9 @@ class SubtomogramDataset(Cubes):
         DeepDeWedge's default (:cite:t:`wiedemann2024deep`).
     mixed_voxel_sizes
         Accept pairs whose voxel sizes differ.
+    physics
+        The operator of the training, whose mask is made for the tilts of each tomogram and half; for tilt axes that
+        differ, make it for the union of the geometries. ``None`` leaves the masks out of the items.
 
     Raises
     ------
@@ -89,25 +139,26 @@ class SubtomogramDataset(Cubes):
     >>> dataset = SubtomogramDataset(pair, 16, length=100)
     >>> dataset[0]["y"].shape, dataset.n_starts
     (torch.Size([2, 16, 16, 16]), 45)
+    >>> SubtomogramDataset(pair, (8, 16, 16), length=100)[0]["y"].shape
+    torch.Size([2, 8, 16, 16])
     """
 
     def __init__(
         self,
         pairs: TomogramPair | Sequence[TomogramPair],
-        side: int,
+        side: int | Shape,
         *,
         length: int,
         seed: int = 0,
         min_fraction: float = 0.3,
         mixed_voxel_sizes: bool = False,
+        physics: WedgeOperator | None = None,
     ) -> None:
-        self.pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
-        if not self.pairs:
-            raise ValueError("at least one pair of half tomograms is needed")
-        self.side, self.length, self.seed = int(side), int(length), int(seed)
-        if not mixed_voxel_sizes:
-            require_one_voxel_size(self.pairs)
-        self._starts = [ValidStarts(pair, self.side, min_fraction) for pair in self.pairs]
+        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes, physics=physics)
+        for pair in self.pairs:
+            # Read lazy pairs now: the mask may depend on the volumes, and what cannot be used is refused here.
+            _ = pair.volumes
+        self._starts = [ValidStarts(pair.shape, pair.mask, self.shape, min_fraction, pair.name) for pair in self.pairs]
         self._ends = np.cumsum([starts.count for starts in self._starts])
 
     @property
@@ -116,7 +167,7 @@ class SubtomogramDataset(Cubes):
 
     @property
     def example(self) -> Tensor:
-        return central_cube(self.pairs[0].volumes, self.side)
+        return central_cube(self.pairs[0].volumes, self.shape)
 
     def batch(self, indices: range) -> tuple[Tensor, list[int]]:
         ranks = draw_integers(self.seed, indices, self.n_starts, CUBES)
@@ -124,23 +175,37 @@ class SubtomogramDataset(Cubes):
         for rank in ranks:
             source = int(np.searchsorted(self._ends, rank, side="right"))
             before = int(self._ends[source - 1]) if source else 0
-            cubes.append(cube_at(self.pairs[source].volumes, self._starts[source].locate(rank - before), self.side))
+            cubes.append(cube_at(self.pairs[source].volumes, self._starts[source].locate(rank - before), self.shape))
             sources.append(source)
         return torch.stack(cubes), sources
 
 
-def cube_at(volumes: Tensor, start: Sequence[int], side: int) -> Tensor:
-    """The cube of both halves that begins at ``start``, not copied."""
-    z, y, x = (slice(first, first + side) for first in start)
+def _masks_of(pairs: Sequence[TomogramPair], physics: WedgeOperator) -> dict[tuple[Geometry, ...], Tensor]:
+    """Return the mask ``(views or 1, z, y, x // 2 + 1)`` for the tilts of each pair; none if all are the operator's."""
+    different = dict.fromkeys(pair.geometries for pair in pairs)
+    if {geometry for views in different for geometry in views} == {physics.geometry}:
+        return {}
+    # Items of a batch are stacked: their masks need one shape.
+    is_per_view = any(len(set(views)) > 1 for views in different)
+    return {
+        views: torch.cat([physics.mask_for(geometry)[0] for geometry in (views if is_per_view else views[:1])])
+        for views in different
+    }
+
+
+def cube_at(volumes: Tensor, start: Shape, shape: Shape) -> Tensor:
+    """Return the cube of all views that begins at ``start``, not copied."""
+    z, y, x = (slice(first, first + side) for first, side in zip(start, shape, strict=True))
     return volumes[:, z, y, x]
 
 
-def central_cube(volumes: Tensor, side: int) -> Tensor:
-    """The cube in the middle, not copied."""
-    return cube_at(volumes, [(n - side) // 2 for n in volumes.shape[1:]], side)
+def central_cube(volumes: Tensor, shape: Shape) -> Tensor:
+    """Return the cube in the middle, not copied."""
+    z, y, x = ((n - side) // 2 for n, side in zip(volumes.shape[1:], shape, strict=True))
+    return cube_at(volumes, (z, y, x), shape)
 
 
-def require_one_voxel_size(pairs: Sequence[TomogramPair | StoredTomogramPair]) -> None:
+def require_one_voxel_size(pairs: Sequence[TomogramPair]) -> None:
     """Refuse pairs whose known voxel sizes differ by more than one part in a hundred."""
     known = [(pair, pair.voxel_size) for pair in pairs if pair.voxel_size is not None]
     for pair, sizes in known[1:]:
@@ -148,5 +213,5 @@ def require_one_voxel_size(pairs: Sequence[TomogramPair | StoredTomogramPair]) -
         if any(abs(one - other) > 0.01 * max(one, other) for one, other in zip(sizes, expected, strict=True)):
             raise ValueError(
                 f"the voxel sizes of {reference.name} and {pair.name} differ, {expected} and {sizes} Å (z, y, x): "
-                "bring them to one scale, correct the header that is wrong, or allow it with mixed_voxel_sizes"
+                "bring them to one scale, correct the header that is wrong, or pass `mixed_voxel_sizes=True`"
             )

@@ -8,60 +8,64 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo._draws import CUBES, SLOTS, TENANTS, draw_integers
-from equitomo.datasets.cubes import Cubes, SubtomogramDataset, central_cube, cube_at, require_one_voxel_size
+from equitomo.datasets.cubes import Cubes, SubtomogramDataset, WedgeOperator, central_cube, cube_at
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts
-from equitomo.datasets.stored import ReadingStoppedError, StoredTomogramPair
+from equitomo.datasets.statistics import ReadingStoppedError
+from equitomo.draws import CUBES, SLOTS, TOMOGRAMS, draw_integers
+from equitomo.volumes import Shape
 
 _log = logging.getLogger(__name__)
 
-# The golden ratio less one, of 2**64: multiples of it are spread over the range as evenly as numbers can be.
+# The golden ratio less one, times 2**64: its multiples are spread over the range as evenly as numbers can be.
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class SubtomogramPool(Cubes):
     r"""Cubes of tomograms that take turns in memory, while the next one is read in the background.
 
-    Time is cut into stretches of cubes. During stretch :math:`s` the places ``s`` to ``s + n_held - 1`` of an endless
-    list are in memory and cubes are drawn from all of them alike, while place ``s + n_held`` is read. Place :math:`t`
-    belongs to the tomogram in whose share of all valid starts, laid end to end on a circle, the point
-    :math:`u + t (\sqrt 5 - 1) / 2` falls, with :math:`u` drawn from the seed: after any number of places
-    each tomogram was there in proportion to its valid starts, but for a few (the points of a golden rotation
-    have the least discrepancy).
+    The cubes are divided into intervals of ``exchange_every`` cubes. During interval :math:`s` the tomograms of the
+    turns ``s`` to ``s + n_held - 1`` of an endless list are in memory and cubes are drawn from all of them alike,
+    while the tomogram of turn ``s + n_held`` is read. Turn :math:`t` belongs to the tomogram in whose share of all
+    valid starts, laid end to end on a circle, the point :math:`u + t (\sqrt 5 - 1) / 2` falls, with :math:`u` drawn
+    from the seed: after any number of turns each tomogram was held in proportion to its valid starts, to within a few
+    turns (the points of a golden rotation have the least discrepancy).
 
-    What item ``k`` is depends on the seed, the tomograms, ``memory``, ``stretch`` and ``k`` alone: ranks and resumed
-    runs see the cubes they would have seen, also from the middle of a stretch. Use no worker processes: each would
-    hold tomograms of its own.
+    Item ``k`` depends on the seed, the tomograms, ``memory``, ``exchange_every`` and ``k`` alone: ranks and resumed
+    runs see the same cubes, also from the middle of an interval. Do not use worker processes: each would hold
+    tomograms of its own.
 
     Parameters
     ----------
     pairs
         The tomograms. Each is read once at the beginning to find its scale and its valid starts.
     side
-        Voxels per side of a cube.
+        Voxels per side of a cube; three numbers ``(z, y, x)`` for cubes with unequal sides.
     length
         Number of cubes the dataset counts, e.g. steps times batch size.
     memory
         Bytes that tomograms may take, those in use and the one that is being read together.
-    stretch
-        Cubes from one exchange to the next.
+    exchange_every
+        Number of cubes after which one tomogram is exchanged for the next.
     seed
         Source of the draws.
     min_fraction
         Share of a cube's voxels that must lie inside the pair's mask, where it has one.
     mixed_voxel_sizes
         Accept tomograms whose voxel sizes differ.
+    physics
+        See :class:`~equitomo.SubtomogramDataset`.
 
     Attributes
     ----------
     n_held : int
-        Places in memory at a time.
+        Turns in memory at a time.
 
     Raises
     ------
@@ -77,29 +81,26 @@ class SubtomogramPool(Cubes):
 
     def __init__(
         self,
-        pairs: Sequence[StoredTomogramPair],
-        side: int,
+        pairs: TomogramPair | Sequence[TomogramPair],
+        side: int | Shape,
         *,
         length: int,
         memory: int,
-        stretch: int,
+        exchange_every: int,
         seed: int = 0,
         min_fraction: float = 0.3,
         mixed_voxel_sizes: bool = False,
+        physics: WedgeOperator | None = None,
     ) -> None:
-        self.pairs = tuple(pairs)
-        if not self.pairs:
-            raise ValueError("at least one pair of half tomograms is needed")
-        if stretch < 1:
-            raise ValueError(f"stretch must be at least one cube, got {stretch}")
-        if not mixed_voxel_sizes:
-            require_one_voxel_size(self.pairs)
-        self.side, self.length, self.seed, self.stretch = int(side), int(length), int(seed), int(stretch)
-        self.n_held = _places([pair.n_bytes for pair in self.pairs], memory)
+        if exchange_every < 1:
+            raise ValueError(f"`exchange_every` must be at least one cube, got {exchange_every}")
+        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes, physics=physics)
+        self.exchange_every = int(exchange_every)
+        self.n_held = _turns_held([pair.n_bytes for pair in self.pairs], memory)
         self._survey(min_fraction)
         self._ends = np.cumsum([starts.count for starts in self._starts])
-        self._first = draw_integers(self.seed, range(1), 2**63, TENANTS)[0] * 2
-        self._n_stretches = -(-self.length // self.stretch)
+        self._first = draw_integers(self.seed, range(1), 2**63, TOMOGRAMS)[0] * 2
+        self._n_intervals = -(-self.length // self.exchange_every)
         self._held: dict[int, Tensor] = {}
         self._current: int | None = None
         self._ahead: _Reading | None = None
@@ -114,67 +115,70 @@ class SubtomogramPool(Cubes):
         return self._example
 
     def batch(self, indices: range) -> tuple[Tensor, list[int]]:
-        # One stretch after the other: what is drawn from the first must not keep its tomograms in memory.
-        parts = [self._of_one_stretch(part) for part in self._by_stretch(indices)]
+        # One interval after the other: the cubes drawn in the first must not keep its tomograms in memory.
+        parts = [self._of_one_interval(part) for part in self._by_interval(indices)]
         cubes = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts])
         return cubes, [source for _, sources in parts for source in sources]
 
-    def tenant(self, place: int) -> int:
-        """The number of the tomogram that a place of the endless list belongs to."""
+    def tomogram_at(self, turn: int) -> int:
+        """Return the number of the tomogram whose turn it is."""
         # In whole numbers, which are the same everywhere.
-        point = (self._first + place * _GOLDEN) % 2**64
+        point = (self._first + turn * _GOLDEN) % 2**64
         return int(np.searchsorted(self._ends, point * self.n_starts >> 64, side="right"))
 
     def close(self) -> None:
-        """End the reading in the background; :meth:`batch` begins it again."""
+        """End reading in the background; :meth:`batch` begins it again."""
         if self._ahead is not None:
             self._ahead.cancel()
             self._ahead = None
-        # Whatever comes next is to look again for what should be read ahead.
+        # The next batch has to look again for what should be read ahead.
         self._current = None
 
-    def _by_stretch(self, indices: range) -> Iterator[range]:
-        for stretch in range(indices.start // self.stretch, -(-indices.stop // self.stretch)):
-            first, last = stretch * self.stretch, (stretch + 1) * self.stretch
+    def _by_interval(self, indices: range) -> Iterator[range]:
+        for interval in range(indices.start // self.exchange_every, -(-indices.stop // self.exchange_every)):
+            first, last = interval * self.exchange_every, (interval + 1) * self.exchange_every
             yield range(max(first, indices.start), min(last, indices.stop))
 
-    def _of_one_stretch(self, indices: range) -> tuple[Tensor, list[int]]:
-        stretch = indices.start // self.stretch
-        if stretch != self._current:
-            self._enter(stretch)
+    def _of_one_interval(self, indices: range) -> tuple[Tensor, list[int]]:
+        interval = indices.start // self.exchange_every
+        if interval != self._current:
+            self._exchange(interval)
         cubes, sources = [], []
         for index, slot in zip(indices, draw_integers(self.seed, indices, self.n_held, SLOTS), strict=True):
-            source = self.tenant(stretch + slot)
+            source = self.tomogram_at(interval + slot)
             starts = self._starts[source]
             (rank,) = draw_integers(self.seed, range(index, index + 1), starts.count, CUBES)
-            cubes.append(cube_at(self._held[source], starts.locate(rank), self.side))
+            cubes.append(cube_at(self._held[source], starts.locate(rank), self.shape))
             sources.append(source)
         return torch.stack(cubes), sources
 
     def _survey(self, min_fraction: float) -> None:
-        """Read every tomogram once, for its checks, scale and valid starts."""
+        """Read every tomogram once, to check it and to find its scale and its valid starts."""
         self._starts = []
         for number, pair in enumerate(self.pairs, 1):
             _log.info("reading tomogram %d of %d: %s", number, len(self.pairs), pair.name)
-            loaded = pair.load()
-            self._starts.append(ValidStarts(loaded, self.side, min_fraction))
+            volumes = pair.load_volumes()
+            mask = pair.load_mask(volumes)
+            self._starts.append(ValidStarts(pair.shape, mask, self.shape, min_fraction, pair.name))
             if number == 1:
-                self._example = central_cube(loaded.volumes, self.side).clone()
+                self._example = central_cube(volumes, self.shape).clone()
+            # The statistics of many tomograms would take more memory than the tomograms in use.
+            pair.release()
 
     def _warn_of_unvisited(self) -> None:
-        visited = {self.tenant(place) for place in range(self._n_stretches - 1 + self.n_held)}
+        visited = {self.tomogram_at(turn) for turn in range(self._n_intervals - 1 + self.n_held)}
         if len(visited) < len(self.pairs):
             warnings.warn(
-                f"only {len(visited)} of {len(self.pairs)} tomograms will be visited in {self._n_stretches} stretches: "
-                "train for more steps, shorten stretch, or allow more memory",
+                f"only {len(visited)} of {len(self.pairs)} tomograms will be visited in {self._n_intervals} intervals: "
+                "train for more steps, lower `exchange_every`, or allow more `memory`",
                 stacklevel=3,
             )
 
-    def _enter(self, stretch: int) -> None:
-        """Have in memory what a stretch needs, and begin to read what the next one needs."""
+    def _exchange(self, interval: int) -> None:
+        """Load the tomograms of an interval, and begin to read the one that the next interval needs."""
         self._current = None
-        needed = dict.fromkeys(self.tenant(stretch + slot) for slot in range(self.n_held))
-        following = self.tenant(stretch + self.n_held) if stretch + 1 < self._n_stretches else None
+        needed = dict.fromkeys(self.tomogram_at(interval + slot) for slot in range(self.n_held))
+        following = self.tomogram_at(interval + self.n_held) if interval + 1 < self._n_intervals else None
         # Before anything is read: memory is for those in use and one more.
         self._held = {source: held for source, held in self._held.items() if source in needed or source == following}
         if self._ahead is not None and self._ahead.source not in needed and self._ahead.source != following:
@@ -185,56 +189,43 @@ class SubtomogramPool(Cubes):
                 self._held[source] = self._read(source)
         if following is not None and following not in self._held and self._ahead is None:
             self._ahead = _Reading(following, self.pairs[following])
-        self._current = stretch
+        self._current = interval
 
     def _read(self, source: int) -> Tensor:
         if self._ahead is not None and self._ahead.source == source:
             reading, self._ahead = self._ahead, None
             return reading.result()
-        return _named(self.pairs[source], lambda: False)
+        return _load(self.pairs[source], lambda: False)
 
 
 def cubes_of(
-    pairs: Sequence[TomogramPair | StoredTomogramPair],
-    side: int,
+    pairs: TomogramPair | Sequence[TomogramPair],
+    side: int | Shape,
     *,
     length: int,
     memory: int | None,
-    stretch: int,
+    exchange_every: int,
     seed: int = 0,
     min_fraction: float = 0.3,
     mixed_voxel_sizes: bool = False,
 ) -> SubtomogramDataset | SubtomogramPool:
-    """Cubes of pairs that are all in memory, or take turns there if they do not fit into ``memory`` bytes."""
-    stored = [pair for pair in pairs if isinstance(pair, StoredTomogramPair)]
-    if memory is not None and len(stored) == len(pairs) and sum(pair.n_bytes for pair in stored) > memory:
-        return SubtomogramPool(
-            stored,
-            side,
-            length=length,
-            memory=memory,
-            stretch=stretch,
-            seed=seed,
-            min_fraction=min_fraction,
-            mixed_voxel_sizes=mixed_voxel_sizes,
-        )
-    if not mixed_voxel_sizes:
-        # Before they are read.
-        require_one_voxel_size(pairs)
-    return SubtomogramDataset(
-        [pair.load() if isinstance(pair, StoredTomogramPair) else pair for pair in pairs],
-        side,
-        length=length,
-        seed=seed,
-        min_fraction=min_fraction,
-        mixed_voxel_sizes=mixed_voxel_sizes,
-    )
+    """Return a dataset of pairs that are all in memory, or a pool if lazy pairs do not fit into ``memory`` bytes."""
+    pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
+    settings: dict[str, Any] = {
+        "length": length,
+        "seed": seed,
+        "min_fraction": min_fraction,
+        "mixed_voxel_sizes": mixed_voxel_sizes,
+    }
+    if memory is not None and all(pair.is_lazy for pair in pairs) and sum(pair.n_bytes for pair in pairs) > memory:
+        return SubtomogramPool(pairs, side, memory=memory, exchange_every=exchange_every, **settings)
+    return SubtomogramDataset(pairs, side, **settings)
 
 
 class _Reading:
-    """A tomogram that is being read in a thread of its own."""
+    """Reads a tomogram in a thread of its own."""
 
-    def __init__(self, source: int, pair: StoredTomogramPair) -> None:
+    def __init__(self, source: int, pair: TomogramPair) -> None:
         self.source = source
         self._pair = pair
         self._stop = threading.Event()
@@ -245,7 +236,7 @@ class _Reading:
         self._thread.start()
 
     def result(self) -> Tensor:
-        """The volumes, or the error that reading them came to."""
+        """Return the volumes, or raise the error that occurred while they were read."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -253,35 +244,35 @@ class _Reading:
         return self._volumes
 
     def cancel(self) -> None:
-        """Leave off, and wait until that is done."""
+        """Stop reading, and wait until the thread has ended."""
         self._stop.set()
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._volumes = _named(self._pair, self._stop.is_set)
-        except Exception as error:  # kept for who asks for the result
+            self._volumes = _load(self._pair, self._stop.is_set)
+        except Exception as error:  # raised again by result()
             self._error = error
 
 
-def _named(pair: StoredTomogramPair, stopped: Callable[[], bool]) -> Tensor:
-    """The volumes of a pair, or an error that names it."""
+def _load(pair: TomogramPair, stopped: Callable[[], bool]) -> Tensor:
+    """Return the volumes of a pair; any error names the pair."""
     try:
-        return pair.read(stopped)
+        return pair.load_volumes(stopped)
     except (OSError, ReadingStoppedError):
         raise
     except Exception as error:
         raise OSError(f"{pair.name} could not be read again: {str(error) or type(error).__name__}") from error
 
 
-def _places(sizes: Sequence[int], memory: int) -> int:
-    """How many tomograms fit besides the one that is read, whichever they are."""
+def _turns_held(sizes: Sequence[int], memory: int) -> int:
+    """Return how many tomograms fit beside the one that is being read, whichever they are."""
     largest = sorted(sizes, reverse=True)
     n_held = sum(total <= memory for total in accumulate(largest)) - 1
     if n_held < 1 < len(largest):
         needed = sum(largest[:2])
         raise ValueError(
-            f"tomograms may take {memory / 2**30:.3g} GiB of memory, but the two largest, one in use and one being "
+            f"`memory` allows {memory / 2**30:.3g} GiB for tomograms, but the two largest, one in use and one being "
             f"read, take {math.ceil(100 * needed / 2**30) / 100:g}: allow that much"
         )
     return max(n_held, 1)

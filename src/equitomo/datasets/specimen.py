@@ -1,4 +1,4 @@
-"""Where in a tomogram the specimen is."""
+"""A mask of the specimen in a tomogram."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def specimen_mask(
     density_percentage: float = 50.0,
     deviation_percentage: float = 50.0,
 ) -> Tensor:
-    """Keep the voxels with strong density nearby and strong local variation, drop empty ice and vacuum.
+    """Return a mask of the voxels with strong density nearby and strong local variation, without ice and vacuum.
 
     Two criteria in the manner of IsoNet (:cite:t:`liu2022isotropic`): the largest deviation of the
     smoothed volume from its median within the window, and the local standard deviation over the window. A
@@ -25,7 +25,7 @@ def specimen_mask(
     Parameters
     ----------
     volume
-        A tomogram ``(z, y, x)``; the mean of the two halves has the least noise.
+        A tomogram ``(z, y, x)``. The mean of the two halves has the least noise.
     window
         Side of the neighbourhood in voxels, odd.
     density_percentage, deviation_percentage
@@ -50,12 +50,12 @@ def specimen_mask(
     (True, False)
     """
     if volume.ndim != 3:
-        raise ValueError(f"volume must be (z, y, x), got shape {tuple(volume.shape)}")
+        raise ValueError(f"`volume` must be (z, y, x), got shape {tuple(volume.shape)}")
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"window must be an odd number of voxels, got {window}")
+        raise ValueError(f"`window` must be an odd number of voxels, got {window}")
     for percentage in (density_percentage, deviation_percentage):
         if not 0 < percentage <= 100:
-            raise ValueError(f"percentages must lie in (0, 100], got {percentage}")
+            raise ValueError(f"`density_percentage` and `deviation_percentage` must lie in (0, 100], got {percentage}")
     x = volume.float()[None, None]
     smooth = _local_mean(_local_mean(x, 3), 3)
     density = F.max_pool3d((smooth - smooth.median()).abs(), window, stride=1, padding=window // 2)
@@ -73,7 +73,7 @@ def _local_mean(x: Tensor, window: int) -> Tensor:
 
 
 def _threshold(values: Tensor, percentage: float) -> Tensor:
-    """The value that the given percentage of voxels reach; strictly above the floor where most are equal."""
+    """Return the value that the given percentage of voxels reach, above the lowest value if most voxels hold that."""
     flat = values.flatten()
     step = -(-flat.numel() // _SAMPLES) | 1
     threshold = torch.sort(flat[::step]).values[int((1 - percentage / 100) * (len(flat[::step]) - 1))]

@@ -1,4 +1,4 @@
-"""Where cubes may be cut from a volume."""
+"""The places where cubes may be cut from a volume."""
 
 from __future__ import annotations
 
@@ -7,32 +7,46 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from equitomo.datasets.pair import TomogramPair
+from equitomo.volumes import Shape
 
 
 class ValidStarts:
     """The valid starts of one volume, in (z, y, x) order, found by rank.
 
-    Without a mask only the shape is kept, with one a bit per start: 1/64 of what the pair weighs.
+    Without a mask only the shape is kept, with one a bit per start: 1/64 of the memory of a pair.
+
+    Parameters
+    ----------
+    shape
+        Voxels of the volume along ``(z, y, x)``.
+    mask
+        True where the specimen is, or ``None`` for everywhere.
+    cube
+        Voxels of a cube along ``(z, y, x)``.
+    min_fraction
+        Share of a cube's voxels that must lie inside the mask.
+    name
+        The name of the volume in errors.
+
+    Raises
+    ------
+    ValueError
+        If no cube holds enough specimen.
     """
 
-    def __init__(self, pair: TomogramPair, side: int, min_fraction: float) -> None:
-        if side < 1 or side > min(pair.shape):
-            raise ValueError(
-                f"cubes of {side} voxels do not fit into {pair.name} of {pair.shape} (z, y, x): "
-                f"the largest side that does is {min(pair.shape)}"
-            )
-        self._shape = tuple(n - side + 1 for n in pair.shape)
+    def __init__(self, shape: Shape, mask: Tensor | None, cube: Shape, min_fraction: float, name: str) -> None:
+        self._shape = tuple(n - side + 1 for n, side in zip(shape, cube, strict=True))
         # Rows of bits, and the number of starts up to the end of each row.
         self._rows: NDArray[np.uint8] | None = None
         self._row_ends: NDArray[np.int64] | None = None
-        if pair.mask is not None:
-            self._rows, self._row_ends = _table(pair, side, min_fraction)
+        if mask is not None:
+            self._rows, self._row_ends = _table(mask.cpu().numpy(), cube, min_fraction, name)
         self.count = int(math.prod(self._shape) if self._row_ends is None else self._row_ends[-1])
 
-    def locate(self, rank: int) -> tuple[int, int, int]:
-        """The start of a rank below ``count``."""
+    def locate(self, rank: int) -> Shape:
+        """Return the start of a rank below ``count``."""
         if self._rows is None or self._row_ends is None:
             start = np.unravel_index(rank, self._shape)
             return int(start[0]), int(start[1]), int(start[2])
@@ -42,41 +56,60 @@ class ValidStarts:
         return z, y, int(np.flatnonzero(np.unpackbits(self._rows[row]))[rank - before])
 
 
-def _table(pair: TomogramPair, side: int, min_fraction: float) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    assert pair.mask is not None
-    rows, counts, fullest = [], [], 0
-    for inside in _box_sums(pair.mask.cpu().numpy(), side):
-        valid = inside >= min_fraction * side**3
+def require_fit(shape: Shape, cube: Shape, name: str) -> None:
+    """Refuse cubes that are larger than a volume, or empty."""
+    if any(not 1 <= side <= n for side, n in zip(cube, shape, strict=True)):
+        most = f"the largest side that does is {min(shape)}" if _is_cube(cube) else f"sides up to {shape} do"
+        raise ValueError(f"cubes of {_said(cube)} voxels do not fit into {name} of {shape} (z, y, x): {most}")
+
+
+def _is_cube(cube: Shape) -> bool:
+    return len(set(cube)) == 1
+
+
+def _said(cube: Shape) -> str:
+    return str(cube[0]) if _is_cube(cube) else str(cube)
+
+
+def _table(
+    mask: NDArray[np.bool_], cube: Shape, min_fraction: float, name: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the rows of bits that are set at valid starts, and the number of starts up to the end of each row."""
+    rows, counts, fullest, n_voxels = [], [], 0, math.prod(cube)
+    for inside in _box_sums(mask, cube):
+        valid = inside >= min_fraction * n_voxels
         rows.append(np.packbits(valid, axis=1))
         counts.append(valid.sum(axis=1))
         fullest = max(fullest, int(inside.max()))
     ends = np.cumsum(np.concatenate(counts), dtype=np.int64)
     if not ends[-1]:
-        # Rounded down: what the message names must do.
-        share = math.floor(1e6 * fullest / side**3) / 1e6
+        # Rounded down, so that the share in the message is one that works.
+        share = math.floor(1e6 * fullest / n_voxels) / 1e6
         raise ValueError(
-            f"no cube of {side} voxels in {pair.name} holds a share of {min_fraction:g} of specimen by its mask, the "
-            f"fullest one holds {share:.6f}: lower min_fraction (min_specimen) to at most that, or widen the mask"
+            f"no cube of {_said(cube)} voxels in {name} holds a share of {min_fraction:g} of specimen by its mask, the "
+            f"fullest one holds {share:.6f}: lower `min_specimen` (`min_fraction` of a dataset) to at most that, or "
+            "widen the mask"
         )
     return np.concatenate(rows), ends
 
 
-def _box_sums(mask: NDArray[np.bool_], side: int) -> Iterator[NDArray[np.int32]]:
-    """Number of voxels inside the mask for the cubes at each (y, x), one z after the other."""
+def _box_sums(mask: NDArray[np.bool_], cube: Shape) -> Iterator[NDArray[np.int32]]:
+    """Yield the number of voxels inside the mask for the cubes at each (y, x), one z after the other."""
     _, height, width = mask.shape
-    total = np.zeros((height - side + 1, width - side + 1), np.int32)
+    depth, *sides = cube
+    total = np.zeros((height - sides[0] + 1, width - sides[1] + 1), np.int32)
     for z, plane in enumerate(mask):
-        total += _square_sums(plane, side)
-        if z >= side - 1:
+        total += _rectangle_sums(plane, *sides)
+        if z >= depth - 1:
             yield total
-            # Computed once more: planes to remember would weigh more than the mask.
-            total -= _square_sums(mask[z - side + 1], side)
+            # Computed again: the planes to be remembered would take more memory than the mask.
+            total -= _rectangle_sums(mask[z - depth + 1], *sides)
 
 
-def _square_sums(plane: NDArray[np.bool_], side: int) -> NDArray[np.int32]:
-    """Number of voxels inside for each square of a plane, from differences of running sums."""
+def _rectangle_sums(plane: NDArray[np.bool_], height: int, width: int) -> NDArray[np.int32]:
+    """Return the number of voxels inside for each rectangle of a plane, from differences of running sums."""
     running = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1), np.int32)
     running[1:, 1:] = plane.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
-    sums: NDArray[np.int32] = running[side:, side:] - running[:-side, side:] - running[side:, :-side]
-    sums += running[:-side, :-side]
+    sums: NDArray[np.int32] = running[height:, width:] - running[:-height, width:] - running[height:, :-width]
+    sums += running[:-height, :-width]
     return sums

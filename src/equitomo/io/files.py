@@ -203,7 +203,7 @@ def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: in
     """Raise an error, before any work, if :func:`write_volume` could not write the target."""
     target = valid_path(target)
     if target.suffix.lower() in (".gz", ".bz2"):
-        raise ValueError(f"`path` must not end in {target.suffix}: packed files are not written, got {target}")
+        raise ValueError(f"{target}: packed files are not written; choose a name without {target.suffix}")
     if _names_zarr(target):
         require_zarr_place(target, overwrite=overwrite, n_bytes=n_bytes)
     else:

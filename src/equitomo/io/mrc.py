@@ -6,16 +6,7 @@ from pathlib import Path
 
 from .errors import FileFormatError, FileFormatWarning
 from .fei import fei_voxel_size
-from .mrc_header import (
-    HEADER_BYTES,
-    Axes,
-    MrcHeader,
-    axis_numbers,
-    axis_order,
-    checked_record,
-    field,
-    stored_dtype,
-)
+from .mrc_header import HEADER_BYTES, Axes, MrcHeader, axis_numbers, axis_order, checked_record, field, stored_dtype
 from .mrc_voxels import MrcVoxels
 from .unpacking import is_packed, open_unpacked, unpacked_size
 from .volume import Volume
@@ -27,14 +18,9 @@ def read_mrc(path: Path, *, memory_map: bool = True, permissive: bool = False) -
     header, head = read_header(path, permissive, notes)
     record = header.record
     _require_one_volume(path, header, notes)
-    voxels = MrcVoxels(
-        path,
-        head,
-        HEADER_BYTES + len(header.extended),
-        (field(record, "nz"), field(record, "ny"), field(record, "nx")),
-        stored_dtype(record, notes),
-        axis_order(record),
-    )
+    shape = field(record, "nz"), field(record, "ny"), field(record, "nx")
+    offset = HEADER_BYTES + len(header.extended)
+    voxels = MrcVoxels(path, head, offset, shape, stored_dtype(record, notes), axis_order(record))
     voxel_size = _voxel_size(header, notes)
     if voxels.order != (0, 1, 2):
         notes.append(f"axes are stored in another order (mapc, mapr, maps = {axis_numbers(record)}); made (z, y, x)")

@@ -44,5 +44,5 @@ def read_text(path: Path, kind: str, expected: str) -> str:
 def valid_path(path: str | Path) -> Path:
     """Return the path, or raise an error if no file can have that name."""
     if not str(path) or "\0" in str(path):
-        raise ValueError(f"`path` must be the name of a file, without NUL characters, got {str(path)!r}")
+        raise ValueError(f"the name of a file must not be empty or contain NUL characters, got {str(path)!r}")
     return Path(path)

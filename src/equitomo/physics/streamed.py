@@ -1,26 +1,29 @@
 r"""A missing-wedge operator on volumes larger than the memory.
 
-Let :math:`t` be the tilt axis and :math:`F_t` the transform along it, with the same padding as the operator's. The
-operator's transform is the product of transforms along the single axes, and its mask :math:`m` multiplies coefficients
-one by one, so
+Let :math:`t` be the tilt axis and :math:`F_t` the transform along it, with the padding of the operator. The
+operator's transform is the product of transforms along the single axes, and its mask :math:`m` multiplies each
+coefficient on its own, so
 
 .. math:: A = C\, F^{-1} \operatorname{diag}(m)\, F P
             = C_t F_t^{-1} \Bigl[ \bigoplus_{k_t} A_{k_t} \Bigr] F_t P_t, \qquad
-          A_{k_t} = C_2\, F_2^{-1} \operatorname{diag}\bigl(m(\cdot, k_t, \cdot)\bigr)\, F_2 P_2:
+          A_{k_t} = C_2\, F_2^{-1} \operatorname{diag}\bigl(m(\cdot, k_t, \cdot)\bigr)\, F_2 P_2.
 
-a transform along the tilt axis, then for every frequency :math:`k_t` a filter of one plane across it, then back.
-Nothing is approximated. Volumes are real, so planes of :math:`k_t \ge 0` suffice, each complex and with both signs of
-its own frequencies. The first and the last step take a few sections (z) at a time, the middle one a few planes; between
-them the planes lie in a file of :math:`8\,n_k\,n_z\,n_s` bytes (:math:`s` is the third axis). There are
-:math:`n_k = g_t/2 + 1` of them for the padded length :math:`g_t`, fewer with a low-pass filter, whose higher planes are
-empty.
+The volume is transformed along the tilt axis, then one plane across it is filtered for every frequency :math:`k_t`,
+then the volume is transformed back; nothing is approximated. As volumes are real, the planes with :math:`k_t \ge 0`
+suffice, each of them complex and with both signs of its own frequencies. The first and the last step take a few
+sections (z) at a time, the middle one a few planes. Between the steps the planes lie in a file of
+:math:`8\,n_k\,n_z\,n_s` bytes, where :math:`s` is the third axis and :math:`n_k = g_t/2 + 1` for the padded length
+:math:`g_t`, or less with a low-pass filter, whose higher planes are empty.
 
-A mask that is constant along :math:`t` (support ``"box"`` without low-pass filter) needs no :math:`F_t`: every plane of
-the volume itself is filtered, in place and without a file if the tilt axis is y. If it is x, whose planes are strewn
-over the whole file, they are gathered in a file of the volume's size first.
+If the mask is constant along :math:`t` (support ``"box"`` without low-pass filter), :math:`F_t` is not needed: every
+plane of the volume itself is filtered. With the tilt axis along y this is done in place and without a file; planes
+across x are spread over the whole volume and are gathered in a file of its size first.
 
-Planes and sections do not depend on each other: when memory runs out, fewer of them are taken at a time, and where a
-device has no room for one, the CPU goes on. The result is the same.
+Any axis may take the part of the tilt axis. Masks that are constant along none, as those of dual-axis geometries, are
+read in planes across y.
+
+Planes and sections do not depend on each other. When memory runs out, fewer of them are taken at a time, and the CPU
+takes over where a device has no room for a single one. The result is the same.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.fourier import mirrored
+from equitomo.geometry import Planes, TiltAxes
 from equitomo.io import release, scratch_array
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.resources import Retry
@@ -44,8 +47,8 @@ from equitomo.resources import Retry
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 Shape = tuple[int, int, int]
 
-# Of one slab on the grid; this many are held at once.
-_SLAB_BYTES = 1 << 24
+# The bytes of the transforms of planes or sections that are taken at a time, and how many such arrays are held at once.
+SLAB_BYTES = 1 << 24
 _HELD = 6
 
 
@@ -64,18 +67,19 @@ def apply_by_planes(
     Parameters
     ----------
     operator
-        An operator of any size: for another size the same is made, but never its whole mask.
+        An operator of any size, whose mask is made for the size of the volume. The mask of a geometry, and of any
+        object with a method ``planes(shape)``, is never made as a whole; that of another function is.
     source, target
-        Volumes ``(z, y, x)``, maps of files or not; they may be the same.
+        Volumes ``(z, y, x)`` in memory or in memory maps; they may be the same.
     scratch
         A folder for the planes; ``None`` keeps them in memory.
     device
-        Where the transforms are computed, as long as it has room for them.
+        The device that computes the transforms, as long as it has room for them.
 
     Raises
     ------
     ValueError
-        If the operator's mask was given for another shape, or holds one for each of several samples.
+        If the operator's mask was given for another shape, or there are masks for several samples or views.
     OSError
         If the scratch folder is missing, not writable or too full.
     MemoryError, RuntimeError
@@ -92,9 +96,7 @@ def apply_by_planes(
     True
     """
     plan = _Plan.of(operator, spatial_shape(source.shape))
-    # Axes (t, z, s): along the tilt axis, the beam, and across both.
-    axes = (1, 0, 2) if plan.tilt_axis == "y" else (2, 0, 1)
-    volume, result = source.transpose(axes), target.transpose(axes)
+    volume, result = source.transpose(_order(plan.axes)), target.transpose(_order(plan.axes))
     slabs = _Slabs(source.shape, torch.device(device))
     if plan.planes_shape is None:
         _filter_planes(volume, result, plan, slabs, source, target)
@@ -102,11 +104,11 @@ def apply_by_planes(
     planes = scratch_array(scratch, plan.planes_shape, plan.planes_dtype)
 
     def forth(part: slice, device: torch.device) -> None:
-        planes[:, part] = plan.along(_on(volume[:, part], device)).cpu().numpy()
+        planes[:, part] = plan.to_planes(_on(volume[:, part], device)).cpu().numpy()
         release(source, planes)
 
     def back(part: slice, device: torch.device) -> None:
-        result[:, part] = plan.back(_on(planes[:, part], device)).cpu().numpy()
+        result[:, part] = plan.from_planes(_on(planes[:, part], device)).cpu().numpy()
         release(target, planes)
 
     slabs.each("section", plan.lengths[1], plan.section_bytes, forth)
@@ -115,43 +117,36 @@ def apply_by_planes(
 
 
 def streaming_needs(operator: WedgeOperator, shape: Shape) -> tuple[int, int]:
-    """Bytes of the arrays that :func:`apply_by_planes` works with, and of its scratch file."""
+    """Return the bytes of the arrays that :func:`apply_by_planes` works with, and those of its scratch file."""
     plan = _Plan.of(operator, shape)
-    memory = _HELD * max(_SLAB_BYTES, plan.plane_bytes, plan.section_bytes)
+    memory = _HELD * max(SLAB_BYTES, plan.plane_bytes, plan.section_bytes) + plan.masks.n_bytes
     if plan.planes_shape is None:
         return memory, 0
     return memory, int(np.prod(plan.planes_shape)) * plan.planes_dtype.itemsize
 
 
-class _Planes(Protocol):
-    constant: bool
-    n_planes: int
-
-    def __call__(self, start: int, stop: int) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class _Plan:
-    """Lengths along (t, z, s) of the volume and its grid, and the mask's planes."""
+    """The lengths of a volume and of its grid in the order (t, z, s), and the planes of the mask."""
 
-    tilt_axis: str
+    axes: TiltAxes
     lengths: Shape
     grid: Shape
-    masks: _Planes
+    masks: Planes
 
     @classmethod
     def of(cls, operator: WedgeOperator, shape: Shape) -> _Plan:
-        grid, masks = _masks_of(operator, shape)
-        tilt_axis = operator.geometry.tilt_axis
-        return cls(tilt_axis, _turned(shape, tilt_axis), _turned(grid, tilt_axis), masks)
+        grid, masks = operator.planes(shape)
+        (t, z, s), (grid_t, grid_z, grid_s) = ([n[axis] for axis in _order(masks.axes)] for n in (shape, grid))
+        return cls(masks.axes, (t, z, s), (grid_t, grid_z, grid_s), masks)
 
     @property
     def planes_shape(self) -> Shape | None:
-        """Of what lies in the scratch file, if there is one."""
+        """The shape of the array in the scratch file, or ``None`` if there is none."""
         t, z, s = self.lengths
         if not self.masks.constant:
             return self.masks.n_planes, z, s
-        return None if self.tilt_axis == "y" else (t, z, s)
+        return None if self.axes.along == -2 else (t, z, s)
 
     @property
     def planes_dtype(self) -> np.dtype[np.generic]:
@@ -159,23 +154,23 @@ class _Plan:
 
     @property
     def section_bytes(self) -> int:
-        """Of the transform along t of one section."""
+        """The bytes of one section transformed along t."""
         return self.grid[0] * self.lengths[2] * 8
 
     @property
     def plane_bytes(self) -> int:
-        """Of the transform of one plane."""
+        """The bytes of one transformed plane."""
         return self.grid[1] * self.grid[2] * 8
 
-    def along(self, volume: Tensor) -> Tensor:
-        """Into planes."""
+    def to_planes(self, volume: Tensor) -> Tensor:
+        """Return the planes that are filtered, of a volume ``(t, z, s)``."""
         if self.masks.constant:
             return volume
         planes: Tensor = torch.fft.rfft(volume, n=self.grid[0], dim=0)
         return planes[: self.masks.n_planes]
 
-    def back(self, planes: Tensor) -> Tensor:
-        """From planes; those that were left out are zero."""
+    def from_planes(self, planes: Tensor) -> Tensor:
+        """Return the volume of filtered planes; those that were left out are zero."""
         if self.masks.constant:
             return planes
         volume: Tensor = torch.fft.irfft(planes, n=self.grid[0], dim=0)
@@ -183,7 +178,7 @@ class _Plan:
 
 
 class _Share(NamedTuple):
-    """How many planes or sections are computed at a time, and where."""
+    """The number of planes or sections that are computed at a time, and the device that does it."""
 
     n: int
     device: torch.device
@@ -192,21 +187,21 @@ class _Share(NamedTuple):
 class _Slabs:
     """Work on the planes and sections of a volume, a few at a time.
 
-    When memory runs out fewer are taken, and the CPU where a device has no room for a single one.
+    When memory runs out, fewer are taken, and the CPU where a device has no room for a single one.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self._shape, self._device, self._bytes = shape, device, _SLAB_BYTES
+        self._shape, self._device, self._bytes = shape, device, SLAB_BYTES
 
     def each(self, unit: str, length: int, n_bytes: int, work: Callable[[slice, torch.device], None]) -> None:
-        """Do the work on slices of an axis, each with as many steps of ``n_bytes`` as a slab holds, one at least."""
+        """Do the work on slices of an axis, each of as many steps of ``n_bytes`` as a slab holds, but at least one."""
         start, shape = 0, " x ".join(map(str, self._shape))
 
         def smaller(share: _Share) -> _Share | None:
             if share.n > 1:
                 self._bytes = share.n // 2 * n_bytes
             elif share.device.type != "cpu":
-                self._bytes, self._device = _SLAB_BYTES, torch.device("cpu")
+                self._bytes, self._device = SLAB_BYTES, torch.device("cpu")
             else:
                 return None
             return self._share(length, n_bytes)
@@ -236,10 +231,10 @@ def _filter_planes(
     slabs: _Slabs,
     *held: NDArray[np.generic],
 ) -> None:
-    same = plan.masks(0, 1) if plan.masks.constant else None
+    constant = plan.masks(0, 1) if plan.masks.constant else None
 
     def work(part: slice, device: torch.device) -> None:
-        masks = plan.masks(part.start, part.stop) if same is None else same
+        masks = plan.masks(part.start, part.stop) if constant is None else constant
         target[part] = _filtered(_on(source[part], device), masks.to(device)).cpu().numpy()
         release(*held)
 
@@ -247,7 +242,7 @@ def _filter_planes(
 
 
 def _filtered(planes: Tensor, masks: Tensor) -> Tensor:
-    """Filter planes ``(n, z, s)``, real or complex, with masks ``(n or 1, z, s)`` on both signs of the padded grid."""
+    """Return filtered planes ``(n, z, s)``, real or complex; masks ``(n or 1, z, s)`` hold both signs of the grid."""
     (z, s), (grid_z, grid_s) = planes.shape[-2:], masks.shape[-2:]
     real = not planes.is_complex()
     spectrum = torch.fft.rfft(planes, n=grid_s) if real else torch.fft.fft(planes, n=grid_s)
@@ -258,45 +253,11 @@ def _filtered(planes: Tensor, masks: Tensor) -> Tensor:
     return filtered[..., :s]
 
 
-def _masks_of(operator: WedgeOperator, shape: Shape) -> tuple[Shape, _Planes]:
-    if operator.volume_shape != shape:
-        return operator.planes(shape)
-    if len(operator.mask) > 1:
-        raise ValueError(
-            f"the operator holds masks for {len(operator.mask)} samples and was given one volume: update(mask=...) "
-            "with one mask"
-        )
-    return operator.grid_shape, _MaskPlanes(operator.mask[0, 0], operator.grid_shape, operator.geometry.tilt_axis)
-
-
-class _MaskPlanes:
-    """Planes of a mask that is there, on the half spectrum of a grid."""
-
-    def __init__(self, mask: Tensor, grid: Shape, tilt_axis: str) -> None:
-        z, y, x = grid
-        self._tilt_axis, self._length = tilt_axis, (y if tilt_axis == "y" else x)
-        self.constant = mask.shape[-2 if tilt_axis == "y" else -1] == 1
-        self.n_planes = self._length // 2 + 1
-        # Not copied: a mask may have length 1 wherever it is constant.
-        along_y = 1 if self.constant and tilt_axis == "y" else y
-        along_x = 1 if self.constant and tilt_axis == "x" else x // 2 + 1
-        self._mask, self._length_x = mask.expand(z, along_y, along_x), x
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        if self._tilt_axis == "x":
-            return self._mask[..., start:stop].permute(2, 0, 1).float()
-        rows = torch.arange(start, stop, device=self._mask.device)
-        half = self._mask[:, rows]
-        # m(kz, ky, -kx) = m(-kz, -ky, kx), and the half spectrum holds both signs of ky.
-        opposite = self._mask[:, -rows % self._mask.shape[1], 1 : (self._length_x + 1) // 2]
-        return torch.cat((half, mirrored(opposite, (-3,)).flip(-1)), -1).transpose(0, 1).float()
-
-
-def _turned(shape: Shape, tilt_axis: str) -> Shape:
-    z, y, x = shape
-    return (y, z, x) if tilt_axis == "y" else (x, z, y)
+def _order(axes: TiltAxes) -> Shape:
+    """Return the axes in the order (t, z, s): along the tilt axis, along the beam, and across both."""
+    return axes.along, axes.beam, axes.across
 
 
 def _on(part: NDArray[np.generic], device: torch.device | str) -> Tensor:
-    # A copy in any case: torch wants no map that is read only.
+    # Always a copy: torch takes no map that is read only.
     return torch.from_numpy(np.array(part, order="C")).to(device)

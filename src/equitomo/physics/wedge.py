@@ -4,110 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics
 from torch import Tensor
 
-from equitomo.checks import require_spatial, require_volumes, spatial_shape
-from equitomo.fourier import filtered, irfftn, is_even, laid_out, rfftn
-from equitomo.geometry import Sampling, Support, TiltGeometry, WedgePlanes, as_geometry, wedge_mask
-from equitomo.physics._inside import InsideFilter
+from equitomo.checks import require_spatial, spatial_shape
+from equitomo.fourier import filtered, irfftn, rfftn
+from equitomo.geometry import Geometry, Sampling, Support, WedgeMask
+from equitomo.physics.filter import FourierFilter, MaskMaker, Shape, made_mask, mask_maker
+from equitomo.physics.inside import InsideFilter
+
+# Singular values below this part of the largest one count as zero in the pseudo-inverse.
+_SMALLEST = 1e-5
 
 
-class _FourierFilter:
-    """What both operators are: a real, even mask on the half spectrum of a grid that holds the volume."""
-
-    mask: Tensor
-    volume_shape: tuple[int, int, int]
-    grid_shape: tuple[int, int, int]
-    geometry: TiltGeometry
-    _settings: dict[str, Any]
-    _mask_is_given = False
-
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Apply the operator to volumes ``(batch, C, z, y, x)``."""
-        self.update_parameters(**kwargs)
-        require_spatial(x, self.volume_shape)
-        if len(self.mask) not in (1, len(x)):
-            raise ValueError(
-                f"the operator holds masks for {len(self.mask)} samples and was given {len(x)}: update(mask=...) with "
-                "one mask for each, or with one for all"
-            )
-        return filtered(x, self.mask, self.grid_shape)
-
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
-        """As :meth:`A`, which is its own adjoint."""
-        return self.A(y, **kwargs)
-
-    def resized(self, img_size: Sequence[int]) -> Self:
-        """The same tilts and settings for volumes of another shape, without noise model.
-
-        Raises
-        ------
-        ValueError
-            If the mask was given with ``update``: it is of this shape only.
-        """
-        self._require_made(img_size)
-        return type(self)(img_size, self.geometry, device=self.mask.device, **self._settings)  # type: ignore[call-arg]
-
-    def planes(self, img_size: Sequence[int]) -> tuple[tuple[int, int, int], WedgePlanes]:
-        """The grid for volumes of another shape and the mask on it, plane by plane and never as a whole.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`resized`.
-        """
-        self._require_made(img_size)
-        return self._planes(spatial_shape(img_size, "img_size"))
-
-    def _planes(self, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], WedgePlanes]:
-        return shape, WedgePlanes(shape, self.geometry, **self._settings)
-
-    def _require_made(self, img_size: Sequence[int]) -> None:
-        if self._mask_is_given:
-            raise ValueError(
-                f"this operator's mask was given for {self.volume_shape} voxels (z, y, x) and cannot be made for "
-                f"{tuple(img_size)}: make an operator of that size and update its mask"
-            )
-
-    def update_parameters(self, **kwargs: Any) -> None:
-        """Take over ``mask`` after checking it, and whatever else deepinv updates."""
-        if kwargs.get("mask") is not None:
-            _check_mask(kwargs["mask"], self.grid_shape)
-            self._mask_is_given = True
-        super().update_parameters(**kwargs)  # type: ignore[misc]
-
-
-class MissingWedgeOperator(_FourierFilter, DecomposablePhysics):  # type: ignore[misc]
+class MissingWedgeOperator(FourierFilter, DecomposablePhysics):  # type: ignore[misc]
     r"""Keep the Fourier coefficients that a tilt series measures, drop the rest.
 
     .. math:: A = F^{-1} \operatorname{diag}(m)\, F
 
-    with the mask of :func:`equitomo.geometry.wedge_mask`. The mask is even and zero or one, so :math:`A`
-    keeps volumes real and is an orthogonal projection, :math:`A = A^\top = A^2 = A^+`. Noise of a noise
-    model is projected too: a reconstruction from the tilts holds none in the wedge.
+    The mask :math:`m` is that of a geometry, see :func:`equitomo.geometry.wedge_mask`, or any other that is real and
+    even, so that :math:`A` keeps volumes real and is self-adjoint, :math:`A = A^\top`. A mask of zeros and ones makes
+    it an orthogonal projection, :math:`A = A^2 = A^+`. A weighted mask, as of weighted tilts or with a contrast
+    transfer function, does not: then :math:`A^+` divides by the weights, and :meth:`prox_l2` is the stable way back.
+    Noise of a noise model is projected onto the coefficients with :math:`m(k) \ne 0`: a reconstruction from the tilts
+    holds none in the wedge.
 
-    A mask per sample, shape (batch, 1, z, y or 1, x // 2 + 1), lets a batch mix tilt ranges:
-    ``update(mask=...)`` or ``A(x, mask=...)``. As everywhere in deepinv it stays on the operator.
+    One mask per sample lets a batch mix tilt ranges, one per view lets the halves differ: the shape is
+    (batch or 1, views or 1, z, y, x // 2 + 1) with length 1 also where the mask is constant. Give it with
+    ``update(mask=...)`` or ``A(x, mask=...)``; as everywhere in deepinv it stays on the operator. :meth:`mask_for`
+    makes the masks of other geometries.
 
     Parameters
     ----------
     img_size
-        Voxels ``(z, y, x)``, or ``(C, z, y, x)``; beam along z.
+        Voxels ``(z, y, x)``, or ``(C, z, y, x)``; the beam is along z.
     geometry
-        A :class:`~equitomo.geometry.TiltGeometry`, or a pair ``(low, high)`` of degrees about the y axis.
+        A :class:`~equitomo.geometry.TiltGeometry`, a union of several, or a pair ``(low, high)`` of degrees about the y
+        axis; ``None`` if ``mask`` is given.
+    mask
+        The mask in place of a geometry: a tensor of shape (z, y, x // 2 + 1), or one per sample and view; or a function
+        that returns it for a shape ``(z, y, x)``, so that the operator can be made for other shapes too, as prediction
+        and training need.
     support
         ``"ball"``, the reference program's default, also drops the corners beyond Nyquist; ``"box"`` keeps
-        them.
+        them. This and the next three are for a geometry: a ``mask`` is taken as it is.
     low_pass
-        Largest frequency kept, in cycles per voxel; ``None`` for no limit.
+        The largest frequency that is kept, in cycles per voxel; ``None`` for no limit.
     sampling
         ``"range"`` or the exact ``"fan"`` of the measured planes.
     extent
-        The specimen's extent across the tilt axis in voxels, for ``"fan"``; see
+        The length of the specimen across the tilt axis in voxels, for ``"fan"``; see
         :func:`~equitomo.geometry.wedge_mask`.
     device
         Where the mask lives.
@@ -117,8 +66,8 @@ class MissingWedgeOperator(_FourierFilter, DecomposablePhysics):  # type: ignore
     Raises
     ------
     ValueError
-        For a size or geometry out of range, a volume of another shape, or a mask that does not fit the half
-        spectrum or is not even.
+        For a size or geometry out of range, a volume of another shape, a mask that does not fit the half
+        spectrum or is not even, or if not exactly one of ``geometry`` and ``mask`` is given.
 
     Examples
     --------
@@ -126,13 +75,25 @@ class MissingWedgeOperator(_FourierFilter, DecomposablePhysics):  # type: ignore
     >>> y = physics.A(torch.randn(2, 1, 16, 16, 16))
     >>> torch.allclose(physics.A(y), y, atol=1e-6)
     True
+
+    A wedge with an envelope, for any shape:
+
+    >>> from equitomo.fourier import frequencies
+    >>> from equitomo.geometry import wedge_mask
+    >>> def weighted(shape):
+    ...     kz, ky, kx = frequencies(shape)
+    ...     return wedge_mask(shape, (-60.0, 60.0)) * torch.exp(-8 * (kz**2 + ky**2 + kx**2))
+    >>> physics = MissingWedgeOperator((16, 16, 16), mask=weighted)
+    >>> physics.resized((12, 8, 10)).mask.shape
+    torch.Size([1, 1, 12, 8, 6])
     """
 
     def __init__(
         self,
         img_size: Sequence[int],
-        geometry: TiltGeometry | tuple[float, float],
+        geometry: Geometry | tuple[float, float] | None = None,
         *,
+        mask: MaskMaker | Tensor | None = None,
         support: Support = "ball",
         low_pass: float | None = None,
         sampling: Sampling = "range",
@@ -140,42 +101,47 @@ class MissingWedgeOperator(_FourierFilter, DecomposablePhysics):  # type: ignore
         device: torch.device | str = "cpu",
         **kwargs: Any,
     ) -> None:
+        maker = mask_maker(geometry, mask, support, low_pass, sampling, extent)
         self.volume_shape = self.grid_shape = spatial_shape(img_size, "img_size")
-        self.geometry = as_geometry(geometry)
-        self._settings: dict[str, Any] = {
-            "support": support,
-            "low_pass": low_pass,
-            "sampling": sampling,
-            "extent": extent,
-        }
-        mask = wedge_mask(self.grid_shape, self.geometry, **self._settings)
-        super().__init__(img_size=_with_channel(img_size), mask=laid_out(mask[None, None]), device=device, **kwargs)
+        mask = made_mask(maker, self.grid_shape, self.volume_shape)
+        super().__init__(img_size=_with_channel(img_size), mask=mask, device=device, **kwargs)
+        self._maker = None if isinstance(maker, Tensor) else maker
 
     def V_adjoint(self, x: Tensor) -> Tensor:
-        """Half spectrum of ``x``."""
+        """Return the half spectrum of ``x``."""
         require_spatial(x, self.volume_shape)
         return rfftn(x)
 
     def V(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Real volumes of a half spectrum."""
+        """Return the real volumes of a half spectrum."""
         return irfftn(x, self.grid_shape)
 
     # The half spectrum is no orthonormal basis, but V V^T = 1 on volumes, and all that is ever used is
     # V diag(m) V^T, with U = V.
     def U(self, x: Tensor) -> Tensor:
-        """As :meth:`V`."""
+        """Return the same as :meth:`V`."""
         return self.V(x)
 
     def U_adjoint(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """As :meth:`V_adjoint`."""
+        """Return the same as :meth:`V_adjoint`."""
         return self.V_adjoint(x)
 
     def noise(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Add noise, and keep of it what a reconstruction from these tilts can hold."""
-        return filtered(super().noise(x, **kwargs), self.mask, self.grid_shape)
+        # Not the mask itself: it would weight once more what is measured already.
+        return filtered(super().noise(x, **kwargs), (self.mask != 0).to(self.mask), self.grid_shape)
+
+    def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
+        """Apply the pseudo-inverse: divide by the mask, except where it is zero or below 1e-5 of its largest value."""
+        self.update_parameters(**kwargs)
+        self._require_fit(y)
+        # deepinv's takes negative values of a mask for zeros.
+        size = self.mask.abs()
+        kept = size > _SMALLEST * size.amax((-3, -2, -1), keepdim=True)
+        return filtered(y, torch.where(kept, self.mask, torch.inf).reciprocal(), self.grid_shape)
 
     def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: Tensor | float, **kwargs: Any) -> Tensor:
-        r"""Proximal operator of :math:`\frac{\gamma}{2}\|Ax-y\|^2` at ``z``, in closed form.
+        r"""Return the proximal operator of :math:`\frac{\gamma}{2}\|Ax-y\|^2` at ``z``, in closed form.
 
         .. math:: \hat x(k) = \frac{\hat z(k) + \gamma\, m(k)\, \hat y(k)}{1 + \gamma\, m(k)^2}
 
@@ -193,28 +159,31 @@ class MissingWedgeOperator(_FourierFilter, DecomposablePhysics):  # type: ignore
         return self.V(spectrum / (1 + gamma * self.mask**2))
 
 
-class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore[misc]
+class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[misc]
     r"""Zero-pad, empty the missing wedge at the larger size, cut back.
 
     .. math:: A = P^\top F^{-1} \operatorname{diag}(m)\, F P
 
     where :math:`P` pads each axis with zeros. A cube cut from a tomogram is not periodic; padding keeps
     what leaves it on one side from coming back on the other, as the reference program does with
-    ``padding=2``. :math:`A` is self-adjoint with norm at most one, but no projection:
+    ``padding=2``. :math:`A` is self-adjoint, with norm at most one where the mask is, but no projection:
     :math:`A^2 \ne A`, many singular values lie between zero and one, and :math:`A^+` is ill-posed. Use
     :meth:`prox_l2`, not ``A_dagger``.
 
-    The mask of support ``"box"`` is constant along the tilt axis, where padding would change nothing and is
-    left out.
+    The mask of a geometry with one tilt axis and support ``"box"`` is constant along that axis, where padding would
+    change nothing and is left out.
 
     Parameters
     ----------
     img_size
-        Voxels ``(z, y, x)``, or ``(C, z, y, x)``; beam along z.
+        Voxels ``(z, y, x)``, or ``(C, z, y, x)``; the beam is along z.
     geometry
-        A :class:`~equitomo.geometry.TiltGeometry`, or a pair ``(low, high)`` of degrees about the y axis.
+        A :class:`~equitomo.geometry.TiltGeometry`, a union of several, or a pair ``(low, high)`` of degrees about the y
+        axis; ``None`` if ``mask`` is given.
+    mask
+        As for :class:`MissingWedgeOperator`; it is a mask of the padded grid, whose shape a function is called with.
     padding
-        The padded lengths over the volume's, at least 1.
+        The ratio of the padded lengths to the volume's, at least 1.
     support, low_pass, sampling, extent, device, **kwargs
         As for :class:`MissingWedgeOperator`. The extent of a fan is that of the volume, not of its padding.
 
@@ -237,8 +206,9 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
     def __init__(
         self,
         img_size: Sequence[int],
-        geometry: TiltGeometry | tuple[float, float],
+        geometry: Geometry | tuple[float, float] | None = None,
         *,
+        mask: MaskMaker | Tensor | None = None,
         padding: float = 2,
         support: Support = "ball",
         low_pass: float | None = None,
@@ -248,44 +218,36 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
         **kwargs: Any,
     ) -> None:
         if not padding >= 1:
-            raise ValueError(f"padding is the padded length over the volume's and at least 1, got {padding}")
+            raise ValueError(f"`padding` is the padded length over the volume's and at least 1, got {padding}")
+        maker = mask_maker(geometry, mask, support, low_pass, sampling, extent)
         super().__init__(img_size=_with_channel(img_size), device=device, **kwargs)
+        self._maker = None if isinstance(maker, Tensor) else maker
+        self._padding = padding
         self.volume_shape = spatial_shape(img_size, "img_size")
-        self.geometry = as_geometry(geometry)
-        self.grid_shape = _padded_shape(self.volume_shape, padding, self.geometry, support, low_pass)
-        self._settings: dict[str, Any] = {
-            "padding": padding,
-            "support": support,
-            "low_pass": low_pass,
-            "sampling": sampling,
-            "extent": extent,
-        }
-        mask = wedge_mask(self.grid_shape, self.geometry, **self._mask_settings(self.volume_shape))
-        self.register_buffer("mask", laid_out(mask[None, None]))
+        self.grid_shape = self._grid_of(self.volume_shape)
+        self.register_buffer("mask", made_mask(maker, self.grid_shape, self.volume_shape))
         self._inside: InsideFilter | None = None
         self.to(device)
 
-    def _planes(self, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], WedgePlanes]:
-        padding, support, low_pass = (self._settings[name] for name in ("padding", "support", "low_pass"))
-        grid = _padded_shape(shape, padding, self.geometry, support, low_pass)
-        return grid, WedgePlanes(grid, self.geometry, **self._mask_settings(shape))
+    def _grid_of(self, shape: Shape) -> Shape:
+        padded = [math.ceil(self._padding * n) for n in shape]
+        constant = self._maker.constant_axis if isinstance(self._maker, WedgeMask) else None
+        if constant is not None:
+            padded[constant] = shape[constant]
+        return padded[0], padded[1], padded[2]
 
-    def _mask_settings(self, shape: tuple[int, int, int]) -> dict[str, Any]:
-        settings = {name: value for name, value in self._settings.items() if name != "padding"}
-        if settings["extent"] is None:
-            z, y, x = shape
-            settings["extent"] = min(z, x if self.geometry.tilt_axis == "y" else y)
-        return settings
+    def _own_settings(self) -> dict[str, Any]:
+        return {"padding": self._padding}
 
     def A_inside(self, x: Tensor, margin: int) -> Tensor:
-        """``A(x)`` without its outermost ``margin`` voxels: the same values, on a smaller grid.
+        """Return ``A(x)`` without its outermost ``margin`` voxels: the same values, computed on a smaller grid.
 
         Returns
         -------
         Tensor
             ``(batch, C, z - 2 * margin, y - 2 * margin, x - 2 * margin)``.
         """
-        require_spatial(x, self.volume_shape)
+        self._require_fit(x)
         if not 0 <= 2 * margin < min(self.volume_shape):
             raise ValueError(f"a margin of {margin} voxels leaves nothing of {self.volume_shape} voxels (z, y, x)")
         # A learned mask has a gradient to pass on each time; one made in inference mode counts no changes; masks per
@@ -294,7 +256,7 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
             z, y, n = (slice(margin, length - margin) for length in self.volume_shape)
             return self.A(x)[..., z, y, n]
         if self._inside is None or not self._inside.fits(self.mask, margin):
-            # Made in a step under inference mode, it would fail in the next one that is differentiated.
+            # A filter made in a step under inference mode would fail in the next one that is differentiated.
             with torch.inference_mode(False):
                 self._inside = InsideFilter(self.mask, self.volume_shape, self.grid_shape, margin)
         return self._inside(x)
@@ -302,7 +264,7 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
     def prox_l2(
         self, z: Tensor | float | None, y: Tensor, gamma: Tensor | float, solver: str = "CG", **kwargs: Any
     ) -> Tensor:
-        """Proximal operator of the data term, by conjugate gradients; see deepinv's ``LinearPhysics``."""
+        """Return the proximal operator of the data term, by conjugate gradients; see deepinv's ``LinearPhysics``."""
         # deepinv 0.5 drops gamma and z in these two where x and y have one shape, as they do here.
         if solver in ("minres", "BiCGStab"):
             raise ValueError(f"deepinv solves prox_l2 wrongly with solver={solver!r} here: use 'CG' or 'lsqr'")
@@ -310,35 +272,6 @@ class PaddedMissingWedgeOperator(_FourierFilter, LinearPhysics):  # type: ignore
 
 
 def _with_channel(img_size: Sequence[int]) -> tuple[int, ...]:
-    """deepinv's ``img_size``: channel first, no batch."""
+    """Return deepinv's ``img_size``: the channel first, no batch."""
     size = tuple(int(n) for n in img_size)
     return size if len(size) == 4 else (1, *size)
-
-
-def _padded_shape(
-    shape: tuple[int, int, int],
-    padding: float,
-    geometry: TiltGeometry,
-    support: Support,
-    low_pass: float | None,
-) -> tuple[int, int, int]:
-    z, y, x = (math.ceil(padding * n) for n in shape)
-    if support == "box" and low_pass is None:
-        return (z, shape[1], x) if geometry.tilt_axis == "y" else (z, y, shape[2])
-    return z, y, x
-
-
-def _check_mask(mask: Tensor, shape: tuple[int, int, int]) -> None:
-    """Refuse a mask that does not fit the half spectrum, or would turn real volumes complex."""
-    require_volumes(mask, "mask")
-    half = (shape[0], shape[1], shape[2] // 2 + 1)
-    if any(n not in (1, wanted) for n, wanted in zip(mask.shape[-3:], half, strict=True)):
-        raise ValueError(
-            f"mask must be (batch or 1, 1, z, y, x) with (z, y, x) = {half} or 1, the half spectrum kx >= 0 of "
-            f"{shape} voxels, got shape {tuple(mask.shape)}"
-        )
-    if not is_even(mask, shape[2]):
-        raise ValueError(
-            "mask must be even, m(k) = m(-k), or the operator is no projection of real volumes: keep a coefficient "
-            "only if its mirror image is kept, as equitomo.geometry.wedge_mask does"
-        )

@@ -1,4 +1,4 @@
-"""A made-up specimen, its tilt series and its two half tomograms, for demonstrations and tests."""
+"""Simulated specimens, tilt series and half tomograms for demonstrations and tests."""
 
 from equitomo.simulate.halves import SimulatedHalves, simulate_halves
 from equitomo.simulate.specimen import simulate_specimen

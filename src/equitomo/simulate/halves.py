@@ -1,4 +1,4 @@
-"""Two half tomograms with a known truth."""
+"""Two simulated half tomograms with a known truth."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from equitomo.simulate.tilt_series import filtered_backprojection, project
 
 @dataclass(frozen=True)
 class SimulatedHalves:
-    """Two half tomograms of one specimen, with the truth that they were made from.
+    """Two half tomograms of one specimen, and the specimen itself.
 
     Parameters
     ----------
     truth
         The specimen, ``(z, y, x)``.
     first, second
-        Filtered backprojections of the two dose halves, ``(z, y, x)``: the same signal, independent noise.
+        Filtered backprojections of the two dose halves, ``(z, y, x)``. They have the same signal and independent noise.
     geometry
-        The tilts of both series.
+        The tilts of both halves.
     """
 
     truth: Tensor
@@ -42,32 +42,32 @@ def simulate_halves(
     voxel_size: float = 10.0,
     generator: torch.Generator | None = None,
 ) -> SimulatedHalves:
-    r"""Two half tomograms of a simulated specimen, as a dose-split tilt series gives them.
+    r"""Simulate two half tomograms of a specimen, as from a dose-split tilt series.
 
-    Each half is reconstructed from the same noise-free projections :math:`p` with white Gaussian noise of
-    its own. With half of the electrons each, their noise has twice the variance of the full dose:
+    Each half is reconstructed from the same noise-free projections :math:`p` with white Gaussian noise of its own. As
+    each half has half of the electrons, its noise has twice the variance :math:`\sigma^2` of the full dose:
 
     .. math::
 
         y_i = \operatorname{FBP}(p + n_i), \qquad \operatorname{Var}(n_i) = 2\sigma^2, \qquad
         \mathrm{snr} = \operatorname{Var}(p) / \sigma^2.
 
-    :math:`\operatorname{Var}(p)` is the variance over the pixels of a projection, averaged over the tilts;
-    only the pixels of a detector as wide as the volume count. The detector itself is wide enough for every
-    voxel to be seen at every tilt. Outside the volume there is nothing.
+    :math:`\operatorname{Var}(p)` is the variance over the pixels of a projection, averaged over the tilts. Only the
+    pixels of a detector as wide as the volume count for it. The projections themselves are wide enough to show every
+    voxel at every tilt. There is no matter outside the volume.
 
     Parameters
     ----------
     shape
-        Voxels ``(z, y, x)``.
+        Voxels ``(z, y, x)`` of the specimen and the halves.
     geometry
         The list of tilts and the tilt axis.
     snr
-        Signal-to-noise ratio per projection of the full dose; ``inf`` for halves without noise.
+        Signal-to-noise ratio of a projection with the full dose; ``inf`` for halves without noise.
     voxel_size
         Ångström per voxel; see :func:`simulate_specimen`.
     generator
-        Source of randomness, on the device to compute on; ``None`` draws from torch's default on the CPU.
+        Source of randomness, on the device to compute on; ``None`` takes torch's default generator on the CPU.
 
     Raises
     ------
@@ -83,9 +83,9 @@ def simulate_halves(
     (torch.Size([24, 24, 24]), False)
     """
     if not snr > 0:
-        raise ValueError(f"snr must be positive (inf for no noise), got {snr}")
+        raise ValueError(f"`snr` must be positive (inf for no noise), got {snr}")
     truth = simulate_specimen(shape, voxel_size=voxel_size, generator=generator)
-    n_across = truth.shape[2] if geometry.tilt_axis == "y" else truth.shape[1]
+    n_across = truth.shape[geometry.axes.across]
     n_spare = math.ceil((math.hypot(truth.shape[0], n_across) - n_across) / 2)
     series = project(truth, geometry, width=n_across + 2 * n_spare)
     power = series[..., n_spare : n_spare + n_across].var(dim=(1, 2)).mean()

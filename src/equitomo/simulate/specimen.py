@@ -1,4 +1,4 @@
-"""A piece of cell made of beads."""
+"""A simulated piece of a cell, made of beads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VOLUME_PER_LARGE_OBJECT = 2e8  # Å^3 of specimen for each vesicle and each fil
 
 @dataclass(frozen=True)
 class _Helix:
-    """Subunits on one helix; lengths in Å, twist in degrees."""
+    """Subunits on a helix; lengths are in Å, the twist is in degrees."""
 
     radius: float
     rise: float
@@ -30,7 +30,7 @@ class _Helix:
     subunit_radius: float
 
 
-# The lattice of 13 protofilaments with a monomer every 40 Å is one steep helix through all monomers.
+# A lattice of 13 protofilaments with a monomer every 40 Å is one steep helix through all monomers.
 _MICROTUBULE = _Helix(radius=112.0, rise=40.0 / 13, twist=-4 * 360.0 / 13, subunit_radius=21.0)
 _ACTIN = _Helix(radius=18.0, rise=27.5, twist=-166.7, subunit_radius=24.0)
 
@@ -43,29 +43,30 @@ def simulate_specimen(
     thickness: float = 0.8,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A crowded piece of cell: vesicles, microtubules, thin filaments and particles of several species.
+    """Simulate a crowded piece of a cell with vesicles, microtubules, thin filaments and several species of particles.
 
-    Density is positive on a background of zero, about 1 inside protein, with edges a voxel or two wide.
-    Particles are copies of a few irregular molecules, in random orientation. Nothing overlaps but membranes
-    and their proteins. The specimen fills a slab of ice and is cut by the other faces of the volume.
+    The density is zero in the background and about 1 inside protein, with edges one or two voxels wide. Particles are
+    copies of a few irregular molecules in random orientations. Only membranes and their proteins overlap. The specimen
+    fills a slab of ice along z and is cut off by the other faces of the volume.
 
     Parameters
     ----------
     shape
         Voxels ``(z, y, x)``.
     voxel_size
-        Ångström per voxel. Sizes are those of molecules: microtubules 25 nm, particles 5 to 20 nm wide.
+        Å per voxel. Molecules have their natural sizes: microtubules are 25 nm wide, particles 5 to 20 nm.
     crowding
-        Share of the slab inside the spheres around the particles, 0 to 0.3; less if no room is left.
+        Share of the slab that the spheres around the particles take up, from 0 to 0.3. It is lower if no space is
+        left.
     thickness
         Thickness of the slab as a share of the volume's extent along z, more than 0 and at most 1.
     generator
-        Source of randomness, on the device to compute on; ``None`` draws from torch's default on the CPU.
+        Source of randomness, on the device to compute on; ``None`` takes torch's default generator on the CPU.
 
     Returns
     -------
     Tensor
-        float32 ``(z, y, x)``.
+        The density ``(z, y, x)`` in float32.
 
     Raises
     ------
@@ -80,11 +81,11 @@ def simulate_specimen(
     (torch.Size([32, 48, 48]), True, True)
     """
     if not voxel_size > 0:
-        raise ValueError(f"voxel_size must be positive, in ångström, got {voxel_size}")
+        raise ValueError(f"`voxel_size` must be a positive number of ångström, got {voxel_size}")
     if not 0 <= crowding <= 0.3:
-        raise ValueError(f"crowding must be from 0 to 0.3 (random spheres hardly pack denser), got {crowding}")
+        raise ValueError(f"`crowding` must be from 0 to 0.3 (random spheres hardly pack more densely), got {crowding}")
     if not 0 < thickness <= 1:
-        raise ValueError(f"thickness must be more than 0 and at most 1, got {thickness}")
+        raise ValueError(f"`thickness` must be more than 0 and at most 1, got {thickness}")
     scene = _Scene(spatial_shape(shape), voxel_size, thickness, generator)
     for _ in range(max(1, round(scene.volume * voxel_size**3 / _VOLUME_PER_LARGE_OBJECT))):
         scene.add_filament(_MICROTUBULE)
@@ -95,7 +96,7 @@ def simulate_specimen(
 
 
 class _Scene:
-    """Weighted beads and the room they take, in voxels from the centre of the volume."""
+    """Weighted beads and the space they occupy, in voxels relative to the centre of the volume."""
 
     def __init__(
         self,
@@ -111,10 +112,10 @@ class _Scene:
         self.half_size = torch.tensor([shape[0] * thickness, shape[1], shape[2]], device=self.device) / 2
         self.volume = math.prod(shape) * thickness
         self.beads: list[Tensor] = []  # rows of z, y, x, weight
-        self.taken = torch.empty(0, 5, device=self.device)  # rows of z, y, x, inner radius, outer radius
+        self.occupied = torch.empty(0, 5, device=self.device)  # rows of z, y, x, inner radius, outer radius
 
     def add_filament(self, helix: _Helix, n_attempts: int = 50) -> None:
-        """A gently curved filament across the volume, where there is room."""
+        """Add a slightly curved filament across the volume, if there is space for it."""
         width = (helix.radius + helix.subunit_radius) / self.voxel_size
         length = 2 * math.hypot(*self.shape)
         for _ in range(n_attempts):
@@ -122,7 +123,7 @@ class _Scene:
             frame, bend = self._rotation(), length * (1 + 4 * self._uniform(1))
             axis, _ = _arc(torch.arange(-length / 2, length / 2, width / 2, device=self.device), frame, bend)
             axis = axis[self._inside(axis + centre, width)] + centre
-            if self._take(axis, 0.0, width):
+            if self._occupy(axis, 0.0, width):
                 break
         else:
             return
@@ -135,14 +136,14 @@ class _Scene:
         self._add_balls(subunits, torch.full_like(index, helix.subunit_radius / self.voxel_size))
 
     def add_vesicle(self, n_attempts: int = 50) -> None:
-        """A closed, slightly dented bilayer with proteins in it, where there is room."""
+        """Add a closed, slightly dented bilayer with proteins in it, if there is space for it."""
         thickest = 2 * self.half_size[0].item() * self.voxel_size
         for _ in range(n_attempts):
             radius = (140 + 140 * self._uniform(1).item()) * min(1.0, thickest / 700)
             outer = (1.1 * radius + 90) / self.voxel_size
             room = self.half_size - torch.tensor([outer, 0.0, 0.0], device=self.device)
             centre = room.clamp(min=0) * self._uniform(3, low=-1)
-            if self._take(centre[None], (0.9 * radius - 60) / self.voxel_size, outer):
+            if self._occupy(centre[None], (0.9 * radius - 60) / self.voxel_size, outer):
                 break
         else:
             return
@@ -163,7 +164,7 @@ class _Scene:
             self._add_balls(centres, torch.full_like(centres[:, 0], size / self.voxel_size))
 
     def add_particles(self, crowding: float) -> None:
-        """Randomly turned copies of every species, the largest first, in equal shares of the room."""
+        """Add randomly rotated copies of every species, the largest first, with the same total volume of each."""
         species = [self._molecule(13.0 * 2.5 ** (i / (_N_SPECIES - 1))) for i in range(_N_SPECIES)]
         for offsets, radii in reversed(species):
             bound = (offsets.norm(dim=-1) + radii).max().item()
@@ -174,12 +175,12 @@ class _Scene:
             for centre in centres:
                 if n_placed == wanted:
                     break
-                if self._take(centre[None], 0.0, bound):
+                if self._occupy(centre[None], 0.0, bound):
                     self._add_balls(centre + offsets @ self._rotation(), radii)
                     n_placed += 1
 
     def render(self) -> Tensor:
-        """The density of all beads, each smeared over the voxels around it."""
+        """Return the density of all beads, each blurred over the voxels around it."""
         margin = math.ceil(5 * _EDGE_WIDTH)
         shape = (self.shape[0] + 2 * margin, self.shape[1] + 2 * margin, self.shape[2] + 2 * margin)
         sharp = _splat(torch.cat(self.beads), shape)
@@ -188,24 +189,24 @@ class _Scene:
         smooth = irfftn(rfftn(sharp) * blur, shape)[margin:-margin, margin:-margin, margin:-margin]
         return smooth.clamp(min=0).contiguous()
 
-    def _take(self, centres: Tensor, inner: float, outer: float) -> bool:
-        """Take the room of spheres (hollow up to ``inner``) if all of it is free."""
-        distance = torch.cdist(centres, self.taken[:, :3])
-        if not ((distance > self.taken[:, 4] + outer) | (distance < self.taken[:, 3] - outer)).all():
+    def _occupy(self, centres: Tensor, inner: float, outer: float) -> bool:
+        """Occupy the space of spheres, hollow up to the radius ``inner``, and return whether all of it was free."""
+        distance = torch.cdist(centres, self.occupied[:, :3])
+        if not ((distance > self.occupied[:, 4] + outer) | (distance < self.occupied[:, 3] - outer)).all():
             return False
         radii = torch.tensor([inner, outer], device=self.device).expand(len(centres), 2)
-        self.taken = torch.cat((self.taken, torch.cat((centres, radii), dim=1)))
+        self.occupied = torch.cat((self.occupied, torch.cat((centres, radii), dim=1)))
         return True
 
     def _molecule(self, size: float) -> tuple[Tensor, Tensor]:
-        """Offsets and radii in voxels of a molecule without symmetry: touching balls of about ``size`` Å."""
+        """Return offsets and radii in voxels of an asymmetric molecule made of touching balls of about ``size`` Å."""
         n = 3 + int(6 * self._uniform(1))
         radii = size / self.voxel_size * (0.7 + 0.6 * self._uniform(n))
         offsets = torch.zeros(n, 3, device=self.device)
         for i in range(1, n):
             parent = int(i * self._uniform(1))
             step = 0.8 * (radii[i] + radii[parent])
-            # Of several places beside its parent a ball takes the one nearest to the middle that is free.
+            # A ball touches its parent. Of several such places the free one nearest to the middle is taken.
             places = offsets[parent] + step * self._directions(16)
             overlap = (0.8 * (radii[i] + radii[:i]) - torch.cdist(places, offsets[:i])).amax(dim=1)
             off_centre = (places - offsets[:i].mean(dim=0)).norm(dim=-1)
@@ -213,7 +214,7 @@ class _Scene:
         return offsets - offsets.mean(dim=0), radii
 
     def _add_balls(self, centres: Tensor, radii: Tensor) -> None:
-        """Solid balls of density 1."""
+        """Add solid balls of density 1."""
         volume = 4 / 3 * math.pi * radii**3
         n_beads = (_BEADS_PER_VOXEL * volume).ceil().long()
         n = int(n_beads.sum())
@@ -226,7 +227,7 @@ class _Scene:
         self.beads.append(torch.cat((positions, weights[:, None]), dim=1)[kept])
 
     def _inside(self, positions: Tensor, margin: float) -> Tensor:
-        # What lies just outside the volume's side faces still blurs into it; outside the slab is no specimen.
+        # Beads just beside the volume's side faces blur into it. There is no specimen above and below the slab.
         reach = self.half_size + torch.tensor([0.0, 3.0, 3.0], device=self.device) + margin
         return (positions.abs() <= reach).all(dim=-1)
 
@@ -237,21 +238,21 @@ class _Scene:
         return torch.nn.functional.normalize(normal((n, 3), self.generator), dim=-1)
 
     def _rotation(self) -> Tensor:
-        """A uniformly random right-handed frame, its axes in rows."""
+        """Return a uniformly random right-handed frame with its axes in rows."""
         first, other = self._directions(2)
         third = torch.nn.functional.normalize(torch.linalg.cross(first, other), dim=0)
         return torch.stack((first, torch.linalg.cross(third, first), third))
 
 
 def _arc(length: Tensor, frame: Tensor, bend: Tensor) -> tuple[Tensor, Tensor]:
-    """Points on a circle of radius ``bend`` in the plane of the first two axes of ``frame``, and normals."""
+    """Return points on a circle of radius ``bend`` in the plane of the first two axes of ``frame``, and normals."""
     angle = (length / bend)[:, None]
     normal = angle.cos() * frame[1] - angle.sin() * frame[0]
     return bend * (frame[1] - normal), normal
 
 
 def _splat(beads: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Beads shared linearly among their eight neighbours."""
+    """Return a grid on which each bead is distributed linearly among its eight neighbours."""
     centre = (torch.tensor(shape, device=beads.device) - 1) / 2
     corner, rest = (beads[:, :3] + centre).floor().long(), (beads[:, :3] + centre) % 1
     grid = torch.zeros(math.prod(shape), device=beads.device)
@@ -263,7 +264,7 @@ def _splat(beads: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def normal(size: Sequence[int], generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers, on the generator's device."""
+    """Draw standard normal numbers on the generator's device."""
     return torch.randn(*size, generator=generator, device=_device(generator))
 
 

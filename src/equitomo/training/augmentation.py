@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from equitomo._draws import EXCHANGES, MIRRORS, draw_integers
+from equitomo.draws import EXCHANGES, MIRRORS, draw_integers
 from equitomo.fourier import filtered, frequencies
-from equitomo.geometry import TiltAxis, TiltGeometry
+from equitomo.geometry import TiltAxes, TiltAxis, TiltGeometry
 from equitomo.symmetry import mirrors_of
 from equitomo.training.config import TrainingConfig
 
@@ -68,8 +68,8 @@ def exchange_sectors(y: Tensor, tilt_axes: Sequence[TiltAxis], offsets: Sequence
 
 def _kept(shape: tuple[int, int, int], tilt_axis: TiltAxis, offset: float, bits: int, device: torch.device) -> Tensor:
     """1 in the sectors that stay, an even mask of length 1 along the tilt axis."""
-    kz, ky, kx = frequencies(shape, device=device, dtype=torch.float32)
-    across = kx if tilt_axis == "y" else ky
+    k = frequencies(shape, device=device, dtype=torch.float32)
+    kz, across = k[0], k[TiltAxes.about(tilt_axis).across]
     turns = torch.atan2(kz, across) / torch.pi % 1.0
     sector = (turns * SECTORS + offset).long() % SECTORS
     table = torch.tensor([bits >> i & 1 for i in range(SECTORS)], dtype=torch.float32).to(device)

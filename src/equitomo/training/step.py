@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from equitomo.datasets import StoredTomogramPair, TomogramPair
+from equitomo.datasets import TomogramPair
 from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
 from equitomo.models import TwoViewReconstructor
@@ -44,7 +44,7 @@ class StepLosses(nn.Module):
         """The data and the equivariance loss of each cube, ``(2, cubes)``; ``y`` is ``(cubes, 2, z, y, x)``."""
         # A weight of zero leaves a loss out, and a first call that nothing judges needs no gradient.
         judged = self.data.weight > 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (judged or self.equivariance.teaches_first_call)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (judged or self.equivariance.needs_estimate_gradient)):
             x_net = self.model(y, self.physics)
         data = self.data(x_net=x_net, y=y, physics=self.physics) if judged else y.new_zeros(len(y))
         equivariance = self.equivariance(x_net=x_net, y=y, physics=self.physics, model=self.model, elements=elements)
@@ -62,7 +62,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def operator_for(
-    pairs: Sequence[TomogramPair | StoredTomogramPair], config: TrainingConfig, device: torch.device
+    pairs: Sequence[TomogramPair], config: TrainingConfig, device: torch.device
 ) -> tuple[PaddedMissingWedgeOperator, dict[TiltGeometry, Tensor]]:
     """The operator of a cube; and the mask of each geometry where there are several."""
     geometries = list(dict.fromkeys(pair.geometry for pair in pairs))

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from equitomo._draws import ELEMENTS, draw_integers
-from equitomo.datasets import StoredTomogramPair, TomogramPair, cubes_of
+from equitomo.datasets import TomogramPair, cubes_of
+from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.precision import autocast
 from equitomo.training.augmentation import augmented
@@ -104,7 +104,7 @@ class IcecreamTrainer:
 
     def __init__(
         self,
-        pairs: TomogramPair | StoredTomogramPair | Sequence[TomogramPair | StoredTomogramPair],
+        pairs: TomogramPair | Sequence[TomogramPair],
         config: TrainingConfig | None = None,
         *,
         out: str | Path | None = None,
@@ -126,11 +126,11 @@ class IcecreamTrainer:
         self.progress, self.preview = progress, preview
         self.device = self.world.device(config.device)
         self.dataset = cubes_of(
-            (pairs,) if isinstance(pairs, (TomogramPair, StoredTomogramPair)) else pairs,
+            pairs,
             config.side,
             length=config.steps * config.batch,
             memory=round(config.memory * 2**30) or None,
-            stretch=config.stretch * config.batch,
+            exchange_every=config.stretch * config.batch,
             seed=config.seed,
             min_fraction=config.min_specimen,
             mixed_voxel_sizes=config.mixed_voxel_sizes,

@@ -13,26 +13,31 @@ Shape = tuple[int, int, int]
 
 
 class InsideFilter:
-    r"""What a zero-padding Fourier filter gives without the outermost ``margin`` voxels.
+    r"""Apply a zero-padding Fourier filter and return the result without its outermost ``margin`` voxels.
 
-    From :math:`n` voxels per axis to the inner :math:`n - 2\,\text{margin}` only lags of the filter's kernel up to
-    :math:`n - 1 - \text{margin}` matter, so a circular convolution on :math:`2(n - \text{margin}) - 1` voxels or more
-    has the same values there. A phase moves the first inner voxel to index 0, so that neither the rest of the output
-    nor, in the gradient, the zeros around it are transformed.
+    For the inner :math:`n - 2\,\text{margin}` of :math:`n` voxels per axis only lags of the filter's kernel up to
+    :math:`n - 1 - \text{margin}` matter, so that a circular convolution on :math:`2(n - \text{margin}) - 1` voxels or
+    more has the same values there. A phase moves the first inner voxel to index 0: then the rest of the output is not
+    transformed, nor are the zeros around it in the gradient.
 
     Parameters
     ----------
     mask
-        Even mask on the half spectrum of ``grid_shape``, of length 1 where it is constant.
+        An even mask on the half spectrum of ``grid_shape``, with length 1 where it is constant.
     volume_shape, grid_shape
-        Voxels ``(z, y, x)`` of the volume, and of the grid it is padded to.
+        Voxels ``(z, y, x)`` of the volume, and of the grid that it is padded to.
     margin
         Voxels left out at every face.
+
+    Attributes
+    ----------
+    grid_shape : tuple of int
+        Voxels ``(z, y, x)`` of the smaller grid that is transformed.
     """
 
     def __init__(self, mask: Tensor, volume_shape: Shape, grid_shape: Shape, margin: int) -> None:
         self.margin, self._mask, self._version = margin, mask, mask._version
-        # Where the mask is constant the filter does nothing: there the input is cut, and that axis stays as it is.
+        # Along an axis where the mask is constant the filter does nothing: there the input is only cut.
         self._varies = tuple(n > 1 for n in mask.shape[-3:])
         self._inner = tuple(n - 2 * margin for n in volume_shape)
         z, y, x = grid_shape
@@ -41,38 +46,38 @@ class InsideFilter:
         for axis in range(3):
             kernel = self._cut(kernel, axis, volume_shape[axis], grid_shape[axis])
         z, y, x = kernel.shape[-3:]
-        self._grid = (z, y, x)
-        # Orthonormal transforms scale with the square root of the number of voxels, a filter must not.
-        spectrum = rfftn(kernel, self._grid).real * math.sqrt(z * y * x / math.prod(grid_shape))
+        self.grid_shape = (z, y, x)
+        # Orthonormal transforms scale with the square root of the number of voxels, but a filter must not.
+        spectrum = rfftn(kernel, self.grid_shape).real * math.sqrt(z * y * x / math.prod(grid_shape))
         self._spectrum = laid_out(self._shifted(spectrum).to(torch.promote_types(mask.dtype, torch.complex64)))
 
     def fits(self, mask: Tensor, margin: int) -> bool:
-        """Whether this is the filter of this mask, unchanged since, and this margin."""
+        """Return whether this is the filter of a mask, which has not changed since, and of a margin."""
         return self.margin == margin and self._mask is mask and self._version == mask._version
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The filter's values inside the margin, ``(..., z - 2 * margin, y - 2 * margin, x - 2 * margin)``."""
+        """Return the result inside the margin, ``(..., z - 2 * margin, y - 2 * margin, x - 2 * margin)``."""
         for axis, varies in zip((-3, -2, -1), self._varies, strict=True):
             if not varies:
                 x = x.narrow(axis, self.margin, x.shape[axis] - 2 * self.margin)
         z, y, n = self._inner
-        return filtered(x, self._spectrum, self._grid, (z, y, n))
+        return filtered(x, self._spectrum, self.grid_shape, (z, y, n))
 
     def _cut(self, kernel: Tensor, axis: int, n: int, padded: int) -> Tensor:
-        """The kernel's lags that matter along one axis, on a grid that is no longer than it must be."""
+        """Return the lags of the kernel that matter along one axis, on a grid as short as it may be."""
         longest = n - 1 - self.margin
         length = _next_smooth(2 * longest + 1) if self._varies[axis] else self._inner[axis]
         if self._varies[axis] and not (padded > n and length < padded):
             return kernel
-        # Lags beyond the longest, on a grid longer than need be, reach only what is cut off.
+        # On a grid that is longer than it must be, the lags beyond the longest reach only what is cut off.
         index = torch.arange(length, device=kernel.device)
         lag = torch.where(index > length // 2, index - length, index)
         return kernel.index_select(axis - 3, lag % padded)
 
     def _shifted(self, spectrum: Tensor) -> Tensor:
-        """Moved by the margin along the axes that are filtered; one plane for the others."""
+        """Return the spectrum of the filter moved by the margin, with length 1 along the axes it is constant on."""
         turns = torch.zeros((), dtype=spectrum.dtype, device=spectrum.device)
-        for axis, k in zip((-3, -2, -1), frequencies(self._grid, device=spectrum.device), strict=True):
+        for axis, k in zip((-3, -2, -1), frequencies(self.grid_shape, device=spectrum.device), strict=True):
             if self._varies[axis]:
                 turns = turns + k * self.margin
             else:
@@ -81,7 +86,7 @@ class InsideFilter:
 
 
 def _next_smooth(n: int) -> int:
-    """The next length without a prime factor above 5, which transforms fast."""
+    """Return the next length without a prime factor above 5: transforms of such lengths are fast."""
     while True:
         rest = n
         for prime in (2, 3, 5):

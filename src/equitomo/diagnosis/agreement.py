@@ -1,4 +1,4 @@
-"""Whether two half tomograms lie on each other: a shift, a mirror or an inverted contrast between them."""
+"""A shift, a mirror or an inverted contrast between two half tomograms."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import torch
 from torch import Tensor
 
 from equitomo.fourier import frequencies, hann, irfftn, rfftn
-from equitomo.volumes import VolumeLike as Volume
-from equitomo.volumes import middle_of
+from equitomo.volumes import VolumeLike, middle_of
 
-# A shift or a mirror is told from the middle of a volume; in fewer voxels chance repeats too much of it.
+# The middle of a volume is enough to find a shift or a mirror; smaller parts resemble each other by chance.
 _MOST, _LEAST = 128, 24
 _SHELLS = 16
 # Above a quarter of the sampling rate there is mostly noise.
 _LOW_PASS = 0.25
-# In standard deviations: under the window the peaks of noise in small volumes reach 10. A peak counts above that, if it
-# is 1.3 times those of all other orientations (different specimens on a common lattice reach 13 in several), and
-# instead of the value in place if it is 1.5 times that.
+# Heights of peaks in standard deviations. Under the window the peaks of noise in small volumes reach 10. A peak counts
+# if it is higher than 12 and 1.3 times those of all other orientations (different specimens on a common lattice reach
+# 13 in several). It counts as a shift if it is 1.5 times the value at zero shift.
 SURE, _ALONE, _HIGHER = 12.0, 1.3, 1.5
-# One voxel off, the wide peak of a tomogram is hardly lower in place; what tells is where its top lies between the
-# voxels. In 482 good pairs with a peak above 24 (simulated, and parts of real and realistic tomograms) it lay at most
-# 0.58 voxels from zero; in 747 of 760 that were shifted by one voxel beyond 0.7. With peaks below 20 the two overlap.
+# With a shift of one voxel the wide peak of a tomogram is hardly lower at zero, but its top, interpolated between the
+# voxels, moves. In 482 good pairs with a peak above 24 (simulated, and parts of real and realistic tomograms) it lay at
+# most 0.58 voxels from zero; in 747 of 760 pairs shifted by one voxel beyond 0.7. With peaks below 20 the two overlap.
 _DISTINCT, _OFF = 24.0, 0.7
+# Every set of axes along which the second half may be mirrored, the empty one first.
+_MIRRORS = ["".join(axes) for n in range(4) for axes in combinations("zyx", n)]
 
 
 @dataclass(frozen=True)
 class HalvesAgreement:
-    """How the second half lies on the first.
+    """The position and contrast of the second half relative to the first.
 
     Parameters
     ----------
     shift
-        Voxels along ``(z, y, x)`` by which the second half is shifted against the first; zeros if it is in place or
-        nothing can be told.
+        Voxels along ``(z, y, x)`` by which the second half is shifted against the first; zeros if it is not shifted
+        or nothing was found.
     mirrored
         The axes along which the second half is mirrored, as ``"z"`` or ``"yx"``; empty if it is not.
     inverted
         Whether the contrast of one half is the opposite of the other's.
     peak
-        Height of the correlation in the place found, in its standard deviations: above 12 the halves surely show
-        the same specimen, below zero it is the opposite contrast that correlates.
+        Height of the correlation at that position, in its standard deviations: above 12 the halves surely show
+        the same specimen, below zero the opposite contrast correlates.
     """
 
     shift: tuple[int, int, int] = (0, 0, 0)
@@ -52,34 +53,38 @@ class HalvesAgreement:
     peak: float = 0.0
 
     @property
-    def complaint(self) -> str:
-        """What is wrong and how to mend it, empty if nothing is."""
+    def faults(self) -> list[tuple[str, str]]:
+        """What is wrong, each with its remedy; empty if nothing is."""
         found = []
         if self.inverted:
-            found.append("the halves are anticorrelated: the contrast of one is inverted, multiply it by -1")
+            found.append(("the halves are anticorrelated: the contrast of one is inverted", "multiply it by -1"))
         if self.mirrored:
             found.append(
-                f"the halves are mirrored along {', '.join(self.mirrored)} against each other: reconstruct both with "
-                "the same geometry, or turn one back"
+                (
+                    f"the halves are mirrored along {', '.join(self.mirrored)} against each other",
+                    "reconstruct both with the same geometry, or turn one back",
+                )
             )
         if any(self.shift):
             found.append(
-                f"the second half is shifted against the first by {self.shift} voxels (z, y, x): align them, or "
-                "reconstruct both from one alignment"
+                (
+                    f"the second half is shifted against the first by {self.shift} voxels (z, y, x)",
+                    "align them, or reconstruct both from one alignment",
+                )
             )
-        return "; and ".join(found)
+        return found
 
 
-def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
-    r"""Look for a shift, a mirror or an inverted contrast between two halves in their cross-correlation.
+def compare_halves(first: VolumeLike, second: VolumeLike) -> HalvesAgreement:
+    r"""Find a shift, a mirror or an inverted contrast between two halves from their cross-correlation.
 
     .. math:: c(s) = F^{-1} \bigl[ w(|k|)\, F_1\, \overline{F_2} \bigr](s)
 
-    with every shell of frequencies below a quarter of the sampling rate scaled to the same power, so that gradients and
-    thick membranes do not blur the peak, and outliers clipped. The peak must be well above noise and half as high
-    again as the value at zero; a shift of one voxel is told if the peak is 24 standard deviations high. A peak that is
-    negative is one of inverted contrast. The second half is tried as it is and mirrored along every set of axes; the
-    middle 128 voxels are compared, under a Hann window.
+    Every shell of frequencies below a quarter of the sampling rate is scaled to the same power, so that gradients and
+    thick membranes do not blur the peak, and outliers are clipped. The peak must be well above noise and 1.5 times as
+    high as the value at zero; a shift of one voxel is reported if the peak is 24 standard deviations high. A negative
+    peak means inverted contrast. The second half is tried as it is and mirrored along every set of axes. The middle 128
+    voxels along each axis are compared, under a Hann window.
 
     Parameters
     ----------
@@ -90,8 +95,8 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     --------
     >>> specimen = torch.randn(24, 24, 24)
     >>> first, second = specimen + 0.5 * torch.randn(2, 24, 24, 24)
-    >>> compare_halves(first, second).complaint
-    ''
+    >>> compare_halves(first, second).faults
+    []
     >>> compare_halves(first, second.roll((0, 2, 0), (0, 1, 2))).shift
     (0, 2, 0)
     >>> compare_halves(first, second.flip(0)).mirrored
@@ -108,26 +113,23 @@ def compare_halves(first: Volume, second: Volume) -> HalvesAgreement:
     others = max(other.height for name, other in found.items() if name != axes)
     if peak.height < SURE or peak.height < _ALONE * others:
         plain = found[""]
-        return HalvesAgreement(peak=-plain.in_place if plain.inverted else plain.in_place)
+        return HalvesAgreement(peak=-plain.at_zero if plain.inverted else plain.at_zero)
     if axes:
         return HalvesAgreement(mirrored=axes, inverted=peak.inverted, peak=peak.height)
     is_one_off = peak.height > _DISTINCT and _OFF < max(map(abs, peak.top)) < 1.5
-    if peak.height > _HIGHER * peak.in_place or is_one_off:
+    if peak.height > _HIGHER * peak.at_zero or is_one_off:
         z, y, x = (round(length) for length in peak.top)
         return HalvesAgreement(shift=(z, y, x), inverted=peak.inverted, peak=peak.height)
-    return HalvesAgreement(inverted=peak.inverted, peak=peak.in_place)
-
-
-_MIRRORS = ["".join(axes) for n in range(4) for axes in combinations("zyx", n)]
+    return HalvesAgreement(inverted=peak.inverted, peak=peak.at_zero)
 
 
 def _numbers(axes: str) -> list[int]:
     return ["zyx".index(axis) for axis in axes]
 
 
-def _middle(volume: Volume) -> Tensor:
+def _middle(volume: VolumeLike) -> Tensor:
     cut = middle_of(volume, _MOST)
-    # Hot voxels and gold must not be all that is compared.
+    # Hot voxels and gold would outweigh everything else.
     centre = cut.median()
     spread = 6 * 1.4826 * (cut - centre).abs().median()
     cut = cut.clamp(centre - spread, centre + spread) if spread > 0 else cut
@@ -135,14 +137,14 @@ def _middle(volume: Volume) -> Tensor:
 
 
 def _weight(shape: tuple[int, int, int]) -> Tensor:
-    """1 in the ball of low frequencies, without zero."""
+    """Return 1 in the ball of low frequencies, without zero frequency, and 0 elsewhere."""
     kz, ky, kx = frequencies(shape, dtype=torch.float32)
     radius = (kz**2 + ky**2 + kx**2).sqrt()
     return ((radius > 0) & (radius <= _LOW_PASS)).float()
 
 
 def _whitened(volume: Tensor) -> Tensor:
-    """The spectrum with equal power in every shell."""
+    """Return the spectrum scaled to equal power in every shell."""
     spectrum = rfftn(volume)
     kz, ky, kx = frequencies((volume.shape[0], volume.shape[1], volume.shape[2]), dtype=torch.float32)
     shell = ((kz**2 + ky**2 + kx**2).sqrt() / _LOW_PASS * _SHELLS).long().clamp_max(_SHELLS)
@@ -153,14 +155,14 @@ def _whitened(volume: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Peak:
-    """Where the second half lies on the first, and the correlation there and in place, in standard deviations.
+    """The position of the highest correlation, its height and that at zero, in standard deviations.
 
-    Both are those of the opposite contrast where that correlates better.
+    The heights are those of the opposite contrast if that correlates better.
     """
 
     top: tuple[float, ...] = (0.0, 0.0, 0.0)
     height: float = 0.0
-    in_place: float = 0.0
+    at_zero: float = 0.0
     inverted: bool = False
 
 
@@ -174,17 +176,17 @@ def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> _Peak:
         correlation = -correlation
     index = [int(i) for i in np.unravel_index(int(correlation.argmax()), correlation.shape)]
 
-    def beside(axis: int, step: int) -> float:
+    def neighbour(axis: int, step: int) -> float:
         place = index.copy()
         place[axis] = (place[axis] + step) % shape[axis]
         return float(correlation[*place])
 
     whole = [i - n if 2 * i > n else i for i, n in zip(index, shape, strict=True)]
-    top = tuple(i + _top(*(beside(axis, step) for step in (-1, 0, 1))) for axis, i in enumerate(whole))
+    top = tuple(i + _top(*(neighbour(axis, step) for step in (-1, 0, 1))) for axis, i in enumerate(whole))
     return _Peak(top, float(correlation.max()) / deviation, float(correlation[0, 0, 0]) / deviation, inverted)
 
 
 def _top(before: float, here: float, after: float) -> float:
-    """Where a parabola through the highest of three values and those beside it has its top, from -1/2 to 1/2."""
+    """Return where a parabola through the highest value and its two neighbours has its top, from -1/2 to 1/2."""
     curvature = before - 2 * here + after
     return 0.5 * (before - after) / curvature if curvature < 0 else 0.0

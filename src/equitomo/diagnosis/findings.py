@@ -1,0 +1,250 @@
+"""Findings about a pair of half tomograms: what is in order, what may surprise, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped, require_usable
+from equitomo.diagnosis.agreement import SURE, compare_halves
+from equitomo.diagnosis.wedge import estimate_wedge, judge_geometry
+from equitomo.fourier import cosine_taper
+from equitomo.metrics import fourier_shell_correlation
+
+Severity = Literal["ok", "note", "warning", "error"]
+
+# The ratio of the deviations of two halves, and the difference of their means in deviations, that are too much. Halves
+# of unequal dose differ by less: a tenth of the tilts more in one makes 5 %.
+_SCALES, _OFFSETS = 1.5, 0.5
+_OUTLIER = 50.0  # standard deviations from the mean
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of :func:`~equitomo.diagnose`.
+
+    Parameters
+    ----------
+    severity
+        ``"ok"`` for what is as it should be, ``"note"`` for what may surprise, ``"warning"`` for what makes a
+        reconstruction worse, ``"error"`` for what makes it wrong or impossible.
+    subject
+        What the finding is about: ``"files"``, ``"tilts"``, ``"voxels"``, ``"scale"``, ``"mask"``, ``"halves"``,
+        ``"wedge"`` or ``"axes"``.
+    message
+        What was found.
+    remedy
+        How to mend it, empty if there is nothing to mend.
+
+    Examples
+    --------
+    >>> print(Finding("warning", "halves", "the halves are mirrored along z", "reconstruct both alike"))
+    warning: halves: the halves are mirrored along z: reconstruct both alike
+    """
+
+    severity: Severity
+    subject: str
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.subject}: {self.text}"
+
+    @property
+    def text(self) -> str:
+        """The message and the remedy in one line."""
+        return f"{self.message}: {self.remedy}" if self.remedy else self.message
+
+
+def diagnose(pair: TomogramPair) -> list[Finding]:
+    """Return what is in order in a pair and what is not, or why it cannot be used.
+
+    The halves are compared for a shift, a mirror, an inverted contrast and their scale, the declared tilts with the
+    spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers, a grey mask and voxels that are not cubes
+    are reported. All of this comes from the statistics of the pair: each half is read once, or not at all if the pair
+    was read before. The pair is left as it is.
+
+    Parameters
+    ----------
+    pair
+        The pair, in memory or lazy.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+
+    Examples
+    --------
+    >>> specimen = torch.randn(32, 32, 32)
+    >>> first, second = specimen + torch.randn(2, 32, 32, 32)
+    >>> for finding in diagnose(TomogramPair(first, second.roll(4, 0), (-60.0, 60.0))):
+    ...     if finding.severity == "warning":
+    ...         print(finding)
+    warning: halves: the second half is shifted against the first by (4, 0, 0) voxels (z, y, x): align them, or
+    reconstruct both from one alignment
+    """
+    findings = [*_of_files(pair), *_of_unusable(pair)]
+    if any(finding.severity == "error" for finding in findings):
+        return findings
+    findings += [*_of_voxels(pair), *_of_mask(pair)]
+    if pair.n_views == 2:
+        findings += _of_halves(pair)
+    return [*findings, *_of_wedge(pair)]
+
+
+def _of_unusable(pair: TomogramPair) -> Iterator[Finding]:
+    """Yield the errors that constructing a pair in memory raises; they say themselves how to mend what was found."""
+    usable = True
+    for label, one in zip(pair.labels, pair.statistics, strict=True):
+        try:
+            require_usable(one, label, nan=pair.nan)
+        except ValueError as error:
+            usable = False
+            yield Finding("error", "voxels", str(error))
+    if usable:
+        try:
+            _ = pair.scale
+        except ValueError as error:
+            yield Finding("error", "halves", str(error))
+
+
+def _of_files(pair: TomogramPair) -> Iterator[Finding]:
+    z, y, x = pair.shape
+    sizes = pair.voxel_size
+    known = "of unknown size" if sizes is None else f"of {' x '.join(f'{n:.4g}' for n in dict.fromkeys(sizes))} Å"
+    volumes = "two volumes" if pair.n_views == 2 else "one volume"
+    yield Finding("ok", "files", f"{volumes} of {z} x {y} x {x} voxels (z, y, x) {known}, {pair.halves[0].dtype}")
+    if sizes is not None and max(sizes) > 1.01 * min(sizes):
+        yield Finding(
+            "note",
+            "files",
+            f"the voxels are no cubes, {tuple(round(size, 3) for size in sizes)} Å (z, y, x), but the tilts are taken "
+            "as angles between voxels",
+            "resample the tomogram to cubes",
+        )
+    for geometry in dict.fromkeys(pair.geometries):
+        for part in geometry.parts:
+            low, high = part.tilt_range
+            views = "" if part.continuous else f"{len(part.angles)} views from "
+            yield Finding("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {part.tilt_axis}")
+
+
+def _of_voxels(pair: TomogramPair) -> Iterator[Finding]:
+    for label, one in zip(pair.labels, pair.statistics, strict=True):
+        if one.n_invalid:
+            message = f"{label} holds {one.n_invalid} voxels that are NaN or infinite, which are replaced by its mean"
+            yield Finding("note", "voxels", message)
+    if not any(one.n_invalid for one in pair.statistics):
+        yield Finding("ok", "voxels", "finite, and not constant")
+    yield Finding("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
+    both = zip(pair.statistics, pair.labels, strict=True)
+    largest, label = max((_farthest(one, pair.scale), name) for one, name in both)
+    if largest > _OUTLIER:
+        yield Finding(
+            "note",
+            "voxels",
+            f"{label} holds values {largest:.0f} standard deviations from the mean (hot pixels?), which do not enter "
+            "the scale, but are seen by the network",
+        )
+
+
+def _farthest(statistics: HalfStatistics, scale: IntensityScale) -> float:
+    """Return how many standard deviations the extremes of a half lie from the mean."""
+    return max(abs(end - scale.mean) for end in statistics.extremes) / scale.scale
+
+
+def _of_mask(pair: TomogramPair) -> Iterator[Finding]:
+    if not pair.mask_is_given:
+        return
+    try:
+        _ = pair.mask
+    except ValueError as error:
+        yield Finding("error", "mask", str(error))
+    else:
+        if not pair.mask_is_binary:
+            yield Finding("note", "mask", "the mask is not binary; every voxel other than 0 counts as specimen")
+
+
+def _of_halves(pair: TomogramPair) -> list[Finding]:
+    first, second = pair.statistics
+    found = [Finding("warning", "halves", *one) for one in (*_of_content(first, second), *_of_scale(first, second))]
+    return found or [Finding("ok", "halves", f"independent and in place{_resolution(pair)}")]
+
+
+def _resolution(pair: TomogramPair) -> str:
+    """Return how far down the middles of two halves agree, empty for volumes of a single section."""
+    if min(pair.shape) < 2:
+        return ""
+    size = None if pair.voxel_size is None else min(pair.voxel_size)
+    curve = fourier_shell_correlation(*(_faded(one.middle) for one in pair.statistics), voxel_size=size)
+    unit = "voxels" if size is None else "Å"
+    return f"; they agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
+
+
+def _of_content(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the place and the contrast of the halves, and the remedy."""
+    agreement = compare_halves(first.middle, second.middle)
+    yield from agreement.faults
+    if agreement.faults or agreement.peak > SURE:
+        return
+    # Halves that are too small, too alike in all directions or too noisy for a peak.
+    one, other = (clipped(half.block_means) for half in (first, second))
+    if not one.std() * other.std() > 0:
+        return
+    correlation = float(np.corrcoef(one, other)[0, 1])
+    # Three times what chance gives this many blocks: a small volume says little about its contrast.
+    chance = max(0.05, 3 / len(one) ** 0.5)
+    value = f"({correlation:.2f} after averaging 4x4x4 voxels)"
+    if correlation < -chance:
+        yield f"the halves are anticorrelated {value}", "check whether the contrast of one is inverted"
+    elif correlation < 0.05:
+        yield f"the halves hardly correlate {value}", "check that they show the same specimen, unshifted"
+
+
+def _of_scale(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
+    """Yield how the intensities of the halves differ, and the remedy."""
+    one, other = (clipped(half.samples.astype(np.float64)) for half in (first, second))
+    deviations, means = (one.std(), other.std()), (one.mean(), other.mean())
+    values = " and ".join(f"{mean:.4g} +- {deviation:.4g}" for mean, deviation in zip(means, deviations, strict=True))
+    remedy = (
+        "one scale is taken for both, so reconstruct both alike, or bring the second to the mean and the deviation of "
+        "the first"
+    )
+    if max(deviations) > _SCALES * min(deviations):
+        yield f"the intensities of the halves differ in scale, {values}", remedy
+    elif abs(means[0] - means[1]) > _OFFSETS * min(deviations):
+        yield f"the intensities of the halves differ in their mean, {values}", remedy
+
+
+def _faded(middle: Tensor) -> Tensor:
+    """Return a volume without its mean, fading towards its faces, whose jumps would fill the spectrum."""
+    return (middle - middle.mean()).mul_(cosine_taper(middle.shape))
+
+
+def _of_wedge(pair: TomogramPair) -> Iterator[Finding]:
+    """Yield what the spectrum says about the declared tilts: of the first half, unless the second one is wrong.
+
+    The sum of two halves that are turned or mirrored against each other would have another wedge than either.
+    """
+    estimates = [estimate_wedge(one.middle) for one in pair.statistics]
+    verdicts = [judge_geometry(*both) for both in zip(estimates, pair.geometries, strict=True)]
+    number = next((number for number, verdict in enumerate(verdicts) if verdict.is_wrong), 0)
+    verdict, estimate = verdicts[number], estimates[number]
+    severity: Severity = "ok" if verdict.kind == "agrees" else "error" if verdict.is_wrong else "note"
+    prefix = "of the second half: " if number else ""
+    sure = "" if estimate.tilt_range is None else f" ({estimate.explained:.0%} of the spectrum's contrast explained)"
+    yield Finding(severity, "wedge", f"{prefix}{verdict.message}{sure}", verdict.remedy)
+    thinnest = min(range(3), key=lambda axis: pair.shape[axis])
+    if verdict.kind == "unclear" and pair.shape[thinnest] <= 0.6 * pair.shape[0]:
+        yield Finding(
+            "note",
+            "axes",
+            f"the volume is thinnest along {'zyx'[thinnest]}, {pair.shape} voxels (z, y, x), but the beam must be "
+            "along z",
+            "check whether the file is stored with other axes (IMOD: clip rotx IN OUT turns them)",
+        )

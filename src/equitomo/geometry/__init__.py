@@ -1,0 +1,21 @@
+"""Tilt geometries, and the part of Fourier space that they measure."""
+
+from equitomo.geometry.masks import MaskPlanes, Planes, Sampling, Support, WedgeMask, WedgePlanes, wedge_mask
+from equitomo.geometry.tilts import Geometry, TiltAxes, TiltAxis, TiltGeometry, TiltUnion, as_geometry, shared_axes
+
+__all__ = [
+    "Geometry",
+    "MaskPlanes",
+    "Planes",
+    "Sampling",
+    "Support",
+    "TiltAxes",
+    "TiltAxis",
+    "TiltGeometry",
+    "TiltUnion",
+    "WedgeMask",
+    "WedgePlanes",
+    "as_geometry",
+    "shared_axes",
+    "wedge_mask",
+]

@@ -1,0 +1,31 @@
+"""Fourier shell correlation and other scores over all of Fourier space, its measured part and the missing wedge.
+
+All scores work on discrete Fourier transforms, which continue a volume periodically. A volume that was cut out of
+something larger is not periodic: subtract its mean and multiply it by :func:`equitomo.fourier.cosine_taper` first, or
+pass ``taper`` to a :class:`~equitomo.metrics.FourierMetric`.
+"""
+
+from equitomo.metrics.correlation import (
+    FourierShellCorrelation,
+    conical_fsc,
+    fourier_correlation,
+    fourier_shell_correlation,
+)
+from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
+from equitomo.metrics.regions import FourierRegions, region_masks
+from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
+
+__all__ = [
+    "FourierCorrelation",
+    "FourierMetric",
+    "FourierRegions",
+    "FourierShellCorrelation",
+    "MeanFSC",
+    "WedgeEnergy",
+    "WedgeEnergyFraction",
+    "conical_fsc",
+    "fourier_correlation",
+    "fourier_shell_correlation",
+    "region_masks",
+    "wedge_energy_fraction",
+]
