@@ -60,7 +60,7 @@ def main(folder: str, steps: str = "4000", width: str = "16") -> None:
 
 def _trained(pair: TomogramPair, globally: bool, steps: int, width: int) -> nn.Module:
     """Return the moving average of the trained network."""
-    settings = {"steps": steps, "width": width, "optimizer": "adam", "learning_rate": 1e-3, "averaging": 0.998}
+    settings = {"steps": steps, "width": width, "optimizer": "adam", "learning_rate": 1e-3, "ema_decay": 0.998}
     config = TrainingConfig.preset("tiny", **settings)
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
@@ -95,7 +95,7 @@ def _trained(pair: TomogramPair, globally: bool, steps: int, width: int) -> nn.M
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.step()
         with torch.no_grad():
-            decay = min(config.averaging, (1 + step) / (10 + step))
+            decay = min(config.ema_decay, (1 + step) / (10 + step))
             for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
     return averaged

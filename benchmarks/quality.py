@@ -4,7 +4,7 @@
 and optionally ``gold_mask.mrc``, next to the scoring script ``evaluate.py``. RUNS is a file with one JSON object of
 settings per line, which change the preset named by ``preset``, by default ``tiny``. One Markdown row is printed per
 run. It has the seconds of training, and for each way to predict the correlation with the truth overall, in the measured
-part and in the missing wedge, with gold beads masked.
+part and in the missing wedge, with gold beads masked. A run may also set ``cut_margin`` of the method ``fast``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from equitomo import IcecreamTrainer, TiledPredictor, TomogramPair, TrainingConfig, read_volume
+from equitomo import TiledPredictor, TomogramPair, TrainingConfig, read_volume
+from equitomo.methods import fast, method_of
+from equitomo.training import Trainer
 
 _WAYS: dict[str, dict[str, Any]] = {
     "one pass": {"passes": 1},
@@ -38,7 +40,10 @@ def main(folder: str, runs: str | None = None) -> None:
     print(f"| input | | {scorer.score(scorer.pair.volumes.mean(0).numpy())} |{' |' * (len(_WAYS) - 1)}", flush=True)
     for change in changes:
         settings = {"preset": "tiny"} | change
-        trainer = IcecreamTrainer(scorer.pair, TrainingConfig.preset(settings.pop("preset"), **settings))
+        cut_margin = settings.pop("cut_margin", None)
+        config = TrainingConfig.preset(settings.pop("preset"), **settings)
+        method = method_of(config) if cut_margin is None else fast.method(config, cut_margin=cut_margin)
+        trainer = Trainer(scorer.pair, method, config)
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from benchmarks.quality import Scorer
 from equitomo import MissingWedgeOperator, PaddedMissingWedgeOperator, TiledPredictor, load_network
+from equitomo.geometry import Support
 from equitomo.training.checkpoint import load_checkpoint
 
 _WIDE = 32  # reflected voxels on each side
@@ -38,7 +39,7 @@ def main(folder: str, *runs: str) -> None:
 def _scores(scorer: Scorer, run: str) -> dict[str, str]:
     config = load_checkpoint(Path(run)).state["config"]
     network, geometry, side = load_network(run), scorer.pair.geometry, config["side"]
-    support = config["support"]
+    support: Support = "ball" if config["method"] == "icecream" else "box"
     found = {}
     for first in (True, False):
         settings: dict[str, Any] = {"average_first": first}

@@ -8,9 +8,9 @@ from equitomo.cli import main
 
 TINY = [
     *("--preset", "tiny", "--side", "16", "--width", "4", "--levels", "2", "--steps", "8", "--margin", "4"),
-    *("--optimizer", "adam", "--learning_rate", "0.01", "--warmup", "0", "--averaging", "0.5", "--preview_every", "4"),
-    *("--device", "cpu", "--precision", "float32", "--passes", "2", "--average_first", "false"),
-    *("--mirrors", "false"),
+    *("--optimizer", "adam", "--learning_rate", "0.01", "--warmup", "0", "--ema_decay", "0.5", "--preview_every", "4"),
+    *("--device", "cpu", "--precision", "float32", "--passes", "2", "--no-average-first"),
+    "--no-test-time-mirrors",
 ]
 
 

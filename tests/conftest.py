@@ -8,6 +8,7 @@ import pytest
 import torch
 from crowding import play_device
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 
 # With one thread, sums are added in one order, and results do not depend on the number of cores.
 torch.set_num_threads(1)
@@ -55,3 +56,17 @@ def generator() -> torch.Generator:
 def crowded(monkeypatch):
     """Let the host play a device with little memory; the returned function sets how much it has."""
     return play_device(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Draw coarse pictures where their content is not tested, because drawing takes much of the time of the tests."""
+    if request.module.__name__ == "test_report":
+        return
+    save = Figure.savefig
+
+    def coarse(figure, file, **settings):
+        figure.set_layout_engine("none")
+        save(figure, file, **settings | {"dpi": 20})
+
+    monkeypatch.setattr(Figure, "savefig", coarse)

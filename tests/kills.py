@@ -28,7 +28,7 @@ from making import noisy_halves
 import equitomo.cli.commands  # noqa: F401
 from equitomo import write_volume
 from equitomo.cli import main
-from equitomo.cli.manifest import NAME
+from equitomo.run.folder import MANIFEST
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 
 # A checkpoint is written after every step, so that many stops happen while files are written.
@@ -51,7 +51,7 @@ class Runs:
     def start(self, name: str) -> int:
         """Start or resume a run in a new process, and return the number of the process."""
         out = self.folder / name
-        how = ["--resume"] if (out / NAME).exists() else ["--overwrite"]
+        how = ["--resume"] if (out / MANIFEST).exists() else ["--overwrite"]
         # A forked process has torch imported already, so the random moments fall into the run and not before it.
         child = os.fork()
         if child:

@@ -1,4 +1,4 @@
-"""Gradients from a few cubes at a time: those of the whole batch, with what memory there is."""
+"""Gradients from a few cubes at a time are those of the whole batch, and fewer go at once when memory runs out."""
 
 import csv
 
@@ -7,8 +7,8 @@ import torch
 from making import noisy_pair
 
 from equitomo import IcecreamTrainer, TrainingConfig
-from equitomo.draws import ELEMENTS, draw_integers
-from equitomo.training.memory import cubes_at_once
+from equitomo.draws import Draws
+from equitomo.training.memory import IN_BACKWARD, bytes_of_step, cubes_at_once
 
 TINY = {
     "side": 16,
@@ -18,7 +18,7 @@ TINY = {
     "steps": 4,
     "margin": 4,
     "learning_rate": 1e-3,
-    "averaging": 0.9,
+    "ema_decay": 0.9,
     "preview_every": 0,
     "precision": "float32",
     "device": "cpu",
@@ -31,13 +31,13 @@ def tiny(**changes):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Of different tilts, so that cubes of one batch have masks of their own."""
+    """Two tomograms of different tilts, so that each cube of a batch has its own mask."""
     geometries = [(-60.0, 60.0), (-40.0, 55.0)]
     return [noisy_pair((20, 20, 20), seed=seed, geometry=geometry) for seed, geometry in enumerate(geometries)]
 
 
 def weights(trainer):
-    return {name: value.clone() for name, value in trainer._learner.network.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.learner.network.state_dict().items()}
 
 
 def rows(folder):
@@ -48,28 +48,25 @@ def rows(folder):
 def in_float64(trainer):
     draw = trainer.dataset.batch
     trainer.dataset.batch = lambda indices: (draw(indices)[0].double(), draw(indices)[1])
-    trainer._module.double()
-    trainer._masks = {geometry: mask.double() for geometry, mask in trainer._masks.items()}
+    trainer.objective.double()
     return trainer
 
 
 def gradients(trainer):
-    return {name: p.grad for name, p in trainer._module.named_parameters()}
+    return {name: p.grad for name, p in trainer.objective.named_parameters()}
 
 
 @pytest.mark.parametrize("n_at_once", [1, 2, 3, 4, 5, 8])
 def test_the_gradient_is_that_of_the_mean_over_the_whole_batch(pairs, n_at_once):
     trainer = in_float64(IcecreamTrainer(pairs, tiny()))
     indices = range(10, 15)
-    losses = trainer._gradient(indices, n_at_once)
+    losses = trainer.gradient(indices, n_at_once)
     found = gradients(trainer)
 
     y, sources = trainer.dataset.batch(indices)
     assert set(sources) == {0, 1}
-    trainer.physics.update(mask=torch.cat([trainer._masks[pairs[source].geometry] for source in sources]))
-    drawn = draw_integers(0, indices, len(trainer.group.elements), ELEMENTS)
-    trainer._module.zero_grad()
-    expected = trainer._module(y, torch.tensor([trainer.group.elements[i] for i in drawn])).mean(1)
+    trainer.objective.zero_grad()
+    expected = trainer.objective(y, [pairs[source].geometries for source in sources], Draws(0, indices)).mean(1)
     expected.sum().backward()
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-13, atol=0)
     torch.testing.assert_close(found, gradients(trainer), rtol=1e-11, atol=1e-16)
@@ -92,7 +89,7 @@ def test_a_run_in_parts_equals_one_of_whole_batches(pairs, tmp_path, n_at_once, 
 def test_no_more_cubes_than_said_go_through_the_network_at_once(pairs):
     trainer, seen = IcecreamTrainer(pairs, tiny(micro_batch=2)), []
     # Each cube has two views, and the network is called twice.
-    trainer._learner.network.register_forward_hook(lambda module, x, out: seen.append(len(x[0]) // 2))
+    trainer.learner.network.register_forward_hook(lambda module, x, out: seen.append(len(x[0]) // 2))
     trainer.train(until=1)
     assert seen == [2, 2, 2, 2, 1, 1]
 
@@ -115,11 +112,11 @@ def test_one_bad_part_makes_its_step_change_nothing(pairs):
         return (cubes * float("nan") if indices == range(9, 10) else cubes), sources
 
     trainer.dataset.batch = spoilt
-    before, scale = weights(trainer.train(until=1)), trainer._learner.scaler.get_scale()
+    before, scale = weights(trainer.train(until=1)), trainer.learner.scaler.get_scale()
     after = weights(trainer.train(until=2))
     assert all(torch.equal(before[name], after[name]) for name in before)
     # Once a step and not once a part.
-    assert (trainer.skipped, trainer._learner.scaler.get_scale()) == (1, scale / 2)
+    assert (trainer.skipped, trainer.learner.scaler.get_scale()) == (1, scale / 2)
 
 
 # The memory ladder -----------------------------------------------------------------------------------
@@ -130,7 +127,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
 
 def limit(trainer, cubes, *, checkpointed=0, error=FULL):
     """Let memory run out in the backward pass, after it has begun, where more cubes than these go at once."""
-    network, at_once, seen = trainer._learner.network, [0], []
+    network, at_once, seen = trainer.learner.network, [0], []
 
     def note(module, inputs):
         # In a recomputation for the gradient it is called again.
@@ -166,7 +163,7 @@ def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(pairs, caplog, cub
     # What did not fit is tried once in the run.
     assert sum(n > cubes for n in seen[1:]) == len(caplog.records) == {4: 1, 2: 2, 1: 3}[cubes]
     halves = [(5, 3), (3, 2), (2, 1)]
-    said = [f"out of memory with {a} cubes at once: going on with {b} cube" for a, b in halves]
+    said = [f"out of memory with {a} cubes at once: retrying with {b} cube" for a, b in halves]
     assert all(text in record.message for text, record in zip(said, caplog.records, strict=False))
 
 
@@ -175,7 +172,7 @@ def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(pairs, caplog, cub
 def test_a_float16_run_keeps_its_scale_when_memory_runs_out(pairs):
     undisturbed, trainer = (IcecreamTrainer(pairs, tiny(precision="float16")) for _ in range(2))
     limit(trainer, 2)
-    scales = [run.train()._learner.scaler.get_scale() for run in (undisturbed, trainer)]
+    scales = [run.train().learner.scaler.get_scale() for run in (undisturbed, trainer)]
     assert scales[0] == scales[1]
     assert trainer.skipped == undisturbed.skipped == 0
 
@@ -193,7 +190,7 @@ def test_activation_checkpointing_is_the_last_rung(pairs, caplog, error):
     undisturbed, trainer = (IcecreamTrainer(pairs, tiny(batch=2)) for _ in range(2))
     limit(trainer, 0, checkpointed=1, error=error)
     assert_same_result(trainer.train(), undisturbed.train())
-    assert "with 1 cube at once: going on with 1 cube at once and activation checkpointing" in caplog.text
+    assert "with 1 cube at once: retrying with 1 cube at once and activation checkpointing" in caplog.text
     assert len(caplog.records) == 2
 
 
@@ -202,8 +199,8 @@ def test_a_cube_that_does_not_fit_alone_is_an_error_that_says_what_was_tried(pai
     trainer = IcecreamTrainer(pairs, tiny(batch=3, checkpoint_every=1), out=tmp_path)
     limit(trainer, 0)
     message = (
-        r"tried 3 cubes at once, then 2 cubes at once, then 1 cube at once, then 1 cube at once and activation "
-        r"checkpointing\. .*--side or --width.*--batch"
+        r"out of memory with 1 cube at once and activation checkpointing\. .*`side` or `width`.*"
+        r"`precision='bfloat16'`.*`batch`"
     )
     with pytest.raises(torch.OutOfMemoryError, match=message):
         trainer.train()
@@ -217,7 +214,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(pairs):
     limit(trainer, 0, error=RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         trainer.train()
-    assert trainer._memory.n_at_once == 5
+    assert trainer.plan.n_at_once == 5
 
 
 @pytest.mark.parametrize(
@@ -232,3 +229,12 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(pairs):
 )
 def test_large_cubes_go_one_by_one_through_a_cpu_unless_configured_otherwise(device, settings, n):
     assert cubes_at_once(TrainingConfig(**settings), torch.device(device)) == n
+
+
+@pytest.mark.parametrize("equivariance_weight", [0.0, 2.0])
+@pytest.mark.parametrize("method", ["icecream", "fast", "noise2noise", "equivariant_imaging"])
+def test_the_memory_of_a_step_is_known_from_the_settings(pairs, method, equivariance_weight):
+    config = tiny(method=method, equivariance_weight=equivariance_weight, width=8, levels=3)
+    trainer = IcecreamTrainer(pairs[0], config)
+    another_cube = trainer.bytes_kept(2) - trainer.bytes_kept(1)
+    assert bytes_of_step(config, torch.float32, 1) / IN_BACKWARD == pytest.approx(another_cube, rel=0.2)

@@ -1,19 +1,20 @@
 """Mirror images and exchanged tilts: what must stay as it was, and what must change."""
 
+import functools
+
 import pytest
 import torch
 from asserting import assert_close
-from making import noisy_halves
 
-from equitomo import IcecreamTrainer, TiltGeometry, TomogramPair, TrainingConfig
-from equitomo.fourier import is_even, rfftn
+from equitomo import TiltGeometry
+from equitomo.draws import Draws
+from equitomo.fourier import rfftn
+from equitomo.methods import exchange_tilts, mirror_cubes
+from equitomo.methods.augmentation import SECTORS
 from equitomo.symmetry import mirrors_of
-from equitomo.training.augmentation import SECTORS, augmented, exchange_sectors
-from equitomo.training.augmentation import _kept as kept
 
-ALL = (1 << SECTORS) - 1
 SYMMETRIC, ASYMMETRIC = TiltGeometry.from_range(-60, 60), TiltGeometry.from_range(-40, 60)
-EXAMPLE = 0b101100111000101101001011, 391
+ABOUT_X = TiltGeometry.from_range(-50, 50, "x")
 
 
 def cubes(batch=4, side=12, **settings):
@@ -21,15 +22,21 @@ def cubes(batch=4, side=12, **settings):
     return torch.randn(batch, 2, side, side, side, generator=generator, dtype=torch.float64, **settings)
 
 
-def test_paper_s_cubes_stay_as_they_are():
-    y = cubes()
-    assert augmented(y, [SYMMETRIC] * 4, range(4), TrainingConfig()) is y
+def same_draw(index, n):
+    """The draw of one cube, for each of several."""
+    return Draws(0, [index] * n)
+
+
+def kept(u, geometry, index):
+    """The part of volumes that stays in its half."""
+    y = torch.stack([u, torch.zeros_like(u)], dim=1)
+    return exchange_tilts(y, geometry, same_draw(index, len(u)))[:, 0]
 
 
 @pytest.mark.parametrize("geometry", [SYMMETRIC, ASYMMETRIC], ids=["symmetric", "asymmetric"])
 def test_every_mirror_image_that_keeps_the_wedge_is_drawn_and_no_other(geometry):
-    y, config = cubes(1).expand(200, -1, -1, -1, -1), TrainingConfig(mirrored_cubes=True)
-    found = augmented(y, [geometry] * 200, range(200), config)
+    y = cubes(1).expand(200, -1, -1, -1, -1)
+    found = mirror_cubes(y, geometry, Draws(0, range(200)))
     images = {axes: y[0].flip(axes) for axes in mirrors_of(geometry)}
     seen = [next(axes for axes, image in images.items() if torch.equal(image, cube)) for cube in found]
     assert set(seen) == set(images)
@@ -37,94 +44,134 @@ def test_every_mirror_image_that_keeps_the_wedge_is_drawn_and_no_other(geometry)
 
 
 def test_without_flips_cubes_are_only_turned():
-    y, config = cubes(1).expand(50, -1, -1, -1, -1), TrainingConfig(mirrored_cubes=True, flips=False)
+    y = cubes(1).expand(50, -1, -1, -1, -1)
     turns = [y[0].flip(axes) for axes in ((), (-3, -2), (-3, -1), (-2, -1))]
-    for cube in augmented(y, [SYMMETRIC] * 50, range(50), config):
+    for cube in mirror_cubes(y, SYMMETRIC, Draws(0, range(50)), flips=False):
         assert any(torch.equal(cube, turn) for turn in turns)
 
 
-def test_a_cube_is_changed_by_its_number_and_the_seed_alone():
-    y, config = cubes(6), TrainingConfig(mirrored_cubes=True, exchanged_tilts=True, seed=3)
-    geometries = [SYMMETRIC, ASYMMETRIC, TiltGeometry.from_range(-50, 50, "x")] * 2
-    together = augmented(y, geometries, range(10, 16), config)
-    parts = [augmented(y[k : k + 2], geometries[k : k + 2], range(10 + k, 12 + k), config) for k in (0, 2, 4)]
+@pytest.mark.parametrize("change", [mirror_cubes, exchange_tilts])
+def test_a_cube_is_changed_by_its_number_and_the_seed_alone(change):
+    y, geometries = cubes(6), [SYMMETRIC, ASYMMETRIC, ABOUT_X] * 2
+    together = change(y, geometries, Draws(3, range(10, 16)))
+    parts = [change(y[k : k + 2], geometries[k : k + 2], Draws(3, range(10 + k, 12 + k))) for k in (0, 2, 4)]
     assert_close(together, torch.cat(parts))
-    other = augmented(y, geometries, range(10, 16), TrainingConfig(mirrored_cubes=True, exchanged_tilts=True, seed=4))
-    assert not torch.allclose(together, other)
+    assert not torch.allclose(together, change(y, geometries, Draws(4, range(10, 16))))
 
 
-@pytest.mark.parametrize("axis", ["y", "x"])
+@pytest.mark.parametrize("change", [mirror_cubes, exchange_tilts])
+def test_a_generator_can_be_the_source_of_the_draws(change):
+    y = cubes(6)
+    one, same, other = (change(y, SYMMETRIC, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    torch.manual_seed(5)
+    one = change(y, SYMMETRIC)
+    torch.manual_seed(5)
+    assert torch.equal(one, change(y, SYMMETRIC))
+
+
+@pytest.mark.parametrize("geometry", [SYMMETRIC, ABOUT_X], ids="yx")
 @pytest.mark.parametrize("side", [11, 12])
-def test_what_stays_is_an_even_projection_that_is_constant_along_the_tilt_axis(side, axis):
-    bits, offset = EXAMPLE
-    mask = kept((side,) * 3, axis, offset / 1024, bits, torch.device("cpu"))
-    assert is_even(mask.expand(side, side, side // 2 + 1), side)
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert mask.shape[-2 if axis == "y" else -1] == 1
+def test_the_part_that_stays_is_an_orthogonal_projection_that_is_constant_along_the_tilt_axis(side, geometry):
+    u, v = cubes(3, side).unbind(1)
+    stays = kept(u, geometry, 1)
+    assert_close(kept(stays, geometry, 1), stays)
+    assert_close((stays * v).sum(), (u * kept(v, geometry, 1)).sum())
+    assert 0.2 < stays.norm() / u.norm() < 0.9
+    # The planes across the tilt axis do not mix.
+    plane = torch.zeros_like(u)
+    plane.select(geometry.axes.along, 3).normal_(generator=torch.Generator().manual_seed(1))
+    found = kept(plane, geometry, 1)
+    found.select(geometry.axes.along, 3).zero_()
+    assert found.abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("axis", ["y", "x"])
-def test_exchanging_keeps_the_sum_and_what_the_halves_share(axis):
+@pytest.mark.parametrize("geometry", [SYMMETRIC, ABOUT_X], ids="yx")
+def test_exchanging_keeps_the_sum_and_what_the_halves_share(geometry):
     y = cubes()
-    bits, offset = EXAMPLE
-    found = exchange_sectors(y, [axis] * 4, [offset] * 4, [bits] * 4)
+    found = exchange_tilts(y, geometry, Draws(0, range(4)))
     assert_close(found.sum(1), y.sum(1))
     same = y[:, :1].expand(-1, 2, -1, -1, -1)
-    assert_close(exchange_sectors(same, [axis] * 4, [offset] * 4, [bits] * 4), same)
+    assert_close(exchange_tilts(same, geometry, Draws(0, range(4))), same)
     # The power of the two together is kept too, coefficient by coefficient.
     assert_close(rfftn(found).abs().square().sum(1), rfftn(y).abs().square().sum(1))
     assert not torch.allclose(found, y)
     assert not torch.allclose(found, y.flip(1))
 
 
-def test_all_sectors_stay_or_all_change_sides():
-    y = cubes(2, side=11)
-    assert_close(exchange_sectors(y, ["y"] * 2, [0, 7], [ALL, ALL]), y)
-    assert_close(exchange_sectors(y, ["y"] * 2, [0, 7], [0, 0]), y.flip(1))
-    bits, offset = EXAMPLE
-    one, other = (exchange_sectors(y, ["y"] * 2, [offset] * 2, [b] * 2) for b in (bits, ALL ^ bits))
-    assert_close(one, other.flip(1))
-
-
 def test_a_sector_holds_what_one_direction_measures():
-    """A wave across the tilt axis goes as a whole to the side that its direction's bit says."""
+    """A wave across the tilt axis stays as a whole or changes sides as a whole, as other waves of its direction do."""
     side = 16
     z, _, x = torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 3, indexing="ij")
-    for kz, kx in ((0, 3), (2, 2), (5, 1), (-3, 4)):
-        wave = torch.cos(2 * torch.pi * (kz * z + kx * x) / side)
-        y = torch.stack([wave, torch.zeros_like(wave)])[None]
-        turns = torch.atan2(torch.tensor(float(kz)), torch.tensor(float(kx))) / torch.pi % 1.0
-        own = 1 << int(turns * SECTORS)
-        assert_close(exchange_sectors(y, ["y"], [0], [own]), y)
-        assert_close(exchange_sectors(y, ["y"], [0], [ALL ^ own]), y.flip(1))
+    directions = {(0, 1): (0, 3), (1, 1): (2, 2), (5, 1): (5, 1), (-3, 4): (-3, 4), (-1, 2): (-3, 6), (1, 3): (2, 6)}
+    stays = {}
+    for same, further in directions.items():
+        short, long = (torch.cos(2 * torch.pi * (kz * z + kx * x) / side) for kz, kx in (same, further))
+        for index in range(20):
+            wave, other = (kept(u[None], SYMMETRIC, index)[0] for u in (short, long))
+            stays[same, index] = bool(wave.norm() > 1)
+            for found, whole in ((wave, short), (other, long)):
+                assert (found - (whole if stays[same, index] else 0)).abs().max() < 1e-12
+    # Every sector is drawn for itself.
+    for same in directions:
+        assert 3 <= sum(stays[same, index] for index in range(20)) <= 17
+    assert len({tuple(stays[same, index] for index in range(20)) for same in directions}) == len(directions)
 
 
 def test_noise_stays_independent_between_the_halves_and_as_strong():
-    # Coloured as a reconstruction's is, by a filter of the direction's distance.
     white = cubes(64, side=16)
-    bits, offset = EXAMPLE
     noise = white + 0.5 * white.roll(1, -1)
-    found = exchange_sectors(noise, ["y"] * 64, [offset] * 64, [bits] * 64)
+    found = exchange_tilts(noise, SYMMETRIC, Draws(0, range(64)))
     first, second = found[:, 0].flatten(), found[:, 1].flatten()
     chance = 1 / len(first) ** 0.5
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 4 * chance
     assert abs(found.square().mean() / noise.square().mean() - 1) < 1e-10
 
 
+def covariance_of_noise(side, length=64):
+    """That of noise without power in the wedge, cut from something larger, on one plane across the tilt axis."""
+    k = torch.fft.fftfreq(length, dtype=torch.float64)
+    tilt = torch.rad2deg(torch.atan2(k[:, None], k)).remainder(180)
+    correlation = torch.fft.ifft2(((tilt <= 60) | (tilt >= 120)).double()).real
+    apart = torch.arange(side)[:, None] - torch.arange(side)
+    return correlation[apart[:, None, :, None] % length, apart[None, :, None, :] % length].reshape(side**2, side**2)
+
+
+@functools.cache
+def leak(cut, side=16):
+    """The share of one half's noise that the other half tells, by the best linear prediction."""
+    plane = torch.eye(cut**2, dtype=torch.float64).reshape(cut**2, cut, 1, cut)
+    stays = kept(plane, SYMMETRIC, 3).reshape(cut**2, cut**2).T
+    moves, noise = torch.eye(cut**2, dtype=torch.float64) - stays, covariance_of_noise(cut)
+    own = stays @ noise @ stays.T + moves @ noise @ moves.T
+    other = stays @ noise @ moves.T + moves @ noise @ stays.T
+    margin = (cut - side) // 2
+    inside = torch.zeros(cut, cut, dtype=torch.bool)
+    inside[margin : cut - margin, margin : cut - margin] = True
+    own, other = (matrix[inside.flatten()][:, inside.flatten()] for matrix in (own, other))
+    # A hundredth of the noise is added: no network sees more, and directions without power would be divided by zero.
+    floor = 0.01 * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
+    return float(torch.trace(other @ torch.linalg.solve(own + floor, other)) / torch.trace(own))
+
+
+def test_the_noise_of_cubes_that_were_cut_leaks_into_the_other_half_unless_they_are_cut_with_a_margin():
+    assert leak(16) > 0.03
+    assert leak(24) < leak(16) / 3
+    assert leak(32) < leak(16) / 8
+
+
+def test_exchanging_needs_two_halves():
+    with pytest.raises(ValueError, match=r"between two halves, got cubes of shape \(4, 1, 12, 12, 12\)"):
+        exchange_tilts(cubes()[:, :1], SYMMETRIC)
+
+
 def test_tomograms_of_both_tilt_axes_share_a_batch():
     y = cubes(2)
-    bits, offset = EXAMPLE
-    both = exchange_sectors(y, ["y", "x"], [offset] * 2, [bits] * 2)
-    for k, axis in enumerate("yx"):
-        assert_close(both[k], exchange_sectors(y[k : k + 1], [axis], [offset], [bits])[0])
+    both = exchange_tilts(y, [SYMMETRIC, ABOUT_X], same_draw(2, 2))
+    for k, geometry in enumerate((SYMMETRIC, ABOUT_X)):
+        assert_close(both[k], exchange_tilts(y[k : k + 1], geometry, same_draw(2, 1))[0])
 
 
-@pytest.mark.parametrize("setting", ["mirrored_cubes", "exchanged_tilts"])
-def test_training_sees_the_changed_cubes(setting):
-    pair = TomogramPair(*noisy_halves(), (-60.0, 60.0))
-    settings = {"side": 16, "batch": 2, "width": 2, "levels": 2, "steps": 3, "margin": 2, "precision": "float32"}
-    plain, changed = (
-        IcecreamTrainer(pair, TrainingConfig(**settings, device="cpu", **more)).train().network.state_dict()
-        for more in ({}, {setting: True})
-    )
-    assert any(not torch.equal(plain[name], changed[name]) for name in plain)
+def test_sectors_are_of_a_few_degrees():
+    assert 180 / SECTORS == 7.5

@@ -1,6 +1,8 @@
 """`equitomo check`: what it finds in order, what is to be mended, and the same words where training starts."""
 
 import re
+import shutil
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import torch
 from commanding import TINY, Case, files_in, run
 from faults import numbered
 
-from equitomo import TiltGeometry, write_volume
-from equitomo.cli import checking, commands, machine
+from equitomo import IcecreamTrainer, TiltGeometry, TomogramPair, TrainingConfig, resources, write_volume
+from equitomo.run.checks import Trial
+from equitomo.run.memory import duration, require_memory_of_step
 from equitomo.simulate import simulate_halves
 from equitomo.training.memory import IN_BACKWARD, bytes_of_step
 
@@ -44,7 +47,7 @@ class Pair(Case):
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch):
     """What else runs on the machine must not matter."""
-    monkeypatch.setattr(machine, "free_memory", lambda: 10**11)
+    monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 10**11)
 
 
 @pytest.fixture
@@ -206,7 +209,7 @@ TO_MEND = {
     "30 missing half": (missing, "files", r"nowhere\.mrc"),
     "30 missing tilts": (no_tilts, "tilts", r"nowhere\.tlt"),
     "40 smaller than a cube": (large_cubes, "cubes", r"cubes of 40 voxels do not fit"),
-    "45 mask of other shape": (other_mask, "halves", r"the mask has shape \(32, 36, 41\)"),
+    "45 mask of other shape": (other_mask, "files", r"the mask has shape \(32, 36, 41\)"),
     "46 empty mask": (empty_mask, "mask", r"the mask is empty"),
     "shifted": (shifted, "halves", r"shifted against the first by \(0, 0, 3\) voxels .*align them"),
     "mirrored": (mirrored, "halves", r"mirrored along z against each other: reconstruct both"),
@@ -237,7 +240,7 @@ def test_what_must_be_mended_is_named_and_the_status_is_1(name, pair, capsys):
     printed = capsys.readouterr().out
     assert re.search(rf"^MEND +{subject} .*{message}", printed, re.MULTILINE), printed
     assert len(re.findall(message, printed)) == 1, printed
-    assert "independent and in place" not in printed or subject not in ("files", "voxels", "tilts", "halves")
+    assert "independent and in place" not in printed or subject not in ("files", "voxels", "halves")
     assert f"\n{1 + (name in TWICE)} to mend before a reconstruction.\n" in printed, printed
 
 
@@ -359,19 +362,19 @@ def test_prediction_on_good_halves_warns_of_nothing(pair, trained, capsys):
 
 @pytest.mark.fault(44)
 def test_training_refuses_steps_that_the_memory_does_not_hold(pair, capsys, monkeypatch):
-    monkeypatch.setattr(machine, "free_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 1000)
     assert pair.run() == 2
     said = capsys.readouterr().err
     assert re.search(
         r"a step with 2 cubes of 16 voxels at once takes about .* MB of memory and 0\.001 MB are free", said
     )
-    assert "--micro_batch 1" in said
+    assert "--micro-batch 1" in said
     assert not pair.out.exists()
 
 
 @pytest.mark.fault(44)
 def test_prediction_refuses_what_the_memory_does_not_hold(pair, trained, capsys, monkeypatch):
-    monkeypatch.setattr(machine, "free_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 1000)
     pair.write()
     assert run("predict", *pair.paths, "--run", trained, "--out", pair.folder / "out.mrc", "--device", "cpu") == 2
     assert re.search(r"out\.mrc: prediction takes about .* are free: a smaller --tile", capsys.readouterr().err)
@@ -380,18 +383,18 @@ def test_prediction_refuses_what_the_memory_does_not_hold(pair, trained, capsys,
 @pytest.mark.fault(44, 64)
 @pytest.mark.parametrize(("free", "answer"), [(10**6, "error"), (6 * 10**7, "warning"), (10**9, "")])
 def test_a_gpu_must_hold_one_cube_and_better_those_that_were_asked_for(pair, monkeypatch, free, answer):
-    config = commands.TrainingConfig.preset("tiny", width=8, side=32, batch=8, micro_batch=8, device="cpu")
-    trainer = commands.IcecreamTrainer(commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0)), config)
+    config = TrainingConfig.preset("tiny", width=8, side=32, batch=8, micro_batch=8, device="cpu")
+    trainer = IcecreamTrainer(TomogramPair(pair.first, pair.second, (-60.0, 40.0)), config)
     trainer.device = torch.device("cuda")
-    monkeypatch.setattr(machine, "free_on", lambda device: free)
+    monkeypatch.setattr(resources, "free_memory", lambda device="cpu": free)
     if answer == "error":
         with pytest.raises(ValueError, match=r"one cube of 32 voxels takes .* even with activation checkpointing"):
-            machine.require_memory_of_step(trainer)
+            require_memory_of_step(trainer)
     elif answer == "warning":
-        with pytest.warns(UserWarning, match="a step with 8 cubes of 32 voxels at once .* go on with fewer"):
-            machine.require_memory_of_step(trainer)
+        with pytest.warns(UserWarning, match="a step with 8 cubes of 32 voxels at once .* continue with fewer"):
+            require_memory_of_step(trainer)
     else:
-        machine.require_memory_of_step(trainer)
+        require_memory_of_step(trainer)
 
 
 @pytest.mark.parametrize(
@@ -404,8 +407,8 @@ def test_a_gpu_must_hold_one_cube_and_better_those_that_were_asked_for(pair, mon
     ],
 )
 def test_the_memory_of_a_step_is_known_without_a_trial(pair, preset, settings):
-    config = commands.TrainingConfig.preset(preset, batch=2, device="cpu", **settings)
-    trainer = commands.IcecreamTrainer(commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0)), config)
+    config = TrainingConfig.preset(preset, batch=2, device="cpu", **settings)
+    trainer = IcecreamTrainer(TomogramPair(pair.first, pair.second, (-60.0, 40.0)), config)
     a_cube = trainer.bytes_kept(2) - trainer.bytes_kept(1)
     assert bytes_of_step(config, trainer.dtype, 1) == pytest.approx(IN_BACKWARD * a_cube, rel=0.2)
 
@@ -504,14 +507,14 @@ def test_what_must_be_mended_in_a_table_is_named_with_its_line(table, capsys):
         ("MEND", "6", "wedge"),
     ]
     assert "opposite sign" in found[1][3]
-    assert "name them in the column tilts, or with --tilts" in found[2][3]
+    assert "name them in the column tilts, or pass --tilts" in found[2][3]
     assert re.search(r"differ in shape: .*3/even\.mrc", found[3][3])
 
 
 def test_mixed_voxel_sizes_in_a_table_are_to_be_mended_unless_allowed(table, capsys):
     rows = [{}, {"voxel_size": 12.0}]
     assert table(*rows) == 1
-    message = r"^MEND +sizes +the voxel sizes of line 2 and line 3 differ, .*mixed_voxel_sizes"
+    message = r"^MEND +sizes +the voxel sizes of line 2 and line 3 differ, .*--mixed-voxel-sizes"
     assert re.search(message, capsys.readouterr().out, re.MULTILINE)
 
 
@@ -526,7 +529,10 @@ def test_mixed_voxel_sizes_may_be_allowed(table):
         (["--table", "t.csv", "--mask", "m.mrc"], r"--mask m\.mrc cannot fit all tomograms of a table"),
         (["--table", "t.csv", "--picture", "a.png"], r"--picture draws the wedge of one tomogram"),
         (["a.mrc", "b.mrc"], r"--tilts is needed: a file of tilts, or LOW,HIGH"),
-        (["a.mrc", "b.mrc", "--table", "t.csv"], r"give two half tomograms or a --table of many, not both"),
+        (
+            ["a.mrc", "b.mrc", "--table", "t.csv"],
+            r"give the two half tomograms FIRST and SECOND, or a --table of many, not both",
+        ),
         ([], r"give the two half tomograms FIRST and SECOND, or a --table"),
     ],
 )
@@ -539,20 +545,20 @@ def test_what_does_not_say_what_to_look_at_is_refused(capsys, arguments, message
 
 
 def test_the_disk_is_asked_for_what_training_asks_it_for(pair):
-    source = commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0))
+    source = TomogramPair(pair.first, pair.second, (-60.0, 40.0))
     settings = {"width": 4, "side": 24, "steps": 7, "device": "cpu", "precision": "float32"}
-    for more in ({}, {"keep_every": 2}, {"averaging": 0.0}):
-        config = commands.TrainingConfig.preset("tiny", **settings | more)
-        assert checking._Trial.of(source, config).written == commands.IcecreamTrainer(source, config).bytes_to_write
+    for more in ({}, {"keep_every": 2}, {"ema_decay": 0.0}):
+        config = TrainingConfig.preset("tiny", **settings | more)
+        assert Trial.of(source, config).written == IcecreamTrainer(source, config).bytes_to_write
 
 
 @pytest.mark.fault(44)
 def test_the_memory_of_a_step_is_foreseen_from_a_small_cube(pair):
-    source = commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0))
+    source = TomogramPair(pair.first, pair.second, (-60.0, 40.0))
     settings = {"width": 8, "side": 24, "levels": 3, "batch": 2, "device": "cpu", "precision": "float32"}
-    config = commands.TrainingConfig.preset("paper", **settings, margin=4)
-    foreseen = checking._Trial.of(source, config).activations
-    kept = commands.IcecreamTrainer(source, config).bytes_kept(2)
+    config = TrainingConfig.preset("paper", **settings, margin=4)
+    foreseen = Trial.of(source, config).activations
+    kept = IcecreamTrainer(source, config).bytes_kept(2)
     # Two network calls on both halves of each cube keep at least three maps of full resolution and width.
     assert kept > 2 * 4 * 3 * 24**3 * 8 * 4
     assert foreseen == pytest.approx(kept, rel=0.05)
@@ -560,14 +566,14 @@ def test_the_memory_of_a_step_is_foreseen_from_a_small_cube(pair):
 
 @pytest.mark.fault(44)
 def test_too_little_memory_is_to_be_mended(pair, capsys, monkeypatch):
-    monkeypatch.setattr(machine, "free_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 1000)
     assert pair.check() == 1
-    assert re.search(r"^MEND +memory .*0\.0 GB free; --micro_batch 1", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^MEND +memory .*0\.0 GB free: --micro-batch 1", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.fault(44)
 def test_unknown_memory_is_a_note(pair, capsys, monkeypatch):
-    monkeypatch.setattr(machine, "free_memory", lambda: None)
+    monkeypatch.setattr(resources, "free_memory", lambda device="cpu": None)
     assert pair.check() == 0
     assert lines(capsys.readouterr().out)["memory"][0] == "note"
 
@@ -581,7 +587,7 @@ def test_too_little_disk_is_to_be_mended(pair, capsys, monkeypatch):
         looked_at.append(Path(folder))
         return type("Usage", (), {"free": 1000})
 
-    monkeypatch.setattr(checking.shutil, "disk_usage", usage)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     assert pair.check("--out", pair.folder / "not" / "yet") == 1
     assert re.search(r"^MEND +disk .*0\.0 GB free", capsys.readouterr().out, re.MULTILINE)
     assert looked_at == [pair.folder]
@@ -595,7 +601,7 @@ def test_a_device_that_is_not_there_is_to_be_mended(pair, capsys):
 @pytest.mark.fault(68)
 def test_without_a_gpu_that_is_said_with_the_time_of_a_step(pair, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(checking, "_seconds", lambda act, device: 4.0)
+    monkeypatch.setattr("equitomo.run.checks.time.perf_counter", count(0, 4).__next__)
     assert pair.check("--device", "auto", "--steps", "3600") == 0
     found = lines(capsys.readouterr().out)
     assert found["GPU"] == ("note", "none is used")
@@ -604,18 +610,16 @@ def test_without_a_gpu_that_is_said_with_the_time_of_a_step(pair, capsys, monkey
 
 
 def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
-    monkeypatch.setattr(checking, "_seconds", lambda act, device: 4.0)
-    source = commands.TomogramPair(pair.first, pair.second, (-60.0, 40.0))
+    monkeypatch.setattr("equitomo.run.checks.time.perf_counter", count(0, 4).__next__)
+    source = TomogramPair(pair.first, pair.second, (-60.0, 40.0))
     settings = {"width": 4, "device": "cpu", "precision": "float32"}
-    small = commands.TrainingConfig.preset("tiny", side=24, **settings)
-    large = commands.TrainingConfig.preset("tiny", side=32, batch=8, **settings)
-    one, many = (checking._Trial.of(source, config) for config in (small, large))
+    small = TrainingConfig.preset("tiny", side=24, **settings)
+    large = TrainingConfig.preset("tiny", side=32, batch=8, **settings)
+    one, many = (Trial.of(source, config) for config in (small, large))
     assert many.seconds / one.seconds == pytest.approx((8 * 32**3) / (2 * 24**3))
     # But for what does not grow with the batch: weights, and what the filter of the losses keeps.
     assert many.activations / one.activations == pytest.approx((8 * 32**3) / (2 * 24**3), rel=0.1)
-    fewer = checking._Trial.of(
-        source, commands.TrainingConfig.preset("tiny", side=32, batch=8, micro_batch=2, **settings)
-    )
+    fewer = Trial.of(source, TrainingConfig.preset("tiny", side=32, batch=8, micro_batch=2, **settings))
     assert fewer.activations / many.activations == pytest.approx(1 / 4, rel=0.1)
     assert fewer.seconds == many.seconds
 
@@ -625,7 +629,7 @@ def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
     [(0.234, "0.23 s"), (99.6, "100 s"), (150, "2 minutes"), (3 * 3600, "3 hours"), (3e5, "3 days")],
 )
 def test_durations_are_readable(seconds, text):
-    assert machine.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.fault(8)

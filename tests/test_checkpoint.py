@@ -1,8 +1,9 @@
-"""Checkpoints: whole or not there, checked when read, and never unpickled."""
+"""Checkpoints are complete or absent, checked when they are read, and never unpickled."""
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,11 +32,11 @@ def network(seed=0, **settings):
     return ScaleEquivariantUNet3D(**SETTINGS | settings)
 
 
-def save(folder, step, *, averaged=False, **options):
+def save(folder, step, *, ema=False, **options):
     """A checkpoint whose weights are those of the network seeded by its step."""
     tensors = {"weights": network(step).state_dict(), "optimizer": {"a": torch.full((3,), float(step))}}
-    if averaged:
-        tensors["averaged"] = network(step + 1000).state_dict()
+    if ema:
+        tensors["ema"] = network(step + 1000).state_dict()
     return save_checkpoint(folder, step, tensors, {"network": SETTINGS}, **options)
 
 
@@ -102,17 +103,17 @@ def test_a_folder_of_another_name_is_no_checkpoint_and_is_left_alone(tmp_path):
 def test_the_size_of_a_checkpoint_is_known_before(tmp_path):
     weights = dict(network().state_dict())
     optimizer = {f"{name}.{key}": value.clone() for name, value in weights.items() for key in ("exp_avg", "exp_avg_sq")}
-    tensors = {"weights": weights, "optimizer": optimizer, "averaged": weights}
+    tensors = {"weights": weights, "optimizer": optimizer, "ema": weights}
     path = save_checkpoint(tmp_path, 1, tensors, {"network": SETTINGS})
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert size <= checkpoint_bytes(network(), averaged=True) <= size + 100_000
-    without = checkpoint_bytes(network(), averaged=False)
-    assert checkpoint_bytes(network(), averaged=True) - without == sum(4 * value.numel() for value in weights.values())
+    assert size <= checkpoint_bytes(network(), ema=True) <= size + 100_000
+    without = checkpoint_bytes(network(), ema=False)
+    assert checkpoint_bytes(network(), ema=True) - without == sum(4 * value.numel() for value in weights.values())
 
 
 def test_the_same_step_can_be_saved_again(run):
-    save(run / "checkpoints", 20, averaged=True)
-    assert "averaged" in load_checkpoint(run).tensors
+    save(run / "checkpoints", 20, ema=True)
+    assert "ema" in load_checkpoint(run).tensors
     assert steps(run / "checkpoints") == ["step_00000010", "step_00000020"]
 
 
@@ -126,9 +127,9 @@ def test_an_earlier_checkpoint_is_loaded_by_its_name(run):
 
 
 def test_the_averaged_weights_are_taken_unless_told_otherwise(tmp_path):
-    save(tmp_path, 5, averaged=True)
+    save(tmp_path, 5, ema=True)
     assert equal(load_network(tmp_path), network(1005))
-    assert equal(load_network(tmp_path, averaged=False), network(5))
+    assert equal(load_network(tmp_path, ema=False), network(5))
 
 
 def test_the_hashes_are_those_of_the_field_s_tool(run):
@@ -144,16 +145,17 @@ def test_the_hashes_are_those_of_the_field_s_tool(run):
 @pytest.mark.parametrize("n_written", [0, 1, 2, 3])
 def test_a_failure_in_the_middle_leaves_nothing_and_the_one_before_loads(run, monkeypatch, n_written):
     written = []
-    write = module._write_bytes
+    sync = os.fsync
 
-    def full(path, content):
+    def full(number):
         if len(written) == n_written:
-            path.write_bytes(content[: len(content) // 2])
+            # The file is there and cut short.
+            os.truncate(number, os.fstat(number).st_size // 2)
             raise OSError(28, "No space left on device")
-        written.append(path)
-        write(path, content)
+        written.append(number)
+        sync(number)
 
-    monkeypatch.setattr(module, "_write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(run / "checkpoints", 30)
     assert steps(run / "checkpoints") == ["step_00000010", "step_00000020"]
@@ -204,7 +206,7 @@ def killed(tmp_path, monkeypatch):
         patch.setattr(module.Path, "rename", die)
         # Who is killed cleans nothing up.
         patch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
-        save(tmp_path / "checkpoints", 20, averaged=True)
+        save(tmp_path / "checkpoints", 20, ema=True)
     assert steps(tmp_path / "checkpoints") == [".step_00000020.old.partial", ".step_00000020.partial"]
     return tmp_path
 
@@ -225,10 +227,10 @@ def test_a_checkpoint_that_was_being_replaced_gets_its_name_back(killed):
 
 @pytest.mark.fault(57, 58)
 def test_a_checkpoint_that_was_being_replaced_outlives_a_failure_of_the_next(killed, monkeypatch):
-    def full(path, content):
+    def full(number):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save(killed / "checkpoints", 20)
     assert equal(load_network(killed), network(20))
@@ -236,8 +238,8 @@ def test_a_checkpoint_that_was_being_replaced_outlives_a_failure_of_the_next(kil
 
 @pytest.mark.fault(58)
 def test_a_checkpoint_that_was_being_replaced_is_replaced_by_the_next_of_its_step(killed):
-    save(killed / "checkpoints", 20, averaged=True)
-    assert "averaged" in load_checkpoint(killed).tensors
+    save(killed / "checkpoints", 20, ema=True)
+    assert "ema" in load_checkpoint(killed).tensors
     assert steps(killed / "checkpoints") == ["step_00000020"]
 
 
@@ -395,7 +397,8 @@ def test_a_huge_safetensors_header_is_refused(run):
 @pytest.mark.fault(61)
 def test_weights_of_another_width_are_refused_with_what_differs():
     message = (
-        r"weights of the donor do not fit.*\d+ parameters differ: .*conv\.weight \(\d+.*in place of.*width and levels"
+        r"weights of the donor do not fit.*\d+ parameters differ: .*conv\.weight \(\d+.*in place of.*"
+        r"`width` and `levels`"
     )
     with pytest.raises(CheckpointError, match=message):
         load_weights(network(), network(width=6).state_dict(), "the donor")

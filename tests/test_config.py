@@ -1,13 +1,23 @@
-"""What a training run may be told."""
+"""The settings of a training run, their checks and the presets."""
 
 import dataclasses
+import json
 import math
+import re
 import subprocess
 import sys
 
 import pytest
 
-from equitomo import TrainingConfig
+from equitomo.training.config import (
+    CubeSettings,
+    LossSettings,
+    NetworkSettings,
+    OptimiserSettings,
+    PredictionSettings,
+    RuntimeSettings,
+    TrainingConfig,
+)
 
 
 @pytest.mark.fault(42, 43)
@@ -16,7 +26,9 @@ from equitomo import TrainingConfig
     [(42, 4, 40, 48), (43, 4, 40, 48), (49, 4, 48, 56), (7, 4, 8, 16), (0, 4, 8, 16), (-8, 4, 8, 16), (33, 2, 32, 34)],
 )
 def test_a_side_that_cannot_be_halved_is_refused_with_the_two_nearest_that_can(side, levels, below, above):
-    message = rf"side must be a multiple of {2 ** (levels - 1)} for {levels} levels, got {side}: use {below} or {above}"
+    message = (
+        rf"`side` must be a multiple of {2 ** (levels - 1)} for {levels} `levels`, got {side}: use {below} or {above}"
+    )
     with pytest.raises(ValueError, match=message):
         TrainingConfig(side=side, levels=levels, margin=0)
 
@@ -47,7 +59,7 @@ OUT_OF_RANGE = [
         for value in (0.0, -1e-4, NAN, INF)
     ],
     *[("equivariance_weight", value, "zero or more") for value in (-1.0, NAN, INF)],
-    *[("averaging", value, r"in \[0, 1\)") for value in (-0.1, 1.0, NAN)],
+    *[("ema_decay", value, r"in \[0, 1\)") for value in (-0.1, 1.0, NAN)],
     *[("min_specimen", value, r"a share in \[0, 1\]") for value in (-0.1, 1.1, NAN)],
     *[("padding", value, "at least 1 and finite") for value in (0.5, NAN, INF)],
 ]
@@ -55,13 +67,13 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize(("name", "value", "rule"), OUT_OF_RANGE)
 def test_a_value_out_of_range_is_refused_with_its_name_and_the_rule(name, value, rule):
-    with pytest.raises(ValueError, match=rf"^{name} must be {rule}.*, got {value}$"):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be {rule}.*, got {value}$"):
         TrainingConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["schedule", "support", "normalization", "precision"])
+@pytest.mark.parametrize("name", ["schedule", "method", "normalization", "precision"])
 def test_an_unknown_choice_is_refused_with_all_that_there_are(name):
-    with pytest.raises(ValueError, match=rf"^{name} must be one of \w+, \w+.*, got 'other'$"):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be one of \w+, \w+.*, got 'other'$"):
         TrainingConfig(**{name: "other"})
 
 
@@ -69,7 +81,9 @@ def test_an_unknown_choice_is_refused_with_all_that_there_are(name):
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
-        ("side", 72.0, "a whole number"),
+        ("side", 72.0, r"a whole number, or three \(z, y, x\)"),
+        ("side", (32, 32), r"a whole number, or three \(z, y, x\)"),
+        ("side", (32, 32, True), r"a whole number, or three \(z, y, x\)"),
         ("batch", 1.5, "a whole number"),
         ("steps", True, "a whole number"),
         ("seed", "7", "a whole number"),
@@ -80,7 +94,7 @@ def test_an_unknown_choice_is_refused_with_all_that_there_are(name):
     ],
 )
 def test_a_value_of_another_type_is_refused(name, value, kind):
-    with pytest.raises(ValueError, match=rf"^{name} must be {kind}, got {value!r}$"):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be {kind}, got {re.escape(repr(value))}$"):
         TrainingConfig(**{name: value})
 
 
@@ -106,6 +120,82 @@ def test_a_preset_takes_changes():
     assert TrainingConfig.preset("tiny", steps=7) == dataclasses.replace(TrainingConfig.preset("tiny"), steps=7)
 
 
+def test_a_change_that_is_no_setting_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="no setting has the name 'learning_rat'; the nearest name is 'learning_rate'"):
+        TrainingConfig.preset("fast", learning_rat=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "expected"),
+    [
+        ("paper", {}, ("icecream", 2, False, False)),
+        ("tiny", {}, ("fast", 1, True, True)),
+        ("fast", {"method": "icecream"}, ("icecream", 2, False, False)),
+        ("paper", {"method": "fast"}, ("fast", 1, True, True)),
+        ("fast", {"method": "noise2noise"}, ("noise2noise", 1, False, False)),
+        ("fast", {"method": "noise2noise", "test_time_mirrors": True, "passes": 2}, ("noise2noise", 2, False, True)),
+        ("tiny", {"method": "equivariant_imaging"}, ("equivariant_imaging", 1, True, False)),
+    ],
+)
+def test_a_method_predicts_in_its_own_way_unless_told_otherwise(preset, changes, expected):
+    config = TrainingConfig.preset(preset, **changes)
+    assert (config.method, config.passes, config.average_first, config.test_time_mirrors) == expected
+
+
+def test_a_method_keeps_the_size_and_the_optimiser_of_a_preset():
+    tiny, other = TrainingConfig.preset("tiny"), TrainingConfig.preset("tiny", method="noise2noise")
+    assert all(
+        getattr(tiny, field.name) == getattr(other, field.name)
+        for group in (NetworkSettings, CubeSettings, OptimiserSettings, RuntimeSettings)
+        for field in dataclasses.fields(group)
+    )
+
+
+GROUPS = [
+    NetworkSettings,
+    LossSettings,
+    CubeSettings,
+    OptimiserSettings,
+    PredictionSettings,
+    RuntimeSettings,
+]
+
+
+def test_every_setting_is_of_one_group_and_documented_there():
+    names = [field.name for group in GROUPS for field in dataclasses.fields(group)]
+    assert names == [field.name for field in dataclasses.fields(TrainingConfig)]
+    assert len(set(names)) == len(names)
+    for group in GROUPS:
+        assert all(f"\n    {field.name}\n" in group.__doc__ for field in dataclasses.fields(group))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_checks_its_own_settings(group):
+    assert isinstance(TrainingConfig(), group)
+    name, value = {
+        NetworkSettings: ("width", 3),
+        LossSettings: ("padding", 0.5),
+        CubeSettings: ("batch", 0),
+        OptimiserSettings: ("steps", 0),
+        PredictionSettings: ("passes", 0),
+        RuntimeSettings: ("checkpoint_every", 0),
+    }[group]
+    with pytest.raises(ValueError, match=f"^`{name}` must be"):
+        group(**{name: value})
+
+
+@pytest.mark.parametrize(("side", "shape"), [(32, (32, 32, 32)), ((16, 32, 40), (16, 32, 40))])
+def test_a_cube_may_have_three_sides(side, shape):
+    assert TrainingConfig(side=side, margin=7).cube_shape == shape
+
+
+def test_every_side_of_a_cube_is_checked():
+    with pytest.raises(ValueError, match="`side` must be a multiple of 8 for 4 `levels`, got 20"):
+        TrainingConfig(side=(16, 20, 16), margin=2)
+    with pytest.raises(ValueError, match="`margin` must be less than half of side 16, got 8"):
+        TrainingConfig(side=(32, 16, 32), margin=8)
+
+
 def test_an_unknown_preset_is_refused_with_all_that_there_are():
     with pytest.raises(ValueError, match=r"preset is one of paper, .*tiny.*, got 'huge'"):
         TrainingConfig.preset("huge")
@@ -116,9 +206,11 @@ def test_a_setting_cannot_be_changed_afterwards():
         TrainingConfig().side = 48
 
 
-def test_settings_are_had_as_a_dictionary_and_back():
-    config = TrainingConfig.preset("tiny", seed=3)
-    assert TrainingConfig(**config.as_dict()) == config
+@pytest.mark.parametrize("side", [32, (16, 32, 32)])
+def test_settings_come_back_from_a_dictionary_and_from_json(side):
+    config = TrainingConfig.preset("tiny", seed=3, side=side)
+    assert TrainingConfig.from_dict(config.as_dict()) == config
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 
 
 def test_the_configuration_is_had_without_torch():

@@ -7,7 +7,7 @@ from commanding import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equitomo.cli.configuration import preset_of
+from equitomo.cli.configuration import settings_in
 
 SEED = """\
 first: even.mrc
@@ -20,7 +20,7 @@ mask: null
 steps: 1000
 learning_rate: 1e-3
 schedule: cosine
-support: "ball"
+precision: "auto"
 preset: tiny
 """
 KEYS = [line.partition(":")[0] for line in SEED.splitlines()]
@@ -57,6 +57,10 @@ def written(tmp_path, content):
     return path
 
 
+def preset_of(arguments):
+    return settings_in(arguments, ["preset"]).get("preset")
+
+
 @pytest.mark.fault(52)
 @given(CONTENTS)
 def test_any_configuration_is_looked_through_or_refused(tmp_path, content):
@@ -85,7 +89,6 @@ def test_any_configuration_is_taken_or_refused_by_the_program(tmp_path, capsys, 
 )
 def test_the_preset_is_found_however_it_is_written(tmp_path, spelling):
     assert preset_of(["--config", str(written(tmp_path, f"{spelling}\n".encode()))]) == "tiny"
-    assert preset_of([f"--config={spelling}"]) == "tiny"
 
 
 def test_the_last_of_several_configurations_names_the_preset(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
 from commanding import run
@@ -38,17 +39,32 @@ def names_in(folder):
 @pytest.fixture
 def pickled(tmp_path):
     """A checkpoint as a compiled, distributed run of the reference program writes it."""
-    state = {f"module._orig_mod.{key}": value for key, value in network().state_dict().items()}
-    return put(tmp_path, {"iteration": 100, "model_state_dict": state, "loss": [0.5]})
+    made = network()
+    state = {f"module._orig_mod.{key}": value for key, value in made.state_dict().items()}
+    optimizer = torch.optim.Adam(made.parameters()).state_dict()
+    histories = {"loss_set": [0.5], "diff_loss_set": [0.25], "loss_avg_set": [np.mean([1.0, 2.0])]}
+    return put(tmp_path, {"model_state_dict": state, "optimizer_state_dict": optimizer, **histories})
 
 
-@pytest.mark.parametrize("axes", ["yxz", "zyx"])
+@pytest.mark.parametrize("axes", [None, "yxz", "zyx"])
 def test_a_checkpoint_of_torch_save_becomes_one_of_this_package(pickled, tmp_path, axes):
-    assert run("convert", pickled, "--out", tmp_path / "converted", "--axes", axes) == 0
+    given = [] if axes is None else ["--axes", axes]
+    assert run("convert", pickled, "--out", tmp_path / "converted", *given) == 0
     found, expected = load_network(tmp_path / "converted").state_dict(), network().state_dict()
     for name, value in expected.items():
         # The reference program's volumes are (y, x, z).
-        assert torch.equal(found[name], rearrange(value, "o i y x z -> o i z y x") if axes == "yxz" else value)
+        assert torch.equal(found[name], rearrange(value, "o i y x z -> o i z y x") if axes != "zyx" else value)
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model_state_dict": state, "loss_set": [0.5]}])
+def test_the_axes_of_a_network_of_ones_own_must_be_said(tmp_path, capsys, wrap):
+    path = put(tmp_path, wrap(network().state_dict()))
+    assert run("convert", path, "--out", tmp_path / "converted") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"model_iteration_100\.pt does not say in which order the axes .*so --axes must", said)
+    assert re.search(r"--axes yxz if it was trained on volumes \(y, x, z\).*--axes zyx .*\(z, y, x\)", said)
+    assert names_in(tmp_path) == {path.name}
+    assert run("convert", path, "--out", tmp_path / "converted", "--axes", "zyx") == 0
 
 
 @pytest.mark.fault(62)
@@ -68,7 +84,7 @@ def test_a_converted_checkpoint_remembers_its_origin(pickled, tmp_path):
 @pytest.mark.parametrize("levels", [2, 5])
 def test_a_network_of_any_depth_is_converted(tmp_path, levels):
     path = put(tmp_path, network(width=2, levels=levels).state_dict())
-    assert run("convert", path, "--out", tmp_path / "converted") == 0
+    assert run("convert", path, "--out", tmp_path / "converted", "--axes", "zyx") == 0
     assert len(load_network(tmp_path / "converted").encoders) == levels
 
 
@@ -78,14 +94,14 @@ def test_a_converted_checkpoint_starts_a_training_and_predicts(pickled, tmp_path
     halves = [tmp_path / "even.mrc", tmp_path / "odd.mrc"]
     for path, half in zip(halves, noisy_halves((18, 18, 18)), strict=True):
         write_volume(path, half.numpy(), voxel_size=10.0)
-    arguments = ["--tilts", "-60,60", "--out", tmp_path / "run", *TINY, "--learning_rate", "1e-30", "--averaging", "0"]
+    arguments = ["--tilts", "-60,60", "--out", tmp_path / "run", *TINY, "--learning_rate", "1e-30", "--ema_decay", "0"]
     assert run("train", *halves, *arguments, "--init", converted) == 0
     before, after = load_network(converted).state_dict(), load_network(tmp_path / "run").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     predict = ["predict", halves[0], "--run", converted, "--out", tmp_path / "a.mrc", "--device", "cpu"]
     predict += ["--tile", "24", "--tile_margin", "4"]
     assert run(*predict) == 2
-    assert "was converted and knows no tilts: give --tilts" in capsys.readouterr().err
+    assert "was converted and knows no tilts: pass --tilts" in capsys.readouterr().err
     assert run(*predict, "--tilts", "-60,60") == 0
     assert read_volume(tmp_path / "a.mrc").data.shape == (18, 18, 18)
 
@@ -118,7 +134,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, capsys):
 )
 def test_what_is_no_network_of_one_channel_is_refused(tmp_path, capsys, content, message):
     path = put(tmp_path, content)
-    assert run("convert", path, "--out", tmp_path / "converted") == 2
+    assert run("convert", path, "--out", tmp_path / "converted", "--axes", "zyx") == 2
     assert re.search(rf"model_iteration_100\.pt.* {message}", capsys.readouterr().err)
     assert names_in(tmp_path) == {path.name}
 
@@ -129,7 +145,7 @@ def test_a_checkpoint_is_replaced_only_if_that_is_asked_for(pickled, tmp_path, c
     run("convert", pickled, "--out", out)
     put(tmp_path, network(1).state_dict())
     assert run("convert", pickled, "--out", out, "--axes", "zyx") == 2
-    assert re.search(r"exists already: choose another name, or --overwrite.*converted", capsys.readouterr().err)
+    assert re.search(r"exists already: choose another name, or pass --overwrite.*converted", capsys.readouterr().err)
     assert run("convert", pickled, "--out", out, "--axes", "zyx", "--overwrite") == 0
     assert torch.equal(load_network(out).final_conv.weight, network(1).final_conv.weight)
     assert {name for name in names_in(tmp_path) if "partial" in name} == set()
@@ -148,7 +164,7 @@ def test_what_is_no_checkpoint_is_never_replaced(pickled, tmp_path, capsys, kind
         out.symlink_to(tmp_path)
     before = names_in(tmp_path)
     assert run("convert", pickled, "--out", out, "--overwrite") == 2
-    assert re.search(r"is there and is no checkpoint: choose another name.*precious", capsys.readouterr().err)
+    assert re.search(r"exists and is no checkpoint: choose another name.*precious", capsys.readouterr().err)
     assert names_in(tmp_path) == before
 
 

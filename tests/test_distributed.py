@@ -1,4 +1,4 @@
-"""Several processes that train one network: what one would have trained, and none that is left waiting."""
+"""Several processes train one network: they get the result of one process, and none is left waiting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from operator import itemgetter
 from pathlib import Path
 
@@ -25,12 +24,13 @@ from equitomo.training.checkpoint import load_checkpoint
 from equitomo.training.distributed import World, find_world, meeting_point
 
 FOLDER = Path(__file__).parent
-# None of the variables that say something of processes, whatever this machine is.
+# The environment without the variables of job systems, whatever this machine is.
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER", "TORCHELASTIC"))}
 PLACES = os.pathsep.join([str(Path(equitomo.__file__).parents[1]), str(FOLDER)])
 ENVIRONMENT = PLAIN | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PLACES}
-# Far more than any of this takes: a process that is left waiting fails its test.
-TIMEOUT = 120
+# Far more than any of this takes, also on a busy machine, and far less than the hour for which a process would wait for
+# one that hangs: a process that does not notice the end of another one fails its test.
+TIMEOUT = 900
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -42,7 +42,7 @@ def start_two(*arguments, **environment):
 
 
 def in_a_slurm_step(job, folder):
-    """Two tasks of a step, as srun starts them; their exit statuses and what they wrote to stderr."""
+    """Run two tasks of a step, as srun starts them; return their exit statuses and their messages on stderr."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1"}
@@ -65,7 +65,7 @@ def in_a_slurm_step(job, folder):
 
 
 def assert_close_runs(one, other, atol=1e-6, rtol=1e-4):
-    """Weights, averages, optimiser, counters and losses of two runs are the same up to rounding."""
+    """Weights, averages, optimiser, counters and losses of two runs are equal up to rounding."""
     a, b = load_checkpoint(one), load_checkpoint(other)
     assert [a.state[name] for name in ("step", "skipped", "consecutive", "scaler")] == [
         b.state[name] for name in ("step", "skipped", "consecutive", "scaler")
@@ -82,7 +82,7 @@ def assert_close_runs(one, other, atol=1e-6, rtol=1e-4):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What two processes trained, one of them begun by one process."""
+    """The folder of the runs of two processes, one of which was begun by one process."""
     folder = tmp_path_factory.mktemp("together")
     trainer(folder / "from_one").train(until=5)
     for rank in (0, 1):
@@ -103,14 +103,14 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_what_one_does(together, alone, name):
-    # What float16 rounds depends on the cubes that go together; that the scale stays the same is what matters.
+    # The rounding of float16 depends on the cubes that go together. The loss scale must be the same.
     tolerances = {"atol": 1e-3, "rtol": 0.05} if name == "float16" else {}
     assert_close_runs(together / name, alone / name, **tolerances)
 
 
 @pytest.mark.slow
 def test_the_exchange_is_that_of_torchs_distributed_data_parallel(together):
-    """Under which the losses of a step can stand as they are, in a loop of one's own."""
+    """The losses of a step also work under torch's wrapper, in a loop of one's own."""
     torchs_own = safetensors.torch.load_file(together / "torchs_own.safetensors")
     ours = load_checkpoint(together / "one_geometry").tensors["weights"]
     torch.testing.assert_close(ours, torchs_own, rtol=0, atol=1e-6)
@@ -141,7 +141,7 @@ def test_memory_that_runs_out_in_one_process_changes_nothing_for_the_others(toge
 @pytest.mark.slow
 @pytest.mark.fault(65)
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(together):
-    """Or the weights of the two would differ from there on, and the losses be those of no network."""
+    """Otherwise the weights of the two processes would differ from then on."""
     state = load_checkpoint(together / "not_finite").state
     assert (state["step"], state["skipped"], state["consecutive"]) == (10, 1, 0)
 
@@ -161,7 +161,7 @@ def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
     assert load_checkpoint(together / "stopped").state["step"] == 6
     for rank in (0, 1):
         said = (together / f"said_{rank}.txt").read_text().splitlines()[0]
-        assert said == "stopped by SIGTERM after step 6 of 10; resume to go on"
+        assert said == "stopped by SIGTERM after step 6 of 10; resume to continue"
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
     few, *different = itemgetter(1, 2, 5, 6)((together / f"said_{rank}.txt").read_text().splitlines())
-    assert few.startswith("batch 1 cannot be split over 2 processes, each needs a cube: use batch 2 or more")
+    assert few.startswith("`batch` 1 cannot be split over 2 processes, each needs a cube: use `batch` 2 or more")
     said = "the processes of this training do not have the same settings, tomograms"
     assert [text.startswith(said) for text in different] == [True] * 3, different
 
@@ -184,11 +184,9 @@ def test_the_environment_stays_as_it_is(together, rank):
 # Processes that end --------------------------------------------------------------------------------------
 
 
-def assert_ended_within_a_minute(run):
-    """After the checkpoint of step 4, the last before the fault; it takes two seconds on an idle machine."""
-    checkpoint = load_checkpoint(run)
-    assert checkpoint.state["step"] == 4
-    assert time.time() - checkpoint.path.stat().st_mtime < 60
+def assert_last_checkpoint_before_the_fault(run):
+    """Assert that nothing was saved after step 4. That all processes ended in time is what TIMEOUT asserts."""
+    assert load_checkpoint(run).state["step"] == 4
 
 
 @pytest.mark.slow
@@ -198,7 +196,7 @@ def test_a_process_that_ends_ends_all_under_torchrun(tmp_path, job):
     done = start_two(FOLDER / "together.py", job, tmp_path)
     assert done.returncode != 0
     assert ("this process has a fault of its own" in done.stderr) == (job == "train_and_fail")
-    assert_ended_within_a_minute(tmp_path)
+    assert_last_checkpoint_before_the_fault(tmp_path)
 
 
 @pytest.mark.slow
@@ -207,7 +205,7 @@ def test_a_killed_process_ends_the_others_also_where_nobody_watches_them(tmp_pat
     codes, messages = in_a_slurm_step("train_and_be_killed", tmp_path)
     assert codes == [1, -9]
     assert "LostProcessError: another process of this training ended" in messages[0]
-    assert_ended_within_a_minute(tmp_path)
+    assert_last_checkpoint_before_the_fault(tmp_path)
 
 
 @pytest.mark.slow
@@ -267,7 +265,7 @@ def test_work_of_one_process_is_refused_to_several(halves, monkeypatch, capsys, 
     assert f"{command} is the work of one process, but 4 were started" in capsys.readouterr().err
 
 
-# What the environment says -------------------------------------------------------------------------------
+# The environment -------------------------------------------------------------------------------
 
 STEP = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
 

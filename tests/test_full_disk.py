@@ -15,8 +15,7 @@ from kills import assert_equal_runs
 from making import noisy_halves
 
 import equitomo
-from equitomo import read_volume, write_volume
-from equitomo.cli import commands
+from equitomo import read_volume, report, write_volume
 from equitomo.io import bytes_to_create, creating_volume, files
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.checkpoint import load_checkpoint
@@ -101,10 +100,10 @@ def assert_goes_on(halves, out, whole):
 @pytest.mark.parametrize("leave", [0, 5 * PAGE])
 def test_training_ends_with_its_checkpoints_whole_and_goes_on(disk, halves, whole, monkeypatch, capsys, leave):
     with monkeypatch.context() as patch:
-        patch.setattr(commands._Preview, "__call__", lambda self, step, *seen: fill(disk, leave))
+        patch.setattr(report, "draw_preview", lambda path, *seen: fill(disk, leave))
         assert reconstruct(halves, disk / "run") == 74
     assert "No space left on device" in (said := capsys.readouterr().err)
-    assert "free some space and go on with --resume" in said
+    assert "free some space and continue with --resume" in said
     assert_sound(disk / "run", [1, 2])
     assert_goes_on(halves, disk / "run", whole)
 
@@ -112,14 +111,14 @@ def test_training_ends_with_its_checkpoints_whole_and_goes_on(disk, halves, whol
 @pytest.mark.fault(57)
 @pytest.mark.filterwarnings("default")
 def test_a_picture_for_which_there_is_no_room_is_not_begun(disk, halves, whole, monkeypatch):
-    show = commands._Preview.__call__
+    draw = report.draw_preview
 
-    def after_filling(self, *seen):
+    def after_filling(*seen):
         fill(disk)
-        show(self, *seen)
+        draw(*seen)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands._Preview, "__call__", after_filling)
+        patch.setattr(report, "draw_preview", after_filling)
         assert reconstruct(halves, disk / "run") == 74
     assert_sound(disk / "run", [1, 2])
     assert not list((disk / "run" / "previews").iterdir())
@@ -138,7 +137,7 @@ def test_a_result_for_which_there_is_no_room_any_more_is_not_left_half(disk, hal
     with monkeypatch.context() as patch:
         patch.setattr(files, "require_writable", then_filled)
         assert reconstruct(halves, disk / "run") == 74
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err
     assert "run/reconstruction.mrc" not in names_in(disk)
     assert_sound(disk / "run", [3, 4])
     assert_goes_on(halves, disk / "run", whole)

@@ -21,8 +21,8 @@ LAYERS = (
     ("geometry",),
     ("physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate"),
-    ("diagnosis", "training"),
-    ("methods", "report"),
+    ("diagnosis", "training < methods"),
+    ("report",),
     ("run",),
     ("cli < __main__",),
 )

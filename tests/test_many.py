@@ -19,7 +19,7 @@ from equitomo.training.checkpoint import load_checkpoint
 TINY = {"side": 16, "batch": 1, "width": 2, "levels": 2, "margin": 4, "precision": "float32", "device": "cpu"}
 ONE = 8 * 16**3
 # Two of them at a time, exchanged every three steps.
-TURNS = {"memory": 3 * ONE / 2**30, "stretch": 3, "steps": 14, "checkpoint_every": 100, "preview_every": 0}
+TURNS = {"memory": 3 * ONE / 2**30, "exchange_every": 3, "steps": 14, "checkpoint_every": 100, "preview_every": 0}
 GEOMETRIES = [(-60.0, 60.0), (-50.0, 40.0), (-60.0, 60.0), (-45.0, 45.0)]
 
 
@@ -43,7 +43,7 @@ def readers():
 
 
 def weights(trainer):
-    return trainer._learner.network.state_dict()
+    return trainer.network.state_dict()
 
 
 # The trainer -----------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_an_interruption_ends_the_thread_and_saves(tmp_path, monkeypatch):
         return load(self, stopped)
 
     def interrupt(*seen):
-        assert begun.wait(5)
+        assert begun.wait(60)
         assert len(readers()) == 1
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -136,7 +136,9 @@ def table(tmp_path):
 def test_a_table_of_tomograms_is_trained_on(table, tmp_path, monkeypatch):
     seen = []
     run = IcecreamTrainer.train
-    monkeypatch.setattr(IcecreamTrainer, "train", lambda self: (seen.append(self.dataset), run(self))[1])
+    monkeypatch.setattr(
+        IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1]
+    )
     arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--min_specimen", "0.95"]
     assert train(*arguments) == 0
     (dataset,) = seen
@@ -152,9 +154,22 @@ def test_a_table_of_tomograms_is_trained_on(table, tmp_path, monkeypatch):
 def test_tomograms_of_a_table_take_turns_within_the_memory_given(table, tmp_path, monkeypatch, capsys):
     seen = []
     run = IcecreamTrainer.train
-    monkeypatch.setattr(IcecreamTrainer, "train", lambda self: (seen.append(self.dataset), run(self))[1])
+    monkeypatch.setattr(
+        IcecreamTrainer, "train", lambda self, *given: (seen.append(self.dataset), run(self, *given))[1]
+    )
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
-    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--stretch", "1"]
+    arguments = [
+        "--table",
+        table,
+        "--tilts",
+        "-50,50",
+        "--out",
+        tmp_path / "run",
+        "--memory",
+        memory,
+        "--exchange_every",
+        "1",
+    ]
     assert train(*arguments) == 0
     assert isinstance(seen[0], SubtomogramPool)
     assert "of 3 tomograms will be visited" in capsys.readouterr().err
@@ -167,14 +182,25 @@ def cut(path):
 def test_a_file_that_breaks_during_the_training_is_named(table, tmp_path, monkeypatch, capsys):
     run = IcecreamTrainer.train
 
-    def breaking(self):
+    def breaking(self, *given):
         for path in tmp_path.glob("even_*.mrc"):
             cut(path)
-        return run(self)
+        return run(self, *given)
 
     monkeypatch.setattr(IcecreamTrainer, "train", breaking)
     memory = 8 * (16 * 18 * 20 + 17 * 16 * 16) / 2**30
-    arguments = ["--table", table, "--tilts", "-50,50", "--out", tmp_path / "run", "--memory", memory, "--stretch", "1"]
+    arguments = [
+        "--table",
+        table,
+        "--tilts",
+        "-50,50",
+        "--out",
+        tmp_path / "run",
+        "--memory",
+        memory,
+        "--exchange_every",
+        "1",
+    ]
     assert train(*arguments, "--steps", "40") == 74
     assert "cut or replaced" in (message := capsys.readouterr().err)
     assert "even_" in message

@@ -54,17 +54,47 @@ def test_the_scale_of_a_gradient_does_not_matter_to_a_matrix():
     assert all(torch.equal(a, b) for a, b in zip(one[:2], other[:2], strict=True))
 
 
+VECTORS = {
+    "a kernel with one map": (1, 6, 1, 1, 1),
+    "a kernel with one input and one tap": (6, 1, 1, 1, 1),
+    "a bias": (6,),
+    "a number": (),
+}
+
+
 @each_layout
-def test_a_kernel_with_one_map_learns_with_adam(layout):
-    parameters = kernels(layout)
-    alone = nn.Parameter(parameters[2].detach().clone())
+@pytest.mark.parametrize("shape", VECTORS.values(), ids=VECTORS.keys())
+def test_vectors_learn_with_adam(layout, shape):
+    vector = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    parameters = [*kernels(layout), nn.Parameter(vector.clone())]
+    alone = nn.Parameter(vector.clone())
     mine, adam = KernelMuon(parameters, 0.01), torch.optim.Adam([alone], lr=0.01, fused=True)
     for seed in range(3):
         give_gradients(parameters, seed)
-        alone.grad = parameters[2].grad.clone()
+        alone.grad = parameters[-1].grad.clone()
         mine.step()
         adam.step()
-    assert torch.equal(parameters[2], alone)
+    assert torch.equal(parameters[-1], alone)
+
+
+def test_parameters_of_any_shape_learn_together_and_alone():
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4, affine=True), nn.Conv3d(4, 1, 1))
+    for parameters in (list(network.parameters()), [network[0].weight], [network[0].bias]):
+        before = values(parameters)
+        optimizer = KernelMuon(parameters, 0.01)
+        give_gradients(parameters)
+        optimizer.step()
+        assert not any(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+
+
+def test_a_matrix_is_orthogonalised_as_it_is():
+    """The weights of a linear layer."""
+    parameter = nn.Parameter(torch.randn(6, 9, generator=torch.Generator().manual_seed(0)))
+    kernel = nn.Parameter(parameter.detach().reshape(6, 9, 1, 1, 1).clone())
+    for p in (parameter, kernel):
+        give_gradients([p])
+        KernelMuon([p], 0.01).step()
+    torch.testing.assert_close(parameter, kernel.reshape(6, 9))
 
 
 def test_memory_layout_changes_rounding_only():
@@ -82,7 +112,7 @@ def test_memory_layout_changes_rounding_only():
 
 
 def test_rounding_of_a_gradient_stays_rounding():
-    """So that it does not matter how a batch was split. In sixteen bits it becomes a hundredth of the step."""
+    """It then does not matter how a batch was split. In sixteen bits rounding becomes a hundredth of the step."""
     one, other = kernels(), kernels()
     start = values(one)
     give_gradients(one)

@@ -248,7 +248,7 @@ def test_closing_ends_the_thread_and_drawing_goes_on_after_it(tomograms, monkeyp
     with monkeypatch.context() as patch:
         begun = slow(patch)
         first, _ = pool.batch(range(20))
-        assert begun.wait(5)
+        assert begun.wait(60)
         assert len(readers()) == 1
         pool.close()
         assert not readers()

@@ -19,10 +19,12 @@ from making import noisy_halves
 
 import equitomo
 from equitomo import TiledPredictor, read_volume, write_volume
-from equitomo.cli import main, many, predicting
-from equitomo.cli.results import result_names
-from equitomo.io import TableRow
+from equitomo.cli import main
+from equitomo.cli.progress import TableBar
 from equitomo.models import ScaleEquivariantUNet3D
+from equitomo.run import Outcome, TomogramFiles
+from equitomo.run.prediction import chosen_devices
+from equitomo.run.table import Tomogram, result_names
 
 SHAPES = {"one": (24, 24, 24), "two": (20, 24, 22), "three": (24, 18, 24)}
 NAMES = {f"{name}_even.mrc" for name in SHAPES}
@@ -51,7 +53,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_halves(folder, (16, 16, 16), seed=9)
     settings = [*("--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--steps", "1", "--margin", "4")]
-    settings += ["--device", "cpu", "--precision", "float32", "--mirrors", "false", "--average_first", "false"]
+    settings += ["--device", "cpu", "--precision", "float32", "--no-test-time-mirrors", "--no-average-first"]
     for seed in "01":
         arguments = [folder / "even.mrc", folder / "odd.mrc", "--tilts=-60,60", "--out", folder / seed, "--seed", seed]
         assert run("train", *arguments, *settings, "--passes", "2") == 0
@@ -337,8 +339,8 @@ REFUSED = {
     "kinds": (["--device", "cpu,meta"], r"several kinds"),
     "tile": (["--tile", "17"], r"tile must be a multiple"),
     "passes": (["--passes", "0"], r"passes must be at least 1"),
-    "tolerance": (["--margin_tolerance", "0"], r"margin_tolerance must be positive, got 0"),
-    "part": (["--part", "4/3"], r"--part is K/N with 1 <= K <= N, as 3/10, got '4/3'"),
+    "tolerance": (["--margin_tolerance", "0"], r"--margin-tolerance must be positive, got 0"),
+    "part": (["--part", "4/3"], r"--part is K/N with 1 <= K <= N, such as 3/10, got '4/3'"),
     "part 0": (["--part", "0/3"], r"--part is K/N"),
     "a word for a part": (["--part", "first"], r"--part is K/N"),
     "out is a file": (["--out", "bad.csv"], r"cannot write into --out bad\.csv"),
@@ -369,7 +371,7 @@ def test_what_learns_from_two_halves_takes_no_table_without(table, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a tomogram FIRST, if there are halves with its SECOND, or a --table of many"),
+        ([], "give a tomogram FIRST, with its SECOND if there are halves, or a --table of many"),
         (["a.mrc", "--table", "t.csv"], "or a --table of many"),
         (["a.mrc", "--part", "1/2"], "--part is a part of a table: give a --table"),
     ],
@@ -387,6 +389,9 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from equitomo.cli import main
 from equitomo.models import ScaleEquivariantUNet3D
+from equitomo.run import Outcome, TomogramFiles
+from equitomo.run.prediction import chosen_devices
+from equitomo.run.table import Tomogram, result_names
 
 forward, calls = ScaleEquivariantUNet3D.forward, []
 
@@ -412,7 +417,7 @@ def stopped(number, arguments, *, call):
                 if line.startswith("waiting"):
                     break
             child.send_signal(number)
-            child.communicate(timeout=300)
+            child.communicate(timeout=600)
         finally:
             child.kill()
     return child.returncode
@@ -528,7 +533,7 @@ def test_two_processes_make_every_tomogram_once(table, runs, expected, tmp_path)
     arguments = ["--table", table, "--run", runs / "0", "--out", tmp_path / "out", *TILED]
     command = [sys.executable, "-m", "equitomo", "predict", *map(str, arguments)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [child.communicate(timeout=300)[0] for child in both]
+    said = [child.communicate(timeout=600)[0] for child in both]
     assert [child.returncode for child in both] == [0, 0]
     made = [name for out in said for name, status in states(out).items() if status == "done"]
     assert sorted(made) == sorted(NAMES)
@@ -556,7 +561,7 @@ def test_two_devices_share_the_tiles_of_one_tomogram(data, runs, expected, tmp_p
 
 
 def rows(*paths):
-    return [TableRow(line, Path(path), Path("odd.mrc"), None, None, None) for line, path in enumerate(paths, 2)]
+    return [Tomogram(TomogramFiles(path, "odd.mrc"), table="t.csv", line=line) for line, path in enumerate(paths, 2)]
 
 
 @pytest.mark.parametrize(
@@ -628,7 +633,7 @@ def test_a_margin_can_be_measured(data, runs, tmp_path, capsys):
 def test_a_margin_that_no_tile_has_room_for_is_refused(data, runs, tmp_path, capsys):
     arguments = ["--run", runs / "0", *TILED, "--tile", "16", "--tile_margin", "auto", "--margin_tolerance", "1e-9"]
     assert run("predict", data / "one" / "even.mrc", *arguments, "--out", tmp_path / "a.mrc") == 2
-    assert re.search(r"--tile_margin auto: no margin up to \d+ .*a larger --tile or", capsys.readouterr().err)
+    assert re.search(r"--tile-margin auto: no margin up to \d+ .*a larger --tile or", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
@@ -638,31 +643,31 @@ def test_a_table_tells_the_margin_of_each_tomogram(predict, capsys):
     assert predict("--tile_margin", "auto", "--margin_tolerance", "0.02") == 1
 
 
+def outcome(name, status):
+    return Outcome(rows(name)[0], Path(name), status, "")
+
+
 def test_the_bar_of_all_counts_each_tomogram_once_whatever_comes_of_it():
-    bars = many._Bars(3)
-    with bars.shown():
-        with bars.one("a", 0) as show:
-            show(1, 4)
-            assert bars._all.n == 0.25
-            show(4, 4)
-        with pytest.raises(OSError, match="lost"), bars.one("b", 0) as show:
-            show(2, 4)
-            raise OSError("lost")
-        assert bars._all.n == 1
-        bars.pass_over()
-        bars.pass_over()
-        assert (bars._all.n, bars._all.initial) == (3, 2)
+    bars = TableBar(3)
+    bars.tiles(Path("a"), 1, 4)
+    assert bars.bar.n == 0.25
+    bars.tiles(Path("a"), 4, 4)
+    bars.tiles(Path("b"), 2, 4)
+    assert bars.bar.n == 1.5
+    for name, status in (("a", "done"), ("b", "failed"), ("c", "skipped")):
+        bars.finish(outcome(name, status))
+    assert (bars.bar.n, bars.bar.initial) == (3, 2)
+    bars.bar.close()
 
 
 def test_the_bar_of_all_does_not_go_beyond_its_ends_by_rounding():
-    bars = many._Bars(2)
-    with bars.shown():
-        for name in "ab":
-            with bars.one(name, 0) as show:
-                # The differences of these shares add up to more than 1: twice to 2.0000000000000004.
-                for done in range(1, 7):
-                    show(done, 6)
-        assert bars._all.n == 2
+    bars = TableBar(2)
+    for name in "ab":
+        # The differences of these shares add up to more than 1: twice to 2.0000000000000004.
+        for done in range(1, 7):
+            bars.tiles(Path(name), done, 6)
+    assert bars.bar.n == 2
+    bars.bar.close()
 
 
 def test_the_record_says_what_the_result_was_made_from(predict, table, tmp_path):
@@ -674,4 +679,4 @@ def test_the_record_says_what_the_result_was_made_from(predict, table, tmp_path)
 
 
 def test_devices_are_tried_before_the_work():
-    assert predicting.chosen_devices("cpu, cpu") == [torch.device("cpu")] * 2
+    assert chosen_devices("cpu, cpu") == [torch.device("cpu")] * 2

@@ -16,9 +16,9 @@ from commanding import run
 from kills import assert_equal_runs
 from making import noisy_halves
 
-from equitomo import ScaleEquivariantUNet3D, read_volume, write_volume
-from equitomo.cli import commands, run_folder
-from equitomo.cli.options import RunFolder
+from equitomo import ScaleEquivariantUNet3D, read_volume, report, write_volume
+from equitomo.run import Run
+from equitomo.run.folder import RunFolder
 from equitomo.training import checkpoint
 
 TINY = [
@@ -101,8 +101,8 @@ def held(tmp_path_factory):
 
 @pytest.mark.fault(70)
 def test_the_lock_says_whose_it_is(tmp_path):
-    with run_folder.occupied(RunFolder(str(tmp_path / "run")), ()) as folder:
-        text = (folder / "run.lock").read_text()
+    with RunFolder(tmp_path / "run").held():
+        text = (tmp_path / "run" / "run.lock").read_text()
     assert re.fullmatch(rf"process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\n", text)
     assert list(tmp_path.iterdir()) == []
 
@@ -113,7 +113,7 @@ def test_a_second_process_is_refused_and_told_of_the_first(held, halves, capsys)
     folder, process = held
     before = names_in(folder)
     assert run("train", *halves, "--out", folder, *TINY) == 2
-    message = rf"in use by process {process.pid} on a machine since yesterday: wait for it, .*--break_lock.*{folder}"
+    message = rf"in use by process {process.pid} on a machine since yesterday: wait for it, .*--break-lock.*{folder}"
     assert re.search(message, capsys.readouterr().err)
     assert names_in(folder) == before == {"run.lock"}
 
@@ -138,11 +138,11 @@ def test_the_lock_of_a_killed_process_does_not_keep_others_out(held, halves):
 def test_the_lock_is_gone_when_the_work_is_done_or_failed(halves, tmp_path, monkeypatch):
     seen = []
 
-    def fail(*arguments):
+    def fail(*arguments, **settings):
         seen.append((tmp_path / "run" / "run.lock").exists())
         raise OSError(5, "input/output error")
 
-    monkeypatch.setattr(commands, "_train", fail)
+    monkeypatch.setattr(Run, "train", fail)
     assert run("train", *halves, "--out", tmp_path / "run", *TINY) == 74
     assert seen == [True]
     assert names_in(tmp_path / "run") == {"manifest.json"}
@@ -211,14 +211,14 @@ def test_overwriting_removes_a_link_and_not_what_it_points_to(halves, tmp_path, 
 def test_a_link_that_takes_the_place_of_the_losses_is_not_followed(halves, tmp_path, monkeypatch, capsys):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    show = commands._Preview.__call__
+    draw = report.draw_preview
 
-    def swap(self, step, *seen):
-        if step == 1:
+    def swap(path, *seen):
+        if path.name == "step_0000001.png":
             (tmp_path / "run" / "losses.csv").symlink_to(victim)
-        show(self, step, *seen)
+        draw(path, *seen)
 
-    monkeypatch.setattr(commands._Preview, "__call__", swap)
+    monkeypatch.setattr(report, "draw_preview", swap)
     arguments = ["--preview_every", "1", "--checkpoint_every", "9"]
     assert run("train", *halves, "--out", tmp_path / "run", *TINY, *arguments) == 74
     assert re.search(r"symbolic links.*losses\.csv", capsys.readouterr().err)
@@ -273,15 +273,17 @@ def test_a_prediction_is_refused_if_the_disk_has_no_room_for_it(halves, trained,
 def test_what_lies_between_the_passes_of_a_reconstruction_needs_room(halves, tmp_path, monkeypatch):
     asked = []
 
-    def refuse(folder, n_bytes, leavings):
+    def note(self, n_bytes):
         asked.append(n_bytes)
-        raise OSError(28, "No space left on device")
+        if len(asked) % 2 == 0:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "_require_space", refuse)
+    monkeypatch.setattr(RunFolder, "require_space", note)
     for passes in ("1", "2"):
         assert run("reconstruct", *halves, "--out", tmp_path / "run", *TINY, *TILED, "--passes", passes) == 2
-    # At least two volumes of floats: what the first pass made, and the second.
-    assert asked[1] - asked[0] >= 2 * 4 * 18**3
+    # The training alone, and with the reconstruction. The two volumes of floats are what each of the passes makes.
+    assert asked[0] == asked[2] < asked[1]
+    assert asked[3] - asked[1] >= 2 * 4 * 18**3
 
 
 @pytest.mark.fault(57)
@@ -289,9 +291,9 @@ def test_what_a_run_left_counts_as_room_for_its_next_try(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "weights").write_bytes(bytes(1000))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9000, 8500, 500))
-    run_folder._require_space(tmp_path, 1500, ["checkpoints", "losses.csv"])
+    RunFolder(tmp_path).require_space(1500)
     with pytest.raises(OSError, match=r"the disk has 0\.0015 MB for this run, which needs about 0\.0015 MB"):
-        run_folder._require_space(tmp_path, 1501, ["checkpoints", "losses.csv"])
+        RunFolder(tmp_path).require_space(1501)
 
 
 @pytest.mark.fault(57)
@@ -299,7 +301,7 @@ def test_every_checkpoint_that_is_kept_needs_room(halves, tmp_path, monkeypatch,
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 10**7))
     out = tmp_path / "run"
     assert run("train", *halves, "--out", out, *TINY, "--keep_every", "1", "--steps", "100000") == 2
-    assert "keep fewer checkpoints (--keep_every)" in capsys.readouterr().err
+    assert "keep fewer checkpoints (--keep-every)" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -327,7 +329,7 @@ def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(halves, whole, tm
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_write_bytes", full)
         assert run("train", *halves, "--out", out, *FOUR_STEPS) == 74
-    assert "free some space and go on with --resume" in capsys.readouterr().err
+    assert "free some space and continue with --resume" in capsys.readouterr().err
     assert not [name for name in names_in(out) if "partial" in name]
     assert record(out)["invocations"][0]["outcome"].startswith("failed: [Errno 28] No space left")
     assert run("train", *halves, "--out", out, *FOUR_STEPS, "--resume") == 0
@@ -343,9 +345,8 @@ def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(halves, whole, tm
 
 def test_the_record_says_what_went_in_and_what_it_was_done_with(original):
     found, halves = record(original / "run"), given(original / "in")
-    assert found["seed"] == 0
-    assert found["configuration"]["TrainingConfig"]["side"] == 16
-    assert found["configuration"]["TrainingGeometry"] == {"tilts": str(halves[3]), "tilt_axis": "y"}
+    assert found["configuration"]["seed"] == 0
+    assert found["configuration"]["side"] == 16
     assert found["inputs"].keys() == {"first", "second", "tilts"}
     for role, path in (("first", halves[0]), ("second", halves[1]), ("tilts", halves[3])):
         assert found["inputs"][role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -355,6 +356,8 @@ def test_the_record_says_what_went_in_and_what_it_was_done_with(original):
     assert (header["shape"], header["voxel_size"], header["type"]) == ([18, 18, 18], [10.0] * 3, "float32")
     (entry,) = found["invocations"]
     assert entry["command"][:3] == ["equitomo", "train", str(halves[0])]
+    assert entry["options"]["tilts"] == str(halves[3])
+    assert found["geometries"][0]["tilt_axis"] == "y"
     assert entry["outcome"] == "finished"
     assert entry["versions"].keys() >= {"equitomo", "torch", "deepinv", "python"}
     assert entry["hardware"]["cores"] == os.cpu_count()
@@ -365,11 +368,11 @@ def test_the_record_says_what_went_in_and_what_it_was_done_with(original):
 def test_the_record_is_there_while_the_run_works_and_tells_how_it_ended(halves, tmp_path, monkeypatch):
     outcomes = []
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **settings):
         outcomes.append(record(tmp_path / "run")["invocations"][0]["outcome"])
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(commands, "_train", interrupt)
+    monkeypatch.setattr(Run, "train", interrupt)
     assert run("train", *halves, "--out", tmp_path / "run", *TINY) == 130
     outcomes.append(record(tmp_path / "run")["invocations"][0]["outcome"])
     assert outcomes == ["running", "interrupted"]
@@ -384,7 +387,7 @@ def test_a_resumed_run_is_recorded_beside_the_first_try(halves, trained):
 def test_a_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit(halves, tmp_path, command):
     constant = [*FOUR_STEPS, "--schedule", "constant"]
     if command == "reconstruct":
-        constant += [*TILED, "--mirrors", "false"]
+        constant += [*TILED, "--no-test-time-mirrors"]
     assert run(command, *halves, "--out", tmp_path / "one", *constant) == 0
     assert run(command, *halves, "--out", tmp_path / "two", *constant, "--steps", "2") == 0
     assert run(command, *halves, "--out", tmp_path / "two", *constant, "--resume") == 0
@@ -393,7 +396,7 @@ def test_a_run_that_is_given_more_steps_is_an_unbroken_one_of_as_many_to_the_bit
         results = [read_volume(tmp_path / name / "reconstruction.mrc").data for name in ("one", "two")]
         assert np.array_equal(*results)
     found = record(tmp_path / "two")
-    assert found["configuration"]["TrainingConfig"]["steps"] == 4
+    assert found["configuration"]["steps"] == 4
     assert [entry["outcome"] for entry in found["invocations"]] == ["finished", "finished"]
 
 
@@ -404,11 +407,11 @@ def test_the_remedy_is_named_where_the_schedule_depends_on_the_number_of_steps(h
 
 @pytest.mark.parametrize("command", ["train", "reconstruct"])
 def test_the_record_says_which_weights_a_run_began_with(halves, trained, tmp_path, command):
-    more = [*TILED, "--mirrors", "false"] if command == "reconstruct" else []
+    more = [*TILED, "--no-test-time-mirrors"] if command == "reconstruct" else []
     assert run(command, *halves, "--out", tmp_path / "new", *TINY, *more, "--init", trained) == 0
     # The newest checkpoint, and of that the averaged weights.
     path = trained / "checkpoints" / "step_00000001"
-    content = (path / "averaged.safetensors").read_bytes()
+    content = (path / "ema.safetensors").read_bytes()
     expected = {"path": str(path), "step": 1, "sha256": hashlib.sha256(content).hexdigest()}
     assert record(tmp_path / "new")["init"] == expected
     assert record(trained)["init"] is None
@@ -417,7 +420,7 @@ def test_the_record_says_which_weights_a_run_began_with(halves, trained, tmp_pat
 def test_the_record_says_of_which_file_the_weights_were_converted(halves, tmp_path):
     network = ScaleEquivariantUNet3D(width=4, levels=2)
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    assert run("convert", tmp_path / "model.pt", "--out", tmp_path / "converted") == 0
+    assert run("convert", tmp_path / "model.pt", "--out", tmp_path / "converted", "--axes", "zyx") == 0
     assert run("train", *halves, "--out", tmp_path / "run", *TINY, "--init", tmp_path / "converted") == 0
     content = [(tmp_path / name).read_bytes() for name in ("converted/weights.safetensors", "model.pt")]
     weights, pickle = (hashlib.sha256(each).hexdigest() for each in content)
@@ -474,7 +477,8 @@ def other_seed(halves):
 def with_weights(halves):
     network = ScaleEquivariantUNet3D(width=4, levels=2)
     torch.save(network.state_dict(), halves[0].parent / "model.pt")
-    assert run("convert", halves[0].parent / "model.pt", "--out", halves[0].parent / "converted") == 0
+    converted = ["--out", halves[0].parent / "converted", "--axes", "zyx"]
+    assert run("convert", halves[0].parent / "model.pt", *converted) == 0
     halves += ["--init", halves[0].parent / "converted"]
 
 
@@ -525,7 +529,7 @@ def test_a_run_is_not_resumed_with_another_input(halves, trained, capsys, name):
 
 
 BEGINNINGS = CHANGES | {
-    "a setting": (other_seed, r"manifest\.json is of a run with other settings: seed was 0, now 5"),
+    "a setting": (other_seed, r"manifest\.json is of a run with other settings: --seed was 0, now 5"),
     "initial weights": (
         with_weights,
         r"began with weights drawn from the seed, now with those of .*converted, step 0: give",
@@ -566,13 +570,13 @@ def test_a_run_without_a_checkpoint_and_with_an_unreadable_record_begins_again(h
 
 
 @pytest.mark.fault(54)
-@pytest.mark.parametrize(("how", "remedy"), [([], "already"), (["--resume"], "to go on from")])
+@pytest.mark.parametrize(("how", "remedy"), [([], "already"), (["--resume"], "to resume from")])
 def test_what_is_no_run_is_replaced_and_not_resumed(halves, begun, capsys, how, remedy):
     (begun / "manifest.json").unlink()
     assert run("train", *halves, "--out", begun, *TINY, *how) == 2
     said = capsys.readouterr().err
     assert re.search(rf"{remedy} ?\(losses\.csv, .*\): replace it with --overwrite, or choose another --out", said)
-    assert "go on with --resume" not in said
+    assert "--resume" not in said
 
 
 @pytest.mark.fault(75)
@@ -595,7 +599,7 @@ def test_a_record_that_cannot_be_read_is_warned_of_and_made_anew(halves, trained
 def test_what_is_checked_of_the_folder_is_checked_before_anything_is_made(tmp_path):
     with (
         pytest.raises(FileNotFoundError, match="no checkpoint in"),
-        run_folder.occupied(RunFolder(str(tmp_path / "a" / "b"), resume=True), ()),
+        RunFolder(tmp_path / "a" / "b").held(resume=True),
     ):
         pytest.fail("it was taken")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from equitomo import read_volume, write_volume
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "slurm"
 SMALL = ["--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--margin", "2", "--steps", "4"]
-HERE = ["--device", "cpu", "--mirrors", "false"]
+HERE = ["--device", "cpu", "--no-test-time-mirrors"]
 
 
 # This srun behaves as on a site where a failing task ends the others (KillOnBadExit in slurm.conf) by default.
@@ -72,7 +72,7 @@ def cluster(tmp_path):
             **{name: str(value) for name, value in (meeting | variables).items()},
         }
         command = ["bash", SCRIPTS / script, *map(str, arguments)]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900)
 
     return submit
 

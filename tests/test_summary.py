@@ -1,15 +1,15 @@
-"""What is said of a pair and its reconstruction: from the middle, and without a copy of the volumes."""
+"""Sentences on a pair and its reconstruction: of the middle, and without a copy of the volumes."""
 
 import pytest
 import torch
 from making import noisy_pair
 
-from equitomo import MissingWedgeOperator
-from equitomo.cli import summary
+from equitomo import MissingWedgeOperator, TomogramPair
+from equitomo.run import summary
 
 
 def recorded(monkeypatch, name):
-    """The shapes of the volumes that a score is computed of."""
+    """Return the list that takes the shapes of the volumes that a score is computed of."""
     shapes, score = [], getattr(summary, name)
 
     def act(*volumes, **settings):
@@ -30,10 +30,10 @@ def test_scores_are_of_the_middle_of_large_volumes(monkeypatch):
 
 
 def test_the_wedge_is_told_empty_before_and_full_after():
-    pair = noisy_pair((40, 44, 48))
-    full = pair.volumes[0].clone()
-    pair.volumes.copy_(MissingWedgeOperator(pair.shape, pair.geometry, support="box").A(pair.volumes[:, None])[:, 0])
-    before, after = map(float, summary.filling(pair, full.numpy()).split("spread: ")[1].split()[:3:2])
+    full = noisy_pair((40, 44, 48)).volumes
+    physics = MissingWedgeOperator(full.shape[1:], (-60.0, 60.0), support="box")
+    pair = TomogramPair(*physics.A(full[:, None])[:, 0], (-60.0, 60.0))
+    before, after = map(float, summary.filling(pair, full[0].numpy()).split("spread: ")[1].split()[:3:2])
     assert before < 0.2
     assert after == pytest.approx(1, abs=0.3)
 

@@ -190,6 +190,13 @@ def test_the_moving_elements_of_any_mask_are_those_that_change_the_operator(kind
             CubeRotationGroup.moving(physics)
 
 
+def test_rounding_moves_no_mask():
+    physics = MissingWedgeOperator((8, 8, 8), (-60.0, 60.0))
+    expected = CubeRotationGroup.moving(physics).elements
+    physics.mask[..., 1:4] *= 1 + 1e-7 * torch.randn(physics.mask[..., 1:4].shape)
+    assert CubeRotationGroup.moving(physics).elements == expected
+
+
 @pytest.mark.parametrize("kind", [MissingWedgeOperator, PaddedMissingWedgeOperator])
 @pytest.mark.parametrize("axis", [0, 1], ids=["per sample", "per view"])
 def test_an_element_that_moves_one_of_several_masks_is_drawn(kind, axis):

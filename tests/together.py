@@ -1,4 +1,4 @@
-"""What each of several processes does in ``test_distributed.py``: ``python together.py JOB FOLDER``."""
+"""The work of each of several processes in ``test_distributed.py``: ``python together.py JOB FOLDER``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from making import noisy_pair
 from torch.nn.parallel import DistributedDataParallel
 
 from equitomo import IcecreamTrainer, TrainingConfig
-from equitomo.draws import ELEMENTS, draw_integers
+from equitomo.draws import Draws
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import leave
 
@@ -26,7 +26,7 @@ SETTINGS = {
     "steps": 10,
     "margin": 4,
     "learning_rate": 1e-3,
-    "averaging": 0.9,
+    "ema_decay": 0.9,
     "checkpoint_every": 4,
     "preview_every": 0,
     "precision": "float32",
@@ -51,13 +51,13 @@ def trainer(
     geometries: Sequence[tuple[float, float]] = ((-60.0, 60.0), (-40.0, 55.0)),
     **changes,
 ) -> IcecreamTrainer:
-    """Over two tomograms, of different tilts unless said."""
+    """Return a trainer over two tomograms, which have different tilts unless ``geometries`` says otherwise."""
     pairs = [noisy_pair((20, 20, 20), seed=seed + k, geometry=geometry) for k, geometry in enumerate(geometries)]
     return IcecreamTrainer(pairs, TrainingConfig(**SETTINGS | changes), out=folder, resume=resume)
 
 
 def spoil(trained: IcecreamTrainer, rank: int, step: int, act, last: int | None = None) -> IcecreamTrainer:
-    """Let one process do something to its cubes of one step, or of all until a last one."""
+    """Let one process change its cubes of one step, or of all steps up to a last one."""
     draw = trained.dataset.batch
 
     def spoilt(indices):
@@ -71,7 +71,7 @@ def spoil(trained: IcecreamTrainer, rank: int, step: int, act, last: int | None 
 
 
 def once(act):
-    """Do it the first time only."""
+    """Return a function that acts the first time only."""
     left = [act]
     return lambda cubes: left.pop()(cubes) if left else cubes
 
@@ -102,25 +102,25 @@ def refused(act) -> str:
 
 
 def train_with_torchs_own(folder: Path) -> None:
-    """The cubes and losses of "one_geometry" in a loop of one's own, the gradients exchanged by torch."""
+    """Train on the cubes and losses of "one_geometry" in a loop whose gradients torch exchanges."""
     made = trainer(None, **VARIANTS["one_geometry"])
-    losses = DistributedDataParallel(made._module)
+    losses = DistributedDataParallel(made.objective)
     optimizer = torch.optim.Adam(losses.parameters(), lr=SETTINGS["learning_rate"])
     for step in range(SETTINGS["steps"]):
         own = made.world.share(range(step * SETTINGS["batch"], (step + 1) * SETTINGS["batch"]))
-        y, _ = made.dataset.batch(own)
-        drawn = draw_integers(made.config.seed, own, len(made.group.elements), ELEMENTS)
+        y, sources = made.dataset.batch(own)
+        geometries = [made.dataset.pairs[source].geometries for source in sources]
         optimizer.zero_grad()
         # Torch takes the mean over the processes, whose shares are equal here.
-        losses(y, torch.tensor([made.group.elements[i] for i in drawn])).sum(0).mean().backward()
+        losses(y, geometries, Draws(made.config.seed, own)).sum(0).mean().backward()
         optimizer.step()
     if made.world.is_first:
-        weights = made._learner.network.state_dict().items()
+        weights = made.learner.network.state_dict().items()
         safetensors.torch.save_file({k: w.contiguous() for k, w in weights}, folder / "torchs_own.safetensors")
 
 
 def train_all(folder: Path) -> None:
-    """Everything that ends well, one after the other."""
+    """Run everything that ends well, one run after the other."""
     environment = dict(os.environ)
     for name, changes in VARIANTS.items():
         trainer(folder / name, **changes).train()
@@ -143,7 +143,7 @@ def train_all(folder: Path) -> None:
     ]
     (folder / f"said_{rank}.txt").write_text("\n".join(said))
     leave()
-    # Alone again: nobody answers.
+    # This process is alone again, and no other answers.
     stopped.world.share(range(3))
 
 

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from equitomo.inference import TiledPredictor
     from equitomo.io import Volume, read_tilts, read_volume, write_volume
     from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
+    from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
     from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
+    from equitomo.run import Run
     from equitomo.symmetry import MirrorAveraged
-    from equitomo.training import IcecreamTrainer, TrainingConfig, load_network
+    from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "MissingWedgeOperator",
     "Noise2NoiseLoss",
     "PaddedMissingWedgeOperator",
+    "Run",
     "ScaleEquivariantUNet3D",
     "SubtomogramDataset",
     "SubtomogramPool",
@@ -66,13 +69,14 @@ __all__ = [
 _HOMES = {
     "CubeRotationGroup": "transform",
     "Finding": "diagnosis",
-    "IcecreamTrainer": "training",
+    "IcecreamTrainer": "methods",
     "IntensityScale": "datasets",
     "MaskedEquivarianceLoss": "loss",
     "MirrorAveraged": "symmetry",
     "MissingWedgeOperator": "physics",
     "Noise2NoiseLoss": "loss",
     "PaddedMissingWedgeOperator": "physics",
+    "Run": "run",
     "ScaleEquivariantUNet3D": "models",
     "SubtomogramDataset": "datasets",
     "SubtomogramPool": "datasets",

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from deepinv.models import Denoiser, Reconstructor
@@ -290,21 +291,47 @@ def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = 
     """
     if axes not in ("yxz", "zyx"):
         raise ValueError(f"`axes` must be 'yxz' or 'zyx', got {axes!r}")
-    with Path(path).open("rb") as file:
+    network = _network_from(_find_state(_read_pickle(path), path), path)
+    if axes == "zyx":
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.copy_(rearrange(weight, "o i y x z -> o i z y x").clone())
+    return network
+
+
+def is_reference_checkpoint(path: str | Path) -> bool:
+    """Return whether a checkpoint has the keys under which only the reference program stores its losses.
+
+    Raises
+    ------
+    ValueError
+        If the file holds anything other than tensors and containers.
+    """
+    content = _read_pickle(path)
+    return isinstance(content, Mapping) and content.keys() >= _OF_REFERENCE
+
+
+# Keys that only the reference program writes into its checkpoints.
+_OF_REFERENCE = {"model_state_dict", "optimizer_state_dict", "loss_set", "diff_loss_set"}
+# The reference program stores means of losses as numpy scalars, whose names differ between numpy 1 and 2.
+_NUMPY_SCALARS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype("f8")),
+]
+
+
+def _read_pickle(path: str | Path) -> Any:
+    with Path(path).open("rb") as file, torch.serialization.safe_globals(_NUMPY_SCALARS):
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         # torch raises almost any type of error for a damaged file.
         except Exception as error:
             raise ValueError(
                 f"{path} cannot be read safely as a checkpoint: it is damaged, or it holds more than tensors and "
                 "plain containers, and nothing in it is run"
             ) from error
-    network = _network_from(_find_state(content, path), path)
-    if axes == "zyx":
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight.copy_(rearrange(weight, "o i y x z -> o i z y x").clone())
-    return network
 
 
 def _find_state(content: Any, path: str | Path) -> dict[str, Tensor]:

@@ -1,311 +1,336 @@
-"""What the commands do: files in, tensors through, files out."""
+"""The commands: from their options to the library, with what they print and their exit status."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack, nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from equitomo import report
-from equitomo.cli import convert, many, predicting, run_folder, summary
-from equitomo.cli.initial import Initial
-from equitomo.cli.interruption import interruptible
-from equitomo.cli.machine import duration
-from equitomo.cli.manifest import Invocation
-from equitomo.cli.options import (
-    Converted,
-    Correlation,
-    Demo,
-    Halves,
-    HalvesOrTable,
-    OneOrMany,
-    Pickle,
-    Prediction,
-    Reading,
-    RunFolder,
-    TrainingInput,
-)
-from equitomo.cli.predicting import make_predictor, progress, require_other, require_range
-from equitomo.cli.reading import PairInput, read_halves, read_pair, read_table_of_pairs
-from equitomo.datasets import TomogramPair, read_geometry, require_usable
+from equitomo.cli import options
+from equitomo.cli.progress import TableBar, step_bar, tile_bar
+from equitomo.cli.wording import with_options
+from equitomo.datasets import TomogramPair, require_usable
+from equitomo.diagnosis import diagnose
 from equitomo.geometry import TiltGeometry
-from equitomo.io import Volume, creating_volume, read_volume, release, require_place, write_atomically, write_volume
-from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
+from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
-from equitomo.simulate import simulate_halves
-from equitomo.training import IcecreamTrainer, TrainingConfig, TrainingDivergedError, TrainingInterruptedError
-from equitomo.training.distributed import LostProcessError, leave
-from equitomo.volumes import VolumeLike as Voxels
+from equitomo.run import Conversion, Demonstration, Outcome, Plan, Run, TablePrediction, check_training
+from equitomo.run.demo import DEMO_FILES
+from equitomo.run.folder import RUN_FILES, RunFolder
+from equitomo.run.interruption import interruptible
+from equitomo.run.many import listed
+from equitomo.run.prediction import require_other
+from equitomo.run.record import Invocation
+from equitomo.run.settings import TomogramFiles
+from equitomo.run.summary import agreement, correlations, filling
+from equitomo.run.table import Tomogram, tomograms_of
+from equitomo.training import TrainingDivergedError, TrainingInterruptedError
+from equitomo.training.distributed import LostProcessError, join, leave
 
-Options = dict[type, Any]
-# The exit status, None for 0.
+# The work that is left after all checks; it returns the exit status, None for 0.
 Job = Callable[[], int | None]
 
 
-def run(command: str, options: Options, arguments: Sequence[str] = ()) -> int:
-    """Check the input of a command, then do it; the exit status."""
-    options = {**options, Invocation: Invocation(command, tuple(arguments))}
-    try:
-        with interruptible(), ExitStack() as stack:
+@dataclass(frozen=True)
+class Call:
+    """A call of the program: its arguments, the names of the command's options, and what is released at the end."""
+
+    arguments: Sequence[str]
+    names: Collection[str]
+    stack: ExitStack
+
+    def say(self, error: object) -> None:
+        """Print an error."""
+        print(f"equitomo: {with_options(str(error), self.names)}", file=sys.stderr)
+
+    def hold(self, given: options.Folder, names: Sequence[str] = RUN_FILES) -> RunFolder:
+        """Hold a run's folder until the program ends. Of several processes only the first one prints and warns."""
+        if not join().is_first:
+            self.stack.enter_context(redirect_stdout(None))
+            self.stack.enter_context(warnings.catch_warnings(action="ignore"))
+        folder = RunFolder(given.out, names)
+        held = folder.held(resume=given.resume, overwrite=given.overwrite, break_lock=given.break_lock)
+        self.stack.enter_context(held)
+        return folder
+
+    def run(self, command: options.Training, folder: RunFolder, pairs: Sequence[TomogramPair]) -> Run:
+        """Make or resume the run of a command."""
+        values = {name: value for group in dataclasses.asdict(command).values() for name, value in group.items()}
+        table = values.get("table")
+        run = Run.create(
+            folder,
+            pairs,
+            command.config,
+            init=command.folder.init,
+            resume=command.folder.resume,
+            overwrite=command.folder.overwrite,
+            further_inputs={} if table is None else {"table": Path(table)},
+            invocation=Invocation(("equitomo", *self.arguments), values),
+        )
+        if command.folder.resume and not run.step:
+            print(f"{folder.path} has no checkpoint yet: the run begins at step 0")
+        return run
+
+
+def run(command: options.Command, arguments: Sequence[str], names: Collection[str]) -> int:
+    """Check the input of a command, then do it; return the exit status."""
+    with ExitStack() as stack:
+        call = Call(arguments, names, stack)
+        try:
+            stack.enter_context(interruptible())
             try:
-                if RunFolder in options:
-                    run_folder.enter(stack, options[RunFolder], run_folder.LEAVINGS[command])
-                job = _COMMANDS[command](options)
+                job = prepare(command, call)
             except (ValueError, OSError) as error:
-                print(f"equitomo: {error}", file=sys.stderr)
+                call.say(error)
                 return 2
-            status = job()
-    except (TrainingInterruptedError, KeyboardInterrupt) as error:
-        print(f"equitomo: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
-    except (TrainingDivergedError, LostProcessError, torch.OutOfMemoryError) as error:
-        print(f"equitomo: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        remedy = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = f": free some space and {'go on with --resume' if RunFolder in options else 'try again'}"
-        print(f"equitomo: {error}{remedy}", file=sys.stderr)
-        return 74
-    except (MemoryError, RuntimeError) as error:
-        # That of the host says so in several ways.
-        if not is_out_of_memory(error):
-            raise
-        print(f"equitomo: out of memory: a smaller --tile or --batch needs less ({error})", file=sys.stderr)
-        return 1
-    return status or 0
+            return job() or 0
+        except (TrainingInterruptedError, KeyboardInterrupt) as error:
+            call.say(str(error) or "interrupted")
+            return 130
+        except (TrainingDivergedError, LostProcessError, torch.OutOfMemoryError) as error:
+            call.say(error)
+            return 1
+        except OSError as error:
+            remedy = "continue with `resume=True`" if "resume" in names else "try again"
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            call.say(f"{error}: free some space and {remedy}" if is_full else error)
+            return 74
+        except (MemoryError, RuntimeError) as error:
+            # The host says so in several ways.
+            if not is_out_of_memory(error):
+                raise
+            call.say(f"out of memory: a smaller `tile` or `batch` needs less ({error})")
+            return 1
 
 
-def _prepare_train(options: Options) -> Job:
-    folder = Path(options[RunFolder].out)
-    pairs: TomogramPair | list[TomogramPair]
-    files: dict[str, Volume | Path]
-    if options[HalvesOrTable].table is not None:
-        pairs, files = read_table_of_pairs(options)
-    else:
-        source = read_pair(options)
-        pairs, files = source.pair, source.files
-    initial = Initial.read(options[RunFolder], options[TrainingInput])
-    trainer = _trainer(options, folder, pairs, initial)
-    if not trainer.world.is_first:
-        return lambda: _train_along(trainer)
-    record = run_folder.ready(options, trainer, files, initial.described)
+@singledispatch
+def prepare(command: options.Command, call: Call) -> Job:
+    """Check everything that a command was given; return the work that is left."""
+    raise NotImplementedError(type(command))
+
+
+@prepare.register(options.Train)
+@prepare.register(options.Reconstruct)
+def _(command: options.Train | options.Reconstruct, call: Call) -> Job:
+    folder = call.hold(command.folder)
+    run = call.run(command, folder, _pairs(command))
+    if isinstance(command, options.Reconstruct):
+        run.require_reconstruction(command.result)
+    return lambda: _work(command, run)
+
+
+@prepare.register
+def _(command: options.Demo, call: Call) -> Job:
+    size, largest = command.specimen.size, max(command.config.cube_shape)
+    if size < largest:
+        raise ValueError(f"`size` {size} is less than the side of a training cube, {largest}")
+    folder = call.hold(command.folder, DEMO_FILES)
+    print(f"Simulating a specimen of {size} x {size} x {size} voxels and its tilt series")
+    demonstration = Demonstration(command.specimen, command.config.seed)
+    run = call.run(command, folder, [demonstration.pair])
+    # The halves and the truth are written too.
+    run.require_reconstruction(command.result, n_volumes=4)
+    return lambda: _work(command, run, demonstration)
+
+
+def _work(command: options.Training, run: Run, demonstration: Demonstration | None = None) -> None:
+    """Train to the last step; the first of the processes then reconstructs, if that was asked for."""
+    is_first, started = run.trainer.world.is_first, time.perf_counter()
+    with run.recorded():
+        if demonstration is not None and is_first:
+            demonstration.write(run.path)
+        if run.step:
+            print(f"Resuming after step {run.step} of {run.config.steps}")
+        with step_bar(run) if is_first else nullcontext() as show:
+            run.train(progress=show)
+        leave()
+        skipped = f", {run.trainer.skipped} steps skipped" if run.trainer.skipped else ""
+        print(f"Trained {run.config.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
+        if is_first and not isinstance(command, options.Train):
+            with tile_bar("predicting") as show:
+                truth = None if demonstration is None else demonstration.truth
+                out = run.reconstruct(command.result, truth=truth, planned=_announce, progress=show)
+            (pair,) = run.pairs
+            print(filling(pair, read_volume(out)))
+            if pair.n_views == 2:
+                print(f"The input {agreement(pair)}")
+            drawn = ", ".join(str(run.path / name) for name in ("slices.png", "losses.png", "previews"))
+            print(f"Wrote {out}\nDrew  {drawn}")
+
+
+@prepare.register
+def _(command: options.Predict, call: Call) -> Job:
+    result, given = command.result, command.files
+    if given.table is not None:
+        return _prepare_table(command, call, given.table)
+    # Before anything is read: a name that cannot be written is soon refused.
+    require_writable(valid_path(result.out), overwrite=result.overwrite)
+    require_other(valid_path(result.out), given.first, given.second)
+    run = Run.open(result.run)
+    pair = run.read_pair(given)
+    _warn_of(pair)
+    plan = run.plan(pair, result.out, command.prediction, overwrite=result.overwrite, devices=result.device)
 
     def job() -> None:
-        with record.kept():
-            _train(trainer, folder)
+        _announce(plan)
+        print(f"Prediction takes up to {plan.needs}, and what the network computes with")
+        with tile_bar("predicting") as show:
+            out = plan.write(show)
+        print(f"Wrote {out}")
 
     return job
 
 
-def _prepare_reconstruct(options: Options) -> Job:
-    folder, source = Path(options[RunFolder].out), read_pair(options)
-    require_range(source.like.data, options[Prediction].dtype)
-    initial = Initial.read(options[RunFolder], options[TrainingInput])
-    trainer = _trainer(options, folder, source.pair, initial)
-    if not trainer.world.is_first:
-        return lambda: _train_along(trainer)
-    record = run_folder.ready(options, trainer, source.files, initial.described)
-
-    def job() -> None:
-        with record.kept():
-            _train(trainer, folder)
-            _reconstruct(trainer, folder, source, options[Prediction])
-
-    return job
-
-
-def _prepare_demo(options: Options) -> Job:
-    demo: Demo = options[Demo]
-    folder = Path(options[RunFolder].out)
-    if demo.size < options[TrainingConfig].side:
-        raise ValueError(f"--size {demo.size} is less than the side of a training cube, {options[TrainingConfig].side}")
-
-    geometry = TiltGeometry(range(-60, 61, 3))
-    generator = torch.Generator().manual_seed(options[TrainingConfig].seed)
-    print(f"Simulating a specimen of {demo.size} x {demo.size} x {demo.size} voxels and its tilt series")
-    halves = simulate_halves((demo.size,) * 3, geometry, snr=demo.snr, generator=generator)
-    pair = TomogramPair(halves.first, halves.second, geometry, voxel_size=_DEMO_VOXEL, name=str(folder))
-    initial = Initial.read(options[RunFolder], TrainingInput())
-    trainer = _trainer(options, folder, pair, initial)
-    if not trainer.world.is_first:
-        return lambda: _train_along(trainer)
-    record = run_folder.ready(options, trainer, {}, initial.described)
-
-    def job() -> None:
-        with record.kept():
-            files = {"even": halves.first, "odd": halves.second, "truth": halves.truth}
-            for name, volume in files.items():
-                write_volume(folder / f"{name}.mrc", volume.numpy(), voxel_size=_DEMO_VOXEL, overwrite=True)
-            angles = "".join(f"{angle:.2f}\n" for angle in geometry.angles)
-            write_atomically(folder / "tilts.tlt", angles.encode(), overwrite=True)
-            _train(trainer, folder)
-            source = PairInput(pair, {"first": read_volume(folder / "even.mrc")})
-            _reconstruct(trainer, folder, source, options[Prediction], truth=halves.truth)
-
-    return job
-
-
-def _prepare_predict(options: Options) -> Job:
-    if options[OneOrMany].table is None:
-        return predicting.prepare(options)
-    return many.prepare(options)
-
-
-def _prepare_fsc(options: Options) -> Job:
-    halves, compare = options[Halves], options[Correlation]
-    if compare.picture is not None:
-        require_place(compare.picture, overwrite=compare.overwrite)
-        require_other(Path(compare.picture), halves.first, halves.second)
-    first, second = read_halves(halves.first, halves.second, options[Reading])
-    for volume in (first, second):
-        require_usable(volume, str(volume.path))
-    geometry = None if compare.tilts is None else read_geometry(compare.tilts, compare.tilt_axis)
-    voxel_size = min(first.voxel_size) or None
-
-    def job() -> None:
-        a, b = first.as_float32(), second.as_float32()
-        curves = {"whole": fourier_shell_correlation(a, b, voxel_size=voxel_size)}
-        if geometry is not None:
-            regions = region_masks(a.shape, geometry)
-            for name, mask in (("measured", regions.measured), ("wedge", regions.wedge)):
-                curves[name] = fourier_shell_correlation(a, b, voxel_size=voxel_size, mask=mask)
-        _print_curves(curves, voxel_size)
-        if compare.picture is not None:
-            print(f"Drew {report.draw_correlations(compare.picture, curves, voxel_size=voxel_size)}")
-
-    return job
-
-
-def _prepare_convert(options: Options) -> Job:
-    file, given = options[Pickle].file, options[Converted]
-    out = convert.require_target(given)
-    network = convert.read(file, given)
-    return lambda: convert.write(network, file, out)
-
-
-def _trainer(
-    options: Options,
-    folder: Path,
-    pairs: TomogramPair | Sequence[TomogramPair],
-    initial: Initial,
-) -> IcecreamTrainer:
-    resume = options[RunFolder].resume
-    trainer = IcecreamTrainer(
-        pairs,
-        options[TrainingConfig],
-        out=folder if resume else None,
-        resume=resume,
-        init=initial.network,
-        preview=_Preview(folder / "previews"),
+def _prepare_table(command: options.Predict, call: Call, path: str) -> Job:
+    result = command.result
+    table = TablePrediction(
+        Run.open(result.run),
+        path,
+        result.out,
+        command.prediction,
+        part=command.files.part or "1/1",
+        like=command.files,
+        overwrite=result.overwrite,
+        devices=result.device,
     )
-    if Prediction in options:
-        # Tiles that do not fit are to be refused before the training, not after it.
-        make_predictor(trainer.network, trainer.dataset.pairs[0].geometry, options[Prediction], trainer.config)
-    trainer.out = folder
-    return trainer
+
+    def job() -> int:
+        n_tasks, outcomes = len(table.tasks), list[Outcome]()
+        print(f"{n_tasks} of the {table.n_tomograms} tomograms of {path}, into {result.out}")
+        bar = TableBar(n_tasks)
+
+        def planned(plan: Plan) -> None:
+            _warn_of(plan.pair)
+            _announce(plan)
+
+        def finished(outcome: Outcome) -> None:
+            outcomes.append(replace(outcome, reason=with_options(outcome.reason, call.names)))
+            bar.finish(outcomes[-1])
+
+        try:
+            table.write(planned=planned, progress=bar.tiles, finished=finished)
+        finally:
+            bar.bar.close()
+            print(f"\n{listed(outcomes, n_tasks)}")
+        return int(any(outcome.status == "failed" for outcome in outcomes))
+
+    return job
 
 
-class _Preview:
-    """Pictures of a fixed cube, and how much it still changes."""
+@prepare.register
+def _(command: options.Convert, call: Call) -> Job:
+    given = command.pickle
+    call.say(
+        f"{given.file} is a pickle, a kind of file that can hold a program. Only tensors and plain containers are read "
+        "from it, and nothing in it is run"
+    )
+    conversion = Conversion(given.file, given.out, axes=given.axes, overwrite=given.overwrite)
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._before: Tensor | None = None
-        self.change = ""
+    def job() -> None:
+        width, levels = conversion.network.final_conv.in_channels, len(conversion.network.encoders)
+        out = conversion.write()
+        print(f"Wrote {out}: a network of width {width} with {levels} levels, for --init and predict --run")
 
-    def __call__(self, step: int, cube: Tensor, seen: Tensor) -> None:
-        if self._before is not None:
-            relative = float((seen - self._before).norm() / seen.norm().clamp_min(1e-12))
-            self.change = f"{relative:.1%}"
-        self._before = seen
-        changed = f", changed by {self.change} since the last picture" if self.change else ""
-        report.draw_preview(self._folder / f"step_{step:07d}.png", cube, seen, f"step {step}{changed}")
-
-
-def _train(trainer: IcecreamTrainer, folder: Path) -> None:
-    config = trainer.config
-    if trainer.step:
-        print(f"Resuming after step {trainer.step} of {config.steps}")
-    started, first, clock = time.perf_counter(), trainer.step, 0.0
-    with tqdm(total=config.steps, initial=trainer.step, desc="training", unit="step", smoothing=0.05) as bar:
-
-        def show(step: int, losses: dict[str, float]) -> None:
-            nonlocal clock
-            shown = {name: f"{losses[name]:.4f}" for name in ("data", "equivariance")}
-            if isinstance(trainer.preview, _Preview) and trainer.preview.change:
-                shown["change"] = trainer.preview.change
-            bar.set_postfix(shown, refresh=False)
-            bar.update(step - bar.n)
-            if trainer.device.type == "cpu" and step == first + 1:
-                # The first one also sets things up.
-                clock = time.perf_counter()
-            elif trainer.device.type == "cpu" and step == first + 2:
-                left = config.steps - step
-                took = time.perf_counter() - clock
-                tqdm.write(f"No GPU is used: a step takes {duration(took)}, all that are left {duration(left * took)}")
-
-        trainer.progress = show
-        trainer.train()
-    leave()
-    skipped = f", {trainer.skipped} steps skipped" if trainer.skipped else ""
-    print(f"Trained {config.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
-    report.draw_losses(folder / "losses.png", folder / "losses.csv")
+    return job
 
 
-def _train_along(trainer: IcecreamTrainer) -> None:
-    """What a process does that is not the first: after the training nothing waits for it any more."""
-    trainer.train()
-    leave()
+@prepare.register
+def _(command: options.Fsc, call: Call) -> Job:
+    given = command.files
+    picture = _picture(command.picture, given)
+    if given.second is None:
+        raise ValueError("give two volumes, FIRST and SECOND")
+    tomogram = Tomogram(given)
+    geometry = None if given.tilts is None else tomogram.geometry()
+    # The correlation of whole volumes needs no tilts, but a pair has some.
+    pair = tomogram.read(geometry or TiltGeometry.from_range(-60, 60), lazy=True)
+    for label, statistics in zip(pair.labels, pair.statistics, strict=True):
+        require_usable(statistics, label, nan=pair.nan)
+
+    def job() -> None:
+        curves, unit = correlations(pair, geometry), "voxels" if pair.voxel_size is None else "Å"
+        print(f"{'region':>10} {'0.5':>10} {'0.143':>10}   resolution in {unit} where the correlation falls below")
+        for name, curve in curves.items():
+            print(f"{name:>10} {curve.resolution(0.5):10.1f} {curve.resolution(0.143):10.1f}")
+        if picture is not None:
+            size = None if pair.voxel_size is None else min(pair.voxel_size)
+            print(f"Drew {report.draw_correlations(picture, curves, voxel_size=size)}")
+
+    return job
 
 
-def _reconstruct(
-    trainer: IcecreamTrainer,
-    folder: Path,
-    source: PairInput,
-    prediction: Prediction,
-    truth: Tensor | None = None,
-) -> None:
-    """Predict, write the result with the input's header and intensities, draw it, and say what changed."""
-    pair, target = source.pair, folder / "reconstruction.mrc"
-    predictor = make_predictor(trainer.network, pair.geometry, prediction, trainer.config, sample=pair.volumes[0])
-    with creating_volume(target, pair.shape, like=source.like, dtype=prediction.dtype, overwrite=True) as data:
-        with progress("predicting", "tile") as show:
-            predictor(pair.volumes[0], pair.volumes[1], out=data, scratch=folder, progress=show)
-        for section in data:
-            section[...] = pair.restore(torch.from_numpy(np.array(section, np.float32))).numpy()
-            release(data)
-    volumes: dict[str, Voxels] = {"mean of the halves": summary.MeanOfHalves(pair), "reconstruction": data}
-    if truth is not None:
-        volumes["truth"] = truth
-    picture = report.draw_slices(folder / "slices.png", volumes, geometry=pair.geometry, voxel_size=pair.voxel_size)
-    print(summary.filling(pair, data))
-    print(f"The input halves {summary.agreement(pair)}")
-    print(f"Wrote {target}\nDrew  {picture}, {folder / 'losses.png'} and {folder / 'previews'}")
+@prepare.register
+def _(command: options.Check, call: Call) -> Job:
+    picture = _picture(command.plan, command.files)
+    if command.files.table is not None and picture is not None:
+        raise ValueError("`picture` draws the wedge of one tomogram: give its two halves in place of the `table`")
+    tomograms = _tomograms(command)
+
+    def job() -> int:
+        to_mend = 0
+        for finding in check_training(tomograms, command.config, command.plan.out, picture=picture):
+            status = "MEND" if finding.severity in ("warning", "error") else finding.severity
+            to_mend += status == "MEND"
+            print(f"{status:<6}{finding.subject:<10}{with_options(finding.text, call.names)}", flush=True)
+        print(f"\n{to_mend} to mend before a reconstruction." if to_mend else "\nNothing to mend.")
+        return 1 if to_mend else 0
+
+    return job
 
 
-def _print_curves(curves: dict[str, FourierShellCorrelation], voxel_size: float | None) -> None:
-    unit = "voxels" if voxel_size is None else "Å"
-    print(f"{'region':>10} {'0.5':>10} {'0.143':>10}   resolution in {unit} where the correlation falls below")
-    for name, curve in curves.items():
-        print(f"{name:>10} {curve.resolution(0.5):10.1f} {curve.resolution(0.143):10.1f}")
+def _tomograms(command: options.Looking) -> list[Tomogram]:
+    """Return the tomograms that a command names, itself or by a table."""
+    table, config = getattr(command.files, "table", None), command.config
+    need_second = config.method != "equivariant_imaging"
+    return tomograms_of(command.files, table, normalization=config.normalization, need_second=need_second)
 
 
-_DEMO_VOXEL = 10.0
-_COMMANDS: dict[str, Callable[[Options], Job]] = {
-    "convert": _prepare_convert,
-    "demo": _prepare_demo,
-    "fsc": _prepare_fsc,
-    "predict": _prepare_predict,
-    "reconstruct": _prepare_reconstruct,
-    "train": _prepare_train,
-}
+def _pairs(command: options.Train | options.Reconstruct) -> list[TomogramPair]:
+    """Read the tomograms of a training, those of a table lazily, and warn of what is odd about them."""
+    pairs = []
+    for tomogram in _tomograms(command):
+        with tomogram.naming_the_line():
+            pair = tomogram.read(lazy=tomogram.table is not None)
+            _warn_of(pair)
+        if pair.is_lazy:
+            pair.release()
+        pairs.append(pair)
+    return pairs
+
+
+def _warn_of(pair: TomogramPair) -> None:
+    """Warn of the findings on a pair that is used all the same."""
+    # A pair that cannot be used is refused, and not warned of.
+    _ = pair.scale
+    for finding in diagnose(pair) if join().is_first else ():
+        # A spectrum that does not tell the wedge is a note for `check`: nothing can be done about it.
+        if finding.severity != "ok" and (finding.severity, finding.subject) != ("note", "wedge"):
+            warnings.warn(f"{pair.name}: {finding.text}", stacklevel=2)
+
+
+def _announce(plan: Plan) -> None:
+    """Print the margin that was measured, if it was."""
+    tolerance, margin = plan.settings.margin_tolerance, plan.predictor.layout.margin
+    if plan.settings.tile_margin == "auto":
+        label = plan.pair.labels[0]
+        tqdm.write(f"Margins of {margin} voxels are within {tolerance:g} of what wider ones give {label}")
+
+
+def _picture(given: options.Picture, files: TomogramFiles) -> Path | None:
+    """Return the picture that a command draws, after a check that it can be written."""
+    if given.picture is None:
+        return None
+    require_place(given.picture, overwrite=given.overwrite)
+    require_other(Path(given.picture), files.first, files.second)
+    return Path(given.picture)

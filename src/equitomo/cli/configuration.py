@@ -1,88 +1,78 @@
-"""Configuration files, looked at before the parser builds anything from them."""
+"""Configuration files, read with a loader that takes plain values only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 # A complete configuration has about 2,000 characters and no nesting.
-_MAX_BYTES = 1 << 16
-_MAX_DEPTH = 3
+_MAX_BYTES, _MAX_DEPTH = 1 << 16, 3
 
 
-def values_of(arguments: Sequence[str], option: str) -> list[str]:
-    """What an option was given on the command line, in order."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
-    found = ((argument.partition("="), following) for argument, following in pairs)
-    return [value if equals else following for (name, equals, value), following in found if name == option]
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses a configuration that refers to parts of itself, is deeply nested, or names a key twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None):
+            raise ValueError("uses YAML anchors or aliases (& and *): write the values out")
+        self.depth += 1
+        if self.depth > _MAX_DEPTH + 1:
+            raise ValueError(f"is nested more than {_MAX_DEPTH} deep: that is no configuration")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"names {twice[0]!r} twice")
+        return super().construct_mapping(node, deep)
 
 
-def preset_of(arguments: Sequence[str]) -> str | None:
-    """The preset that the configurations name, the last one if there are several.
+def settings_in(arguments: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """Return some settings by name, as far as they are texts: from the configuration files and the command line.
 
     Raises
     ------
     ValueError
-        If a configuration is no regular file or too large, is no YAML, is nested deeper than any configuration is,
-        refers to parts of itself, as the small files do that unfold to gigabytes, names a key twice, or another file.
+        If a configuration is not a file of plain values, names a key twice or another file, or refers to parts of
+        itself, as small files do that expand to gigabytes.
     OSError
         If it cannot be read.
     """
-    preset = None
-    for source in values_of(arguments, "--config"):
-        name, text = _read(source)
+    found: dict[str, str] = {}
+    for path in map(Path, _values_of(arguments, "--config")):
         try:
-            _require_plain(name, yaml.parse(text, Loader=yaml.SafeLoader))
-            content = yaml.safe_load(text)
-        # Values with a tag that they do not fit, as !!int "", make the library stumble.
+            if path.exists() and not path.is_file():
+                raise ValueError("is not a regular file")
+            with path.open("rb") as file:
+                text = file.read(_MAX_BYTES + 1)
+            if len(text) > _MAX_BYTES:
+                raise ValueError(f"has more than {_MAX_BYTES} bytes: that is no configuration")
+            values = yaml.load(text.decode(), _PlainLoader)
+            if isinstance(values, dict) and "config" in values:
+                raise ValueError("names another configuration")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--config {path} is not a text file: {error}") from error
+        # Values that do not fit their tag, such as !!int "", make the library stumble.
         except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:
-            raise ValueError(f"{name} is not a YAML file of plain values: {error}") from error
-        found = content.get("preset") if isinstance(content, dict) else None
-        preset = found if isinstance(found, str) else preset
-    return preset
+            raise ValueError(f"--config {path} is not a YAML file of plain values: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"--config {path} {error}") from error
+        found |= {
+            name: values[name] for name in names if isinstance(values, dict) and isinstance(values.get(name), str)
+        }
+    return found | {name: given[-1] for name in names if (given := _values_of(arguments, f"--{name}"))}
 
 
-def _read(source: str) -> tuple[str, str]:
-    """What messages call a configuration, and its text."""
-    path = Path(source)
-    try:
-        there = path.exists()
-    except OSError:  # longer than a name can be
-        there = False
-    if not there and (":" in source or "\n" in source):
-        # The parser takes the configuration itself in place of the name of a file.
-        return "--config", source
-    if there and not path.is_file():
-        raise ValueError(f"--config {source} is not a regular file")
-    with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"--config {source} has more than {_MAX_BYTES} bytes: that is no configuration")
-    try:
-        return f"--config {source}", content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--config {source} is not a text file: {error}") from error
-
-
-def _require_plain(name: str, events: Iterator[yaml.Event]) -> None:
-    depth, keys, is_key = 0, {"config"}, True
-    for event in events:
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ValueError(f"{name} uses YAML anchors or aliases (& and *): write the values out")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise ValueError(f"{name} is nested more than {_MAX_DEPTH} deep: that is no configuration")
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth == 1:
-            # Keys and values take turns; a collection counts when it ends.
-            if is_key and isinstance(event, yaml.ScalarEvent):
-                if event.value in keys:
-                    twice = "another configuration" if event.value == "config" else f"{event.value!r} twice"
-                    raise ValueError(f"{name} names {twice}")
-                keys.add(event.value)
-            is_key = not is_key
+def _values_of(arguments: Sequence[str], option: str) -> list[str]:
+    """Return the values that an option has on the command line, in order."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    found = ((argument.partition("="), following) for argument, following in pairs)
+    return [value if equals else following for (name, equals, value), following in found if name == option]

@@ -72,7 +72,6 @@ class Cubes(Dataset[dict[str, Any]]):
     def example(self) -> Tensor:
         """The cube in the middle of the first pair, ``(views, z, y, x)``, always the same."""
 
-    @abstractmethod
     def batch(self, indices: range) -> tuple[Tensor, list[int]]:
         """Return the items ``indices`` as one tensor ``(len(indices), views, z, y, x)``.
 
@@ -81,6 +80,31 @@ class Cubes(Dataset[dict[str, Any]]):
         tuple
             The cubes, on the device of the volumes, and for each the number of the pair it was cut from.
         """
+        cubes, sources, _ = self.cut(indices)
+        return cubes, sources
+
+    @abstractmethod
+    def cut(self, indices: range, margin: int = 0) -> tuple[Tensor, list[int], list[Shape]]:
+        """Return the items ``indices`` as :meth:`batch` does, but cut larger by a margin at each face.
+
+        Near the faces of a volume the larger cube is moved inside, so that the cubes in it are the same for every
+        margin. If a volume is too short for the margin, all are cut shorter.
+
+        Returns
+        -------
+        tuple
+            The larger cubes, for each the number of its pair, and where in it the cube begins.
+        """
+
+    def _cut(self, volumes: Tensor, start: Shape, margin: int) -> tuple[Tensor, Shape]:
+        """Return the larger cube around the one that begins at ``start``, and where in it that one begins."""
+        shortest = np.min([pair.shape for pair in self.pairs], axis=0)
+        z, y, x = (int(n) for n in np.minimum(np.array(self.shape) + 2 * margin, shortest))
+        room = np.array(volumes.shape[1:]) - (z, y, x)
+        first = np.clip(np.array(start) - (np.array((z, y, x)) - self.shape) // 2, 0, room)
+        begin_z, begin_y, begin_x = (int(n) for n in np.array(start) - first)
+        cube = cube_at(volumes, (int(first[0]), int(first[1]), int(first[2])), (z, y, x))
+        return cube, (begin_z, begin_y, begin_x)
 
     def close(self) -> None:
         """End reading in the background; :meth:`batch` begins it again."""
@@ -169,15 +193,18 @@ class SubtomogramDataset(Cubes):
     def example(self) -> Tensor:
         return central_cube(self.pairs[0].volumes, self.shape)
 
-    def batch(self, indices: range) -> tuple[Tensor, list[int]]:
+    def cut(self, indices: range, margin: int = 0) -> tuple[Tensor, list[int], list[Shape]]:
         ranks = draw_integers(self.seed, indices, self.n_starts, CUBES)
-        cubes, sources = [], []
+        cubes, sources, begins = [], [], []
         for rank in ranks:
             source = int(np.searchsorted(self._ends, rank, side="right"))
             before = int(self._ends[source - 1]) if source else 0
-            cubes.append(cube_at(self.pairs[source].volumes, self._starts[source].locate(rank - before), self.shape))
+            start = self._starts[source].locate(rank - before)
+            cube, begin = self._cut(self.pairs[source].volumes, start, margin)
+            cubes.append(cube)
             sources.append(source)
-        return torch.stack(cubes), sources
+            begins.append(begin)
+        return torch.stack(cubes), sources, begins
 
 
 def _masks_of(pairs: Sequence[TomogramPair], physics: WedgeOperator) -> dict[tuple[Geometry, ...], Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.datasets.cubes import Cubes, SubtomogramDataset, WedgeOperator, central_cube, cube_at
+from equitomo.datasets.cubes import Cubes, SubtomogramDataset, WedgeOperator, central_cube
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts
 from equitomo.datasets.statistics import ReadingStoppedError
@@ -114,11 +114,11 @@ class SubtomogramPool(Cubes):
     def example(self) -> Tensor:
         return self._example
 
-    def batch(self, indices: range) -> tuple[Tensor, list[int]]:
+    def cut(self, indices: range, margin: int = 0) -> tuple[Tensor, list[int], list[Shape]]:
         # One interval after the other: the cubes drawn in the first must not keep its tomograms in memory.
-        parts = [self._of_one_interval(part) for part in self._by_interval(indices)]
-        cubes = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts])
-        return cubes, [source for _, sources in parts for source in sources]
+        parts = [self._of_one_interval(part, margin) for part in self._by_interval(indices)]
+        cubes = parts[0][0] if len(parts) == 1 else torch.cat([part for part, *_ in parts])
+        return cubes, [s for _, sources, _ in parts for s in sources], [b for *_, begins in parts for b in begins]
 
     def tomogram_at(self, turn: int) -> int:
         """Return the number of the tomogram whose turn it is."""
@@ -139,18 +139,20 @@ class SubtomogramPool(Cubes):
             first, last = interval * self.exchange_every, (interval + 1) * self.exchange_every
             yield range(max(first, indices.start), min(last, indices.stop))
 
-    def _of_one_interval(self, indices: range) -> tuple[Tensor, list[int]]:
+    def _of_one_interval(self, indices: range, margin: int) -> tuple[Tensor, list[int], list[Shape]]:
         interval = indices.start // self.exchange_every
         if interval != self._current:
             self._exchange(interval)
-        cubes, sources = [], []
+        cubes, sources, begins = [], [], []
         for index, slot in zip(indices, draw_integers(self.seed, indices, self.n_held, SLOTS), strict=True):
             source = self.tomogram_at(interval + slot)
             starts = self._starts[source]
             (rank,) = draw_integers(self.seed, range(index, index + 1), starts.count, CUBES)
-            cubes.append(cube_at(self._held[source], starts.locate(rank), self.shape))
+            cube, begin = self._cut(self._held[source], starts.locate(rank), margin)
+            cubes.append(cube)
             sources.append(source)
-        return torch.stack(cubes), sources
+            begins.append(begin)
+        return torch.stack(cubes), sources, begins
 
     def _survey(self, min_fraction: float) -> None:
         """Read every tomogram once, to check it and to find its scale and its valid starts."""

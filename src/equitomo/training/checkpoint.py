@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, complete or not there at all."""
+"""Checkpoints in safetensors and JSON, which are complete or absent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,38 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
+from equitomo.geometry import Geometry, as_geometry
 from equitomo.io import flush_folder
 from equitomo.models import ScaleEquivariantUNet3D
+from equitomo.training.config import TrainingConfig
+from equitomo.training.fingerprint import describe, differences
 
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
 _STATE_HASH = "state.json.sha256"
-# Of a checkpoint while another one takes its name.
+# The end of a checkpoint's name while another checkpoint takes its place.
 _ASIDE = ".old.partial"
-# Headers, names and the state, generously.
+# Bytes of headers, names and the state, a generous estimate.
 _OTHER_BYTES = 1 << 16
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, or fits neither the network nor the run."""
+    """Raised for a checkpoint that is damaged, or does not fit the network or the run."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one folder of ``checkpoints/`` holds.
+    """The contents of one folder of ``checkpoints/``.
 
     Parameters
     ----------
     path
         The folder.
     tensors
-        Groups of named tensors, one safetensors file each: ``weights``, ``averaged``, ``optimizer``.
+        Groups of named tensors, one safetensors file each: ``weights``, ``ema`` (their exponential moving average) and
+        ``optimizer``.
     state
         Everything else, as JSON: step, configuration, counters.
     """
@@ -51,13 +55,43 @@ class Checkpoint:
     tensors: Mapping[str, dict[str, Tensor]]
     state: dict[str, Any]
 
-    def group(self, *, averaged: bool = True) -> str:
-        """The weights to predict with: their moving average, where the run kept one."""
-        return "averaged" if averaged and "averaged" in self.tensors else "weights"
+    @property
+    def config(self) -> TrainingConfig:
+        """The settings of the run."""
+        return TrainingConfig.from_dict(self.state["config"])
 
-    def network(self, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
-        """The trained network."""
-        return rebuilt_network(self.state["network"], self.tensors[self.group(averaged=averaged)], self.path)
+    @property
+    def geometries(self) -> list[Geometry]:
+        """The different tilts of the run's tomograms; none for a converted network."""
+        return [as_geometry(settings) for settings in self.state["geometries"]]
+
+    def group(self, *, ema: bool = True) -> str:
+        """Return the name of the weights to predict with: the moving average, where the run kept one."""
+        return "ema" if ema and "ema" in self.tensors else "weights"
+
+    def network(self, make: Callable[[], nn.Module] | None = None, *, ema: bool = True) -> nn.Module:
+        """Return the trained network, as :func:`load_network` does."""
+        weights, settings = self.tensors[self.group(ema=ema)], self.state["network"]
+        if make is not None:
+            # The weights that the function draws are replaced: torch's generator stays as it was.
+            with torch.random.fork_rng(devices=[]):
+                network = make()
+            found = describe(network, values=False)
+        elif settings is not None:
+            return rebuilt_network(settings, weights, self.path)
+        else:
+            raise CheckpointError(
+                f"{self.path} holds the weights of a {self.state['fingerprint']['network']['class']}, which this "
+                "library cannot make by itself: pass `network`, the function that made it for the training"
+            )
+        before = self.state.get("fingerprint", {}).get("network", found)
+        if other := next(differences(before, found), None):
+            raise CheckpointError(
+                f"{self.path} holds the weights of a {before['class']}, and `network` makes another network, a "
+                f"{found['class']}: {other}"
+            )
+        load_weights(network, weights, self.path)
+        return network
 
 
 def save_checkpoint(
@@ -77,25 +111,26 @@ def save_checkpoint(
     for old in _stranded(folder):
         old.rename(_named_before(old))
     for left in folder.glob(".step_*.partial"):
-        # Of a process that was killed while it wrote.
+        # Left by a process that was killed while it wrote.
         shutil.rmtree(left, ignore_errors=True)
     write_checkpoint(final, tensors, {**state, "step": step})
     for old in _candidates(folder)[keep:]:
-        # Step 0 is there if a signal came at once.
+        # A checkpoint of step 0 was written if a signal arrived at once.
         if not (keep_every and _step_of(old) and _step_of(old) % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Write one checkpoint folder, in place of the one of that name if there is one.
+    """Write one checkpoint folder, and replace the one of that name if there is one.
 
-    It is written under another name, flushed to disk and renamed: whatever interrupts it, no half of one is ever
-    found under its name. Every file is covered by a hash: ``state.json`` holds those of the tensors, and
-    ``state.json.sha256`` its own, in the form that ``sha256sum -c`` reads.
+    The checkpoint is written under another name, flushed to disk and renamed: whatever interrupts this, no incomplete
+    checkpoint is ever found under its name. Every file is covered by a hash: ``state.json`` holds those of the tensors,
+    and ``state.json.sha256`` its own, in the form that ``sha256sum -c`` reads.
     """
     partial = final.with_name(f".{final.name}.partial")
-    # What a killed process left goes; a file or a link stays and makes mkdir fail: nothing is written through it.
+    # A folder that a killed process left is removed. A file or a link stays and makes mkdir fail, so that nothing is
+    # written through it.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -111,17 +146,16 @@ def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], stat
     flush_folder(final.parent)
 
 
-def checkpoint_bytes(network: torch.nn.Module, *, averaged: bool) -> int:
-    """About how large a checkpoint is: the weights, an optimiser's state (Adam's is the
-    larger, two moments), an average."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    return weights * (4 if averaged else 3) + _OTHER_BYTES
+def checkpoint_bytes(network: nn.Module, *, ema: bool) -> int:
+    """Return about how large a checkpoint is: the weights, the two moments of Adam, and a moving average."""
+    weights: int = sum(value.nbytes for value in network.state_dict().values())
+    return weights * (4 if ema else 3) + _OTHER_BYTES
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder, or the latest sound one of ``checkpoints/`` or of a run.
+    """Read one checkpoint folder, or the latest sound checkpoint of ``checkpoints/`` or of a run.
 
-    A damaged checkpoint is passed over with a warning in the log if an older one is sound.
+    A damaged checkpoint is skipped with a warning in the log if an older one is sound.
 
     Raises
     ------
@@ -142,35 +176,46 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether a run or folder holds any checkpoint."""
+    """Return whether a run or folder holds any checkpoint."""
     return bool(_candidates(path))
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is one checkpoint, sound or not."""
+    """Return whether a folder is one checkpoint, sound or not."""
     return (path / _STATE).is_file()
 
 
-def load_network(path: str | Path, *, averaged: bool = True) -> ScaleEquivariantUNet3D:
-    """The trained network of a run, or of one of its checkpoints.
+def load_network(path: str | Path, *, network: Callable[[], nn.Module] | None = None, ema: bool = True) -> nn.Module:
+    """Return the trained network of a run, or of one of its checkpoints.
 
     Parameters
     ----------
     path
         A run's folder, its ``checkpoints`` folder, or one checkpoint.
-    averaged
-        Take the moving average of the weights, where the run kept one.
+    network
+        The function that made the network for the training, where that was a network of one's own.
+    ema
+        Take the exponential moving average of the weights, where the run kept one.
 
     Raises
     ------
     CheckpointError
-        If there is no sound checkpoint, or it does not fit the network it names.
+        If there is no sound checkpoint, it does not fit the network, or the network is one that only ``network`` can
+        make.
     """
-    return load_checkpoint(Path(path)).network(averaged=averaged)
+    return load_checkpoint(Path(path)).network(network, ema=ema)
+
+
+def network_settings(network: nn.Module) -> dict[str, Any] | None:
+    """Return the settings by which :func:`rebuilt_network` makes a network, ``None`` for one of another class."""
+    if type(network) is not ScaleEquivariantUNet3D:
+        return None
+    settings = {"width": network.final_conv.in_channels, "levels": len(network.encoders)}
+    return settings | ({"residual": True} if getattr(network, "residual", False) else {})
 
 
 def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:
-    """A network with weights that were saved; no initial ones are drawn from torch's generator."""
+    """Return a network with weights that were saved, without drawing initial ones from torch's generator."""
     with torch.device("meta"):
         network = ScaleEquivariantUNet3D(**settings)
     network.to_empty(device="cpu")
@@ -178,8 +223,8 @@ def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], sou
     return network
 
 
-def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Load weights strictly, naming every parameter that does not fit."""
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Load weights strictly, and name parameters that do not fit in the error."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -187,33 +232,33 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor], source
         shown = ", ".join(f"{name} {found.get(name)} in place of {expected.get(name)}" for name in differing[:3])
         raise CheckpointError(
             f"the weights of {source} do not fit this network, {len(differing)} parameters differ: {shown}; "
-            "use the width and levels they were trained with"
+            "use the network, `width` and `levels` they were trained with"
         )
     network.load_state_dict(dict(weights))
 
 
 def _candidates(path: Path) -> list[Path]:
-    """Checkpoint folders, the latest first."""
+    """Return the checkpoint folders, the latest first."""
     if is_checkpoint(path):
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    # A reader renames nothing: it may look between the two renames of a process that is alive.
+    # A reader renames nothing: another process may be between its two renames.
     found = [*folder.glob("step_*"), *_stranded(folder)]
     return sorted((p for p in found if p.is_dir() and _step_of(p) >= 0), key=_step_of, reverse=True)
 
 
 def _stranded(folder: Path) -> list[Path]:
-    """Checkpoints that were set aside for another one, by a process that was killed before that one had the name."""
+    """Return checkpoints that were moved aside by a process that was killed before the new one had their name."""
     return [old for old in folder.glob(f".step_*{_ASIDE}") if not _named_before(old).exists()]
 
 
 def _named_before(old: Path) -> Path:
-    """The checkpoint's path before it was set aside."""
+    """Return the path that a checkpoint had before it was moved aside."""
     return old.with_name(old.name.removeprefix(".").removesuffix(_ASIDE))
 
 
 def _step_of(path: Path) -> int:
-    """The step in a checkpoint's name; negative if it is none."""
+    """Return the step in a checkpoint's name, or -1 if the name is not that of a checkpoint."""
     number = _named_before(path).name.removeprefix("step_")
     return int(number) if number.isascii() and number.isdecimal() else -1
 
@@ -238,13 +283,14 @@ def _is_state(state: object) -> bool:
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         return False
     hashes = state.get("sha256")
-    # The names become those of files: none may lead out of the folder.
+    # The names become names of files, and none may lead out of the folder.
     return isinstance(hashes, dict) and all(name.isidentifier() for name in hashes)
 
 
 def _write_tensors(path: Path, group: dict[str, Tensor]) -> str:
     # The memory layout of the training is not the file's business.
-    content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in group.items()})
+    # safetensors refuses tensors that share memory, as tied weights do.
+    content = safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in group.items()})
     _write_bytes(path, content)
     return _hash(content)
 
@@ -263,7 +309,7 @@ def _hash(content: bytes) -> str:
 def _put_in_place(partial: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}{_ASIDE}")
     if final.exists():
-        # Two renames and no removal before the second: between them the old one is found under its other name.
+        # Nothing is removed before the second rename: between the two the old checkpoint is found under its other name.
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     partial.rename(final)

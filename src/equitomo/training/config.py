@@ -1,80 +1,101 @@
-"""What a training run is told, checked before anything heavy begins."""
+"""The settings of a training run, which are checked before any heavy work begins."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Preset = Literal["paper", "fast", "tiny"]
+MethodName = Literal["icecream", "fast", "noise2noise", "equivariant_imaging"]
 Schedule = Literal["constant", "cosine"]
 Optimizer = Literal["adam", "muon"]
-Term = Literal["estimate", "data"]
-Stop = Literal["none", "source", "target", "both"]
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    r"""Settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
+class _Settings:
+    """The check that all groups of settings share."""
 
-    The default of a setting that is added later must do what was done before it: checkpoints that do not know it are
-    resumed with that.
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _require_type(name, kind, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class NetworkSettings(_Settings):
+    """The size of the network. A network of one's own ignores them.
 
     Parameters
     ----------
-    side
-        Voxels per side of a training cube, a multiple of ``2 ** (levels - 1)``.
-    batch
-        Cubes in one step, each with both halves; of all processes together, where there are several.
-    micro_batch
-        Cubes that go through the network at once; 0 for all of a step, of large ones on a CPU for fewer, which costs
-        no time there. Fewer need less memory and give the same gradient up to rounding, also where they do not divide
-        ``batch``.
     width
         Feature maps of the network at full resolution.
     levels
         Resolutions of the network.
-    steps
-        Number of steps.
-    optimizer
-        ``"adam"``, or ``"muon"``, which orthogonalises the momentum of every kernel and learns faster; see the
-        benchmarks.
-    learning_rate
-        The optimiser's step size, at its highest.
-    warmup
-        Steps over which the step size rises linearly to ``learning_rate``.
-    schedule
-        What follows: ``"constant"``, or ``"cosine"`` down to zero at the last step.
-    averaging
-        Decay of the moving average of the weights that predictions use; 0 for none.
+    """
+
+    width: int = 64
+    levels: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.levels >= 2, "levels", "at least 2", self.levels)
+        _require(self.width >= 2 and self.width % 2 == 0, "width", "a positive even number", self.width)
+
+
+@dataclass(frozen=True)
+class LossSettings(_Settings):
+    """The method and the weights of its losses.
+
+    Parameters
+    ----------
+    method
+        ``"icecream"`` is the method of the paper and ``"fast"`` our quicker variant of it. ``"noise2noise"`` compares
+        the halves only and fills no wedge; ``"equivariant_imaging"`` needs one volume and no halves. See
+        :mod:`equitomo.methods`.
     data_weight
-        Weight of the Noise2Noise loss, 1 in equation (6); 0 leaves it out.
+        Weight of the loss on the data, 1 in equation (6). With 0 the loss is not computed.
     equivariance_weight
-        Weight of the equivariance loss, lambda in equation (6).
+        Weight of the equivariance loss, lambda in equation (6). With 0 the loss is not computed.
     margin
-        Voxels at each face of a cube that the losses do not look at. The paper judges the central half.
-    mask_target
-        Compare half tomograms within the measured region on both sides, as the reference program does.
-    equivariance_source, equivariance_target
-        ``"estimate"``, as in equation (5), or ``"data"``; see :class:`equitomo.MaskedEquivarianceLoss`.
-    stop_gradient
-        Estimates in the equivariance loss without a gradient: ``"none"``, ``"source"``, ``"target"`` or ``"both"``.
-    stabilizers
-        Draw also the rotations that leave the wedge where it is, which the paper leaves out. With data as source and
-        target the loss is Noise2Noise for those.
+        Voxels at each face of a cube that the losses leave out. The paper judges the central half.
     padding
         Factor by which cubes are zero-padded before the wedge is emptied; 1 for none.
-    support
-        ``"ball"`` also drops what lies beyond Nyquist in any direction, ``"box"`` keeps it.
     flips
         Draw mirror images besides rotations.
-    mirrored_cubes
-        Draw for each cube one of its mirror images that leave the wedge where it is: up to eight times as many cubes,
-        whose noise is the harder to learn by heart.
-    exchanged_tilts
-        Exchange random sectors of tilts between the halves of each cube, which makes other halves of the same kind: a
-        network cannot learn their noise by heart; see :func:`equitomo.training.exchange_sectors`.
+    """
+
+    method: MethodName = "icecream"
+    data_weight: float = 1.0
+    equivariance_weight: float = 2.0
+    margin: int = 18
+    padding: float = 2.0
+    flips: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("data_weight", "equivariance_weight"):
+            weight = getattr(self, name)
+            _require(math.isfinite(weight) and weight >= 0, name, "zero or more", weight)
+        _require(self.margin >= 0, "margin", "zero or more", self.margin)
+        _require(1 <= self.padding < math.inf, "padding", "at least 1 and finite", self.padding)
+
+
+@dataclass(frozen=True)
+class CubeSettings(_Settings):
+    """The cubes that a network is trained on.
+
+    Parameters
+    ----------
+    side
+        Voxels per side of a training cube, a multiple of ``2 ** (levels - 1)``; three numbers ``(z, y, x)`` where the
+        sides differ, as for thin specimens.
+    batch
+        Cubes in one step, each with both halves. Several processes share them.
     min_specimen
         Share of a cube that must lie inside the specimen mask, where there is one.
     mixed_voxel_sizes
@@ -82,41 +103,162 @@ class TrainingConfig:
     memory
         GiB of memory that tomograms read from files may take in each process; 0 for no limit. If all together take
         more, they take turns, see :class:`equitomo.SubtomogramPool`.
-    stretch
-        Steps from one exchange of tomograms to the next, where they take turns.
+    exchange_every
+        Steps after which one tomogram in memory is exchanged for another, where they take turns.
     normalization
         ``"robust"`` or ``"scale"``; see :class:`equitomo.TomogramPair`.
+    """
+
+    side: int | tuple[int, int, int] = 72
+    batch: int = 8
+    min_specimen: float = 0.3
+    mixed_voxel_sizes: bool = False
+    memory: float = 0.0
+    exchange_every: int = 100
+    normalization: Literal["robust", "scale"] = "robust"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch", "exchange_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(0 <= self.min_specimen <= 1, "min_specimen", "a share in [0, 1]", self.min_specimen)
+        _require(0 <= self.memory < math.inf, "memory", "zero or more GiB and finite", self.memory)
+
+    @property
+    def cube_shape(self) -> tuple[int, int, int]:
+        """Voxels of a cube along (z, y, x)."""
+        return (self.side, self.side, self.side) if isinstance(self.side, int) else self.side
+
+
+@dataclass(frozen=True)
+class OptimiserSettings(_Settings):
+    """How the weights are learned.
+
+    Parameters
+    ----------
+    steps
+        Number of steps.
+    optimizer
+        ``"adam"``, or ``"muon"``, which orthogonalises the momentum of every kernel and learns faster; see the
+        benchmarks.
+    learning_rate
+        The highest step size of the optimiser.
+    warmup
+        Steps over which the step size rises linearly to ``learning_rate``.
+    schedule
+        The step size after the warm-up: ``"constant"``, or ``"cosine"`` down to zero at the last step.
+    ema_decay
+        Decay of the exponential moving average of the weights that predictions use; 0 for none.
+    seed
+        Seed of the initial weights, the cubes and all other draws.
+    """
+
+    steps: int = 50_000
+    optimizer: Optimizer = "adam"
+    learning_rate: float = 1e-4
+    warmup: int = 0
+    schedule: Schedule = "constant"
+    ema_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.steps >= 1, "steps", "at least 1", self.steps)
+        _require(self.warmup >= 0, "warmup", "zero or more", self.warmup)
+        rate = self.learning_rate
+        _require(math.isfinite(rate) and rate > 0, "learning_rate", "a positive number", rate)
+        _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
+
+
+@dataclass(frozen=True)
+class PredictionSettings(_Settings):
+    """How a trained network predicts.
+
+    Parameters
+    ----------
+    passes
+        Passes of the network in predictions of this run: 2 as in equation (7), 1 for :math:`f(y)`.
+    average_first
+        Average the two halves before the network in predictions, not after it as equation (7) does. The result then
+        comes from less noise and half the work, but no longer from two independent halves.
+    test_time_mirrors
+        Average predictions over the mirror images that leave the wedge where it is. The result is better and takes
+        eight times the work; see :class:`equitomo.MirrorAveraged`.
+    """
+
+    passes: int = 2
+    average_first: bool = False
+    test_time_mirrors: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.passes >= 1, "passes", "at least 1", self.passes)
+
+
+@dataclass(frozen=True)
+class RuntimeSettings(_Settings):
+    """Settings that change memory, time and files, but the result only by rounding.
+
+    Parameters
+    ----------
+    micro_batch
+        Cubes that go through the network at once; 0 for as many as the device works on well: on a GPU all cubes of a
+        step, on a CPU fewer of large ones. Fewer cubes need less memory and give the same gradient up to rounding.
     precision
-        Of the network: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Physics, losses and
+        Number format of the network: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. Physics, losses and
         optimiser stay in float32.
     checkpointing
-        Compute what the gradient needs a second time in place of keeping it: less memory, more time.
+        Compute activations a second time in the backward pass instead of keeping them: less memory, more time.
     compile
-        Compile the network with ``torch.compile``: minutes before the first step, to be tried on a GPU.
+        Compile the network with ``torch.compile``. It takes minutes before the first step and is worth a try on a GPU.
     device
-        ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``. Of several processes on a machine each takes a GPU
-        of its own where ``"auto"`` or ``"cuda"`` leaves it open.
-    seed
-        Source of the initial weights, the cubes and the rotations.
+        ``"auto"``, or a torch device as ``"cpu"`` or ``"cuda:1"``. With ``"auto"`` and ``"cuda"`` each of several
+        processes on a machine takes a GPU of its own.
     checkpoint_every
         Steps between checkpoints, of which the last two are kept.
     keep_every
         Steps between checkpoints that are kept for good besides; 0 for none.
     preview_every
         Steps between pictures of a fixed cube; 0 for none.
-    passes
-        Passes of the network in predictions of this run: 2 as in equation (7), 1 for :math:`f(y)`.
-    average_first
-        Average the two halves before the network in predictions, not after it as equation (7) does. The result then
-        comes from less noise and half the work, but no longer from two independent halves.
-    mirrors
-        Average predictions over the mirror images that leave the wedge where it is: better, for eight times the work
-        of a prediction; see :class:`equitomo.MirrorAveraged`.
+    """
+
+    micro_batch: int = 0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
+    device: str = "auto"
+    checkpoint_every: int = 1000
+    keep_every: int = 0
+    preview_every: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
+        for name in ("micro_batch", "keep_every", "preview_every"):
+            _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class TrainingConfig(
+    RuntimeSettings, PredictionSettings, OptimiserSettings, CubeSettings, LossSettings, NetworkSettings
+):
+    """All settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
+
+    The settings are those of the groups that this class inherits from: :class:`NetworkSettings`,
+    :class:`LossSettings`, :class:`CubeSettings`, :class:`OptimiserSettings`, :class:`PredictionSettings` and
+    :class:`RuntimeSettings`. A function that needs one group takes an instance of that group, which every
+    configuration is.
+
+    Parameters
+    ----------
+    **settings
+        The settings of all groups, by name.
 
     Raises
     ------
     ValueError
-        For a setting out of range, naming it and what would do.
+        For a setting out of range. The message names the setting and the values that it may have.
 
     Examples
     --------
@@ -124,108 +266,68 @@ class TrainingConfig:
     16
     """
 
-    side: int = 72
-    batch: int = 8
-    micro_batch: int = 0
-    width: int = 64
-    levels: int = 4
-    steps: int = 50_000
-    optimizer: Optimizer = "adam"
-    learning_rate: float = 1e-4
-    warmup: int = 0
-    schedule: Schedule = "constant"
-    averaging: float = 0.0
-    data_weight: float = 1.0
-    equivariance_weight: float = 2.0
-    margin: int = 18
-    mask_target: bool = True
-    equivariance_source: Term = "estimate"
-    equivariance_target: Term = "estimate"
-    stop_gradient: Stop = "none"
-    stabilizers: bool = False
-    padding: float = 2.0
-    support: Literal["ball", "box"] = "ball"
-    flips: bool = True
-    mirrored_cubes: bool = False
-    exchanged_tilts: bool = False
-    min_specimen: float = 0.3
-    mixed_voxel_sizes: bool = False
-    memory: float = 0.0
-    stretch: int = 100
-    normalization: Literal["robust", "scale"] = "robust"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    checkpointing: bool = False
-    compile: bool = False
-    device: str = "auto"
-    seed: int = 0
-    checkpoint_every: int = 1000
-    keep_every: int = 0
-    preview_every: int = 1000
-    passes: int = 2
-    average_first: bool = False
-    mirrors: bool = False
-
     def __post_init__(self) -> None:
-        self._check_types()
-        self._check_cube()
-        for name in ("batch", "steps", "stretch", "checkpoint_every", "passes"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("micro_batch", "warmup", "margin", "keep_every", "preview_every"):
-            _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
-        _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
-        rate = self.learning_rate
-        _require(math.isfinite(rate) and rate > 0, "learning_rate", "a positive number", rate)
-        for name in ("data_weight", "equivariance_weight"):
-            weight = getattr(self, name)
-            _require(math.isfinite(weight) and weight >= 0, name, "zero or more", weight)
-        _require(0 <= self.averaging < 1, "averaging", "in [0, 1)", self.averaging)
-        _require(0 <= self.min_specimen <= 1, "min_specimen", "a share in [0, 1]", self.min_specimen)
-        _require(0 <= self.memory < math.inf, "memory", "zero or more GiB and finite", self.memory)
-        _require(1 <= self.padding < math.inf, "padding", "at least 1 and finite", self.padding)
-        _require(2 * self.margin < self.side, "margin", f"less than half of side {self.side}", self.margin)
-
-    def _check_types(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal:
-                _require(value in get_args(kind), name, f"one of {', '.join(get_args(kind))}", repr(value))
-            elif kind in (int, float):
-                # A truth value is an integer to Python, but a mistake here.
-                met = isinstance(value, (int, kind)) and not isinstance(value, bool)
-                _require(met, name, "a whole number" if kind is int else "a number", repr(value))
-            else:
-                _require(isinstance(value, kind), name, {bool: "True or False", str: "a text"}[kind], repr(value))
-
-    def _check_cube(self) -> None:
-        _require(self.levels >= 2, "levels", "at least 2", self.levels)
-        _require(self.width >= 2 and self.width % 2 == 0, "width", "a positive even number", self.width)
+        super().__post_init__()
         stride = 2 ** (self.levels - 1)
-        if self.side < stride or self.side % stride:
-            below = max(self.side // stride * stride, stride)
-            raise ValueError(
-                f"side must be a multiple of {stride} for {self.levels} levels, got {self.side}: use {below} or "
-                f"{below + stride}"
-            )
+        for side in self.cube_shape:
+            if side < stride or side % stride:
+                below = max(side // stride * stride, stride)
+                raise ValueError(
+                    f"`side` must be a multiple of {stride} for {self.levels} `levels`, got {side}: use {below} or "
+                    f"{below + stride}"
+                )
+        smallest = min(self.cube_shape)
+        _require(2 * self.margin < smallest, "margin", f"less than half of side {smallest}", self.margin)
 
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> TrainingConfig:
-        """A named configuration, with changes.
+        """Return a named configuration, with changes.
 
-        ``"paper"`` is the published configuration, for a GPU. ``"fast"`` is the quickest we know that passes the
-        reference program's quality, ``"tiny"`` the same for a small tomogram on two CPU cores in minutes; their
-        values are ours, see the benchmarks.
+        ``"paper"`` is the published configuration, for a GPU. ``"fast"`` is the quickest that we know to reach the
+        quality of the reference program, and ``"tiny"`` does the same for a small tomogram on two CPU cores in
+        minutes; their values are ours, see the benchmarks. A change of ``method`` also changes the settings of
+        prediction to those of the method. Other changes win over both.
+
+        Raises
+        ------
+        ValueError
+            For a preset or a setting that does not exist, or a value out of range.
         """
         if name not in _PRESETS:
             raise ValueError(f"preset is one of {', '.join(_PRESETS)}, got {name!r}")
-        return cls(**{**_PRESETS[name], **changes})
+        known = [field.name for field in dataclasses.fields(cls)]
+        for change in changes:
+            if change not in known:
+                near = difflib.get_close_matches(change, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"no setting has the name {change!r}; the nearest name is {near!r}")
+        method = changes.get("method", _PRESETS[name]["method"])
+        # An unknown method is refused by the constructor, as every other value is.
+        return cls(**{**_PRESETS[name], **_METHODS.get(method, {}), **changes})
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> TrainingConfig:
+        """Return the configuration with the settings that :meth:`as_dict` returned, also after a way through JSON."""
+        # JSON has lists only.
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
-        """All settings by name."""
-        return dataclasses.asdict(self)
+        """Return all settings by name, with values that JSON can hold."""
+        settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return settings
 
 
-# What learns most per second of those compared in docs/benchmarks.md.
+# The way in which a network of each method predicts, and settings without a use for the method.
+_METHODS: dict[MethodName, dict[str, Any]] = {
+    "icecream": {},
+    "fast": {"passes": 1, "average_first": True, "test_time_mirrors": True},
+    "noise2noise": {"passes": 1, "equivariance_weight": 0.0},
+    "equivariant_imaging": {"passes": 1, "average_first": True},
+}
+
+# The settings that learn most per second of those compared in docs/benchmarks.md.
 _QUICK: dict[str, Any] = {
+    "method": "fast",
     "side": 32,
     "batch": 2,
     "width": 16,
@@ -233,25 +335,31 @@ _QUICK: dict[str, Any] = {
     "learning_rate": 2e-3,
     "warmup": 100,
     "schedule": "cosine",
-    "equivariance_source": "data",
-    "equivariance_target": "data",
-    "stop_gradient": "source",
     "margin": 2,
-    "support": "box",
-    "passes": 1,
-    "mirrored_cubes": True,
-    "exchanged_tilts": True,
-    "average_first": True,
-    "mirrors": True,
 }
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "fast": _QUICK | {"steps": 2000, "averaging": 0.998},
-    "tiny": _QUICK | {"steps": 1000, "averaging": 0.995, "checkpoint_every": 250, "preview_every": 250},
+    "paper": {"method": "icecream"},
+    "fast": _QUICK | {"steps": 2000, "ema_decay": 0.998},
+    "tiny": _QUICK | {"steps": 1000, "ema_decay": 0.995, "checkpoint_every": 250, "preview_every": 250},
 }
 
 
 def _require(met: bool, name: str, rule: str, value: object) -> None:
     if not met:
-        raise ValueError(f"{name} must be {rule}, got {value}")
+        raise ValueError(f"`{name}` must be {rule}, got {value}")
+
+
+def _require_type(name: str, kind: Any, value: object) -> None:
+    if get_origin(kind) is Literal:
+        _require(value in get_args(kind), name, f"one of {', '.join(get_args(kind))}", repr(value))
+    elif get_origin(kind) is UnionType:
+        # The side of a cube: a boolean is an integer to Python, but a mistake here.
+        lengths = value if isinstance(value, tuple) and len(value) == 3 else (value,)
+        met = all(type(length) is int for length in lengths)
+        _require(met, name, "a whole number, or three (z, y, x)", repr(value))
+    elif kind in (int, float):
+        met = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        _require(met, name, "a whole number" if kind is int else "a number", repr(value))
+    else:
+        _require(isinstance(value, kind), name, {bool: "True or False", str: "a text"}[kind], repr(value))

@@ -19,20 +19,20 @@ from equitomo.precision import chosen_device
 
 _log = logging.getLogger(__name__)
 
-# Until all processes have been started.
+# The time in which all processes must have been started.
 _JOINING = timedelta(minutes=5)
-# A process that ends is noticed at once, by its closed connections. This is for one that hangs, and must outlast what
-# the first process does while the others wait: the hashes of all inputs, say.
+# A process that ends is noticed at once, by its closed connections. This limit is for one that hangs. It must be longer
+# than the work of the first process while the others wait, for example the hashes of all inputs.
 _WAITING = timedelta(hours=1)
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the training ended, or cannot be reached."""
+    """Raised when another process of the training has ended or cannot be reached."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this one is. What it does together with the others is nothing where it is alone.
+    """The number of this process among those that train together. Exchanges do nothing in a process that is alone.
 
     Parameters
     ----------
@@ -50,64 +50,64 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what all have computed."""
+        """Whether this process writes the files of the run."""
         return self.rank == 0
 
     def share(self, indices: range) -> range:
-        """The part of this process, without a gap between the parts; their lengths differ by one at most."""
+        """Return the part of this process. The parts follow each other, and their lengths differ by one at most."""
         n = len(indices)
         return indices[n * self.rank // self.size : n * (self.rank + 1) // self.size]
 
     def device(self, name: str) -> torch.device:
-        """The device of a name: of several GPUs the one that is this process's turn."""
+        """Return the device of a name; of several GPUs each process on a machine gets its own."""
         device = chosen_device(name)
         if self.size > 1 and device.type == "cuda" and device.index is None:
-            # Some systems show every process all GPUs, others each its own as number 0.
+            # Some systems show all GPUs to every process, others show each process its own as number 0.
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return device
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put in place of each tensor its sum over all processes, the same to the bit in each of them."""
+        """Replace each tensor by its sum over all processes, which is the same to the bit in each of them."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _together():
+        with _explained():
             dist.all_reduce(flat)
         for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers that the processes give. It is on the host: no device is waited for."""
+        """Return the largest of the numbers that the processes give, without waiting for a device."""
         if self.size == 1:
             return number
         found = torch.tensor(number)
-        with _together():
+        with _explained():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Return when all processes have called this."""
         self.largest(0)
 
     def require_equal(self, content: bytes, message: str) -> None:
-        """Refuse, in every process, contents that are not the same in all."""
+        """Raise an error in every process unless all have the same content."""
         if self.size == 1:
             return
         mine = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
         all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-        with _together():
+        with _explained():
             dist.all_gather(all_of_them, mine)
         if any(not torch.equal(mine, other) for other in all_of_them):
             raise ValueError(message)
 
 
 def find_world(environment: Mapping[str, str] | None = None) -> World:
-    """What the environment says of the processes: ``torchrun``'s variables, else those of a Slurm step.
+    """Read the number of this process from the variables of ``torchrun``, or else from those of a Slurm step.
 
     Raises
     ------
     ValueError
-        If a variable is no number, or the numbers do not fit each other.
+        If a variable is not a number, or the numbers do not fit each other.
 
     Examples
     --------
@@ -124,32 +124,32 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     if "SLURM_PROCID" not in environment or environment.get("SLURM_NTASKS", "1") == "1":
         return World()
     if not {"SLURM_STEP_ID", "MASTER_ADDR"} & environment.keys():
-        # A batch script is told of all tasks of its job too, but nobody starts the others.
+        # A batch script sees the number of tasks of its job too, but the other tasks are not started.
         _log.warning("SLURM_NTASKS is %s, but srun did not start this: it works alone", environment["SLURM_NTASKS"])
         return World()
     return _world(environment, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 
 
 def join() -> World:
-    """Meet the other processes, unless that was done; alone if the environment knows of no others.
+    """Connect to the other processes, unless that was done. Without others in the environment this process is alone.
 
     Raises
     ------
     ValueError
-        If the environment is not consistent.
+        If the variables of the environment contradict each other.
     LostProcessError
-        If the others do not come.
+        If the other processes do not connect.
     """
     world = find_world()
     if dist.is_available() and dist.is_initialized():
-        # By the caller, perhaps with numbers of its own.
+        # The caller has connected, perhaps with numbers of its own.
         rank = dist.get_rank()
         return World(rank, dist.get_world_size(), world.local_rank if world.rank == rank else rank)
     if world.size == 1:
         return world
-    # Flags and counts go from host to host and never wait for a GPU.
+    # Flags and counts are exchanged between hosts and never wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _together():
+    with _explained():
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=_WAITING)
         else:
@@ -160,13 +160,13 @@ def join() -> World:
 
 
 def leave() -> None:
-    """Part from the other processes: from here on each works alone, for as long as it likes."""
+    """Disconnect from the other processes: from now on each works alone and may take any time."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Host and port where the processes of a Slurm step meet: as given, or else its first machine.
+    """Return host and port at which the processes of a Slurm step connect: those given, or its first machine.
 
     Examples
     --------
@@ -174,12 +174,12 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
     ('gpu07', 24713)
     """
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
-    # The first of every range in brackets, up to the first comma that is left.
+    # Keep the first number of every range in brackets, then all up to the first comma.
     first = re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
     host = environment.get("MASTER_ADDR") or first
     if not host:
-        raise ValueError("neither MASTER_ADDR nor SLURM_JOB_NODELIST says where the processes are to meet: set one")
-    # Steps of one job, and jobs on one machine, are to meet apart; below the ports that systems give away.
+        raise ValueError("neither MASTER_ADDR nor SLURM_JOB_NODELIST names a host for the processes to meet: set one")
+    # Steps of one job, and jobs on one machine, need different ports; these are below the ports that systems assign.
     number = sum(int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return host, int(environment.get("MASTER_PORT", 20_000 + number % 10_000))
 
@@ -193,12 +193,12 @@ def _world(environment: Mapping[str, str], rank: str, size: str, local_rank: str
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Say of a failed exchange what it means."""
+def _explained() -> Iterator[None]:
+    """Explain a failed exchange in its error."""
     try:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            "another process of this training ended or cannot be reached, and so this one ends too; the other one's "
-            f"message says why. The last checkpoint is whole: resume ({str(error).splitlines()[0]})"
+            "another process of this training ended or cannot be reached, so this one ends too; the message of the "
+            f"other one says why. The last checkpoint is complete: resume ({str(error).splitlines()[0]})"
         ) from error

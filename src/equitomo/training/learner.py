@@ -1,64 +1,93 @@
-"""A network and all that changes while it learns."""
+"""A network and everything that changes while it learns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.precision import checked_dtype
-from equitomo.training.checkpoint import Checkpoint, load_weights, rebuilt_network
+from equitomo.training.checkpoint import Checkpoint, load_weights
 from equitomo.training.config import TrainingConfig
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
-from equitomo.training.step import learning_rate
+from equitomo.training.step import forked_generators, learning_rate, seed_generators
 
 
 class Learner:
-    """Weights, their average, the optimiser and the loss scale of float16.
+    """The weights of a network, their exponential moving average, the optimiser and the loss scale of float16.
 
     Parameters
     ----------
+    make
+        Makes the network.
     config
         The settings of the run.
     device
-        Where the network is trained.
+        The device on which the network is trained.
     init
-        A network whose weights to start from; ``None`` draws them from the seed.
+        A network whose weights training starts from; ``None`` draws them from the seed.
     """
 
-    def __init__(self, config: TrainingConfig, device: torch.device, init: nn.Module | None = None) -> None:
-        self._config = config
-        self.network = _initial_network(config)
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        config: TrainingConfig,
+        device: torch.device,
+        init: nn.Module | None = None,
+    ) -> None:
+        if isinstance(make, nn.Module):
+            raise TypeError(
+                "`network` is a function that makes the network, got a network: pass `network=lambda: ...`, and a "
+                "network whose weights training is to start from as `init`"
+            )
+        self._make, self._config, self._device = make, config, device
+        self.network = self._made()
         if init is not None:
             load_weights(self.network, init.state_dict(), "the given network")
-        self.network.to(device).to(memory_format=torch.channels_last_3d)
+            self.network.to(device)
         if config.compile:
             self.network.compile()
         self.dtype = checked_dtype(config.precision, device)
         self.optimizer = optimizer_for(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        weights = self.network.state_dict() if config.averaging else {}
-        self.averaged = {name: value.detach().clone() for name, value in weights.items()}
-        self._device = device
+        state = self.network.state_dict() if config.ema_decay else {}
+        self.ema = {name: value.detach().clone() for name, value in state.items()}
+        self._keep_buffers()
 
     @property
     def gradients(self) -> list[Tensor]:
         """The gradient of every parameter that has one."""
         return [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
 
+    @property
+    def running_statistics(self) -> list[Tensor]:
+        """The buffers with real values, which processes that train together average after each step."""
+        return [buffer for buffer in self.network.buffers() if torch.is_floating_point(buffer)]
+
+    def rewind_buffers(self) -> None:
+        """Put the buffers, as running means of normalisations, back to what they were after the last step."""
+        for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+
     def update(self, total: Tensor, step: int) -> Tensor:
-        """Let the optimiser step unless loss or gradient is not finite; 1 if it was skipped, without asking the device.
+        """Do one step of the optimiser, unless the loss or a gradient is not finite.
 
         Parameters
         ----------
         total
-            The loss whose gradient the parameters have; they have it times the loss scale.
+            The loss whose gradient the parameters hold. They hold it times the loss scale.
         step
             Steps done before this one.
+
+        Returns
+        -------
+        Tensor
+            1 if the step was skipped and 0 otherwise, on the device, which is not waited for.
         """
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self._config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, step)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(self.gradients) + total
@@ -68,50 +97,60 @@ class Learner:
             vars(self.optimizer).update(grad_scale=None, found_inf=bad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
+            buffer.copy_(torch.where(bad > 0, before, buffer))
         self._average(bad, step)
+        self._keep_buffers()
         return bad
 
-    def _average(self, bad: Tensor, step: int) -> None:
-        # Early on the average must forget the initial weights faster than its decay says.
-        decay = min(self._config.averaging, (1 + step) / (10 + step))
-        share = (1 - decay) * (1 - bad)
-        for name, average in self.averaged.items():
-            average.lerp_(self.network.get_parameter(name).detach(), share)
-
-    def for_prediction(self) -> ScaleEquivariantUNet3D:
-        """A copy of the network, with the averaged weights if there are any."""
-        weights = self.averaged or self.network.state_dict()
-        network = rebuilt_network(network_settings(self._config), weights, "this run").to(self._device)
-        return network.to(memory_format=torch.channels_last_3d).eval()
+    def for_prediction(self) -> nn.Module:
+        """Return a copy of the network, with the averaged weights if there are any."""
+        network = self._made()
+        load_weights(network, self.ema or self.network.state_dict(), "this run")
+        return network.eval()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of this, as tensors."""
+        """Return the tensors that a checkpoint holds of this."""
         groups = {"weights": self.network.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.network)}
-        return groups | ({"averaged": self.averaged} if self.averaged else {})
+        return groups | ({"ema": self.ema} if self.ema else {})
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of this besides."""
+        """Return the rest of what a checkpoint holds of this."""
         return {"scaler": self.scaler.state_dict()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over what :meth:`tensors` and :meth:`state` gave."""
+        """Take over what :meth:`tensors` and :meth:`state` returned."""
         load_weights(self.network, checkpoint.tensors["weights"], checkpoint.path)
-        for name, value in self.averaged.items():
-            value.copy_(checkpoint.tensors["averaged"][name])
+        for name, value in self.ema.items():
+            value.copy_(checkpoint.tensors["ema"][name])
         load_optimizer_tensors(self.optimizer, self.network, checkpoint.tensors["optimizer"])
-        # Empty where the run had another precision until now.
+        # The state is empty where the run had another precision until now.
         if self.scaler.is_enabled() and checkpoint.state["scaler"]:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self._keep_buffers()
 
+    def _made(self) -> nn.Module:
+        """Return a new network on the device, with weights drawn from the seed."""
+        with forked_generators(self._device):
+            # torch draws initial weights from its global generators.
+            seed_generators(self._config.seed, self._device)
+            network = self._make().to(self._device)
+        # The layout is for volumes only; torch refuses it for kernels of images.
+        if not any(value.ndim == 4 for value in network.state_dict().values()):
+            network.to(memory_format=torch.channels_last_3d)
+        return network
 
-def network_settings(config: TrainingConfig) -> dict[str, Any]:
-    """What a network must be built with to take the weights of a run."""
-    return {"width": config.width, "levels": config.levels}
+    @torch.no_grad()
+    def _average(self, bad: Tensor, step: int) -> None:
+        # Early on the average must forget the initial weights faster than its decay says.
+        decay = min(self._config.ema_decay, (1 + step) / (10 + step))
+        share = (1 - decay) * (1 - bad)
+        values = self.network.state_dict() if self.ema else {}
+        for name, average in self.ema.items():
+            if torch.is_floating_point(average):
+                average.lerp_(values[name].detach(), share)
+            else:
+                average.copy_(values[name])
 
-
-def _initial_network(config: TrainingConfig) -> ScaleEquivariantUNet3D:
-    with torch.random.fork_rng(devices=[]):
-        # torch draws initial weights from its global generator: seed it here, and give it back. Unlike
-        # torch.manual_seed this leaves the generators of GPUs alone.
-        torch.default_generator.manual_seed(config.seed)
-        return ScaleEquivariantUNet3D(**network_settings(config), checkpointing=config.checkpointing)
+    def _keep_buffers(self) -> None:
+        self._buffers = [buffer.clone() for buffer in self.network.buffers()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -11,51 +12,75 @@ from pathlib import Path
 from equitomo.io import open_without_links, write_atomically
 from equitomo.training.checkpoint import CheckpointError
 
-# Of one row, at most.
-ROW_BYTES = 100
-_COLUMNS = ("step", "data", "equivariance", "learning_rate", "skipped")
+# Of one number of a row, at most.
+_NUMBER_BYTES = 25
 
 
-def append_losses(folder: Path, rows: Sequence[Sequence[float]]) -> None:
-    """Add rows of step, both losses, step size and whether the step was skipped."""
-    path = folder / "losses.csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    # A link put there by someone else is not followed, which Path.open cannot say.
-    with open(path, "a", newline="", opener=open_without_links) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(_COLUMNS)
-        writer.writerows(rows)
-        # On the disk before the checkpoint is that follows, or a power failure would leave a gap.
-        file.flush()
-        os.fsync(file.fileno())
+class LossTable:
+    """The file ``losses.csv`` in the folder of a run.
 
-
-def forget_losses_after(folder: Path, step: int) -> None:
-    """Drop the rows that a resumed run will write again.
-
-    Raises
-    ------
-    CheckpointError
-        If the file holds other rows than those of :func:`append_losses`.
-
-    Warns
-    -----
-    UserWarning
-        If it does not hold all rows up to ``step``.
+    Parameters
+    ----------
+    folder
+        The folder.
+    names
+        The names of the losses.
     """
-    path = folder / "losses.csv"
-    there = path.exists()
-    lines = path.read_bytes().splitlines(keepends=True) if there else []
-    try:
-        kept = [line for line in lines[1:] if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
-    except ValueError as error:
-        raise CheckpointError(f"{path} holds rows that this program did not write: move it away") from error
-    if len(kept) < step:
-        warnings.warn(
-            f"{path} has {len(kept)} of the {step} steps so far: the losses of the others are lost, the run goes on",
-            stacklevel=2,
-        )
-    if there:
-        write_atomically(path, b"".join([*lines[:1], *kept]), overwrite=True)
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._path = folder / "losses.csv"
+        self._columns = ["step", *names, "learning_rate", "skipped"]
+
+    @staticmethod
+    def row_bytes(n_losses: int) -> int:
+        """Return about how many bytes a row takes."""
+        return _NUMBER_BYTES * (n_losses + 3)
+
+    def append(self, rows: Sequence[Sequence[float]]) -> None:
+        """Add rows of step, losses, step size and whether the step was skipped."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self._path.exists()
+        # A link put there by someone else is not followed, which Path.open cannot say.
+        with open(self._path, "a", newline="", opener=open_without_links) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(self._columns)
+            writer.writerows(rows)
+            # The rows must be on the disk before the checkpoint that follows, or a power failure would leave a gap.
+            file.flush()
+            os.fsync(file.fileno())
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows that a resumed run will write again.
+
+        Raises
+        ------
+        CheckpointError
+            If the file has other columns or rows than :meth:`append` writes.
+
+        Warns
+        -----
+        UserWarning
+            If it does not hold all rows up to ``step``.
+        """
+        there = self._path.exists()
+        header, *lines = self._path.read_bytes().splitlines(keepends=True) if there else [self._header()]
+        try:
+            kept = [line for line in lines if line.endswith(b"\n") and int(line.split(b",", 1)[0]) <= step]
+        except ValueError:
+            kept = None
+        if kept is None or (kept and header != self._header()):
+            raise CheckpointError(f"{self._path} holds rows that this program did not write: move it away")
+        if len(kept) < step:
+            warnings.warn(
+                f"{self._path} has {len(kept)} of the {step} steps so far: the losses of the others are lost, the run "
+                "continues",
+                stacklevel=2,
+            )
+        if there:
+            write_atomically(self._path, b"".join([header, *kept]), overwrite=True)
+
+    def _header(self) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(self._columns)
+        return text.getvalue().encode()

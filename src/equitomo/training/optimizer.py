@@ -9,22 +9,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from equitomo.training.config import TrainingConfig
+from equitomo.training.config import OptimiserSettings
 
-# Of Jordan et al.: momentum, steps and coefficients of the Newton-Schulz iteration; of Liu et al.: the usual size of
-# what Adam changes a parameter by, in step sizes.
+# Momentum, steps and coefficients of the Newton-Schulz iteration are those of Jordan et al.; the usual change of a
+# parameter by Adam, in step sizes, is that of Liu et al.
 _MOMENTUM, _ITERATIONS, _NEWTON_SCHULZ, _LIKE_ADAM = 0.95, 5, (3.4445, -4.7750, 2.0315), 0.2
 
 
-def optimizer_for(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The configured optimiser; where ``found_inf`` is set to 1, its step changes nothing."""
+def optimizer_for(network: nn.Module, config: OptimiserSettings) -> torch.optim.Optimizer:
+    """Return the configured optimiser. Where its ``found_inf`` is set to 1, its step changes nothing."""
     if config.optimizer == "muon":
         return KernelMuon(network.parameters(), config.learning_rate)
     return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """The state of an optimiser under the names of the network's parameters."""
+    """Return the state of an optimiser under the names of the network's parameters."""
     return {
         f"{name}.{quantity}": value
         for name, parameter in network.named_parameters()
@@ -33,7 +33,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Bring back the state that :func:`optimizer_tensors` gave, onto the devices of the parameters."""
+    """Restore the state that :func:`optimizer_tensors` returned, on the devices of the parameters."""
     for key, value in tensors.items():
         name, _, quantity = key.rpartition(".")
         parameter = network.get_parameter(name)
@@ -47,41 +47,50 @@ class KernelMuon(torch.optim.Optimizer):
 
     The momentum of each matrix is orthogonalised before it is applied (Jordan et al., "Muon: an optimizer for hidden
     layers in neural networks", 2024), so that all directions in a kernel learn alike. The step size is that of Adam,
-    scaled as in Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982. Kernels with a single map are
-    vectors and learn with Adam.
+    scaled as in Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982. Biases, the scales of
+    normalisations and kernels with a single map or a single input are vectors and learn with Adam.
 
     ``torch.optim.Muon`` orthogonalises in bfloat16, where the last bit of a gradient, which depends on the order of a
-    sum over the batch, can become a hundredth of a step; it takes matrices only and cannot be told to skip a step.
-    Here everything is float32, matrices are views of the kernels, and ``found_inf`` is understood as the fused Adam
-    does, without asking the device.
+    sum over the batch, can become a hundredth of a step; it takes matrices only and cannot skip a step. Here everything
+    is float32, matrices are views of the kernels, and ``found_inf`` skips a step without waiting for the device, as it
+    does for the fused Adam.
 
     Parameters
     ----------
     parameters
-        Kernels ``(out, in, z, y, x)``, on the device and in the memory layout that they keep.
+        Parameters of any shape, kernels as ``(out, in, z, y, x)``, on the device and in the memory layout that they
+        keep.
     lr
         Step size.
+
+    Examples
+    --------
+    >>> network = torch.nn.Conv3d(2, 4, 3)
+    >>> optimizer = KernelMuon(network.parameters(), lr=1e-3)
+    >>> network(torch.randn(1, 2, 8, 8, 8)).square().mean().backward()
+    >>> optimizer.step()
     """
 
-    # As GradScaler asks: it hands over ``found_inf`` in place of reading it.
+    # GradScaler then hands over ``found_inf`` in place of reading it.
     _step_supports_amp_scaling = True
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameters = list(parameters)
         super().__init__(parameters, {"lr": lr})
-        self._matrices = {p: _matrix(p.detach(), p) for p in parameters if p.shape[0] > 1}
+        self._matrices = {p: _matrix(p.detach(), p) for p in parameters if _is_matrix(p)}
         if any(matrix.data_ptr() != p.data_ptr() for p, matrix in self._matrices.items()):
             raise ValueError("kernels must be contiguous, or contiguous with channels last")
         for parameter, matrix in self._matrices.items():
             self.state[parameter] = {"momentum_buffer": torch.zeros_like(matrix)}
         rest = [p for p in parameters if p not in self._matrices]
-        self._adam = torch.optim.Adam(rest, lr=lr, fused=True)
-        for parameter in rest:
-            self.state[parameter] = self._adam.state[parameter]
+        self._adam: torch.optim.Adam | None = None
+        if rest:
+            self._adam = torch.optim.Adam(rest, lr=lr, fused=True)
+            self.state.update((parameter, self._adam.state[parameter]) for parameter in rest)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of all kernels."""
+        """Do one update of all parameters that have a gradient."""
         lr, device = self.param_groups[0]["lr"], self.param_groups[0]["params"][0].device
         bad = getattr(self, "found_inf", None)
         bad = torch.zeros((), device=device) if bad is None else bad
@@ -89,25 +98,30 @@ class KernelMuon(torch.optim.Optimizer):
             if parameter.grad is None:
                 continue
             momentum = self.state[parameter]["momentum_buffer"]
-            # A momentum that meets itself as a gradient stays as it is.
+            # The momentum stays as it is where it takes the place of the gradient.
             gradient = torch.where(bad > 0, momentum, _matrix(parameter.grad, parameter))
             momentum.lerp_(gradient, 1 - _MOMENTUM)
             direction = _orthogonal(gradient.lerp(momentum, _MOMENTUM))
             matrix.sub_(torch.where(bad > 0, 0, lr * _LIKE_ADAM * math.sqrt(max(matrix.shape)) * direction))
-        self._adam.param_groups[0]["lr"] = lr
-        vars(self._adam).update(grad_scale=None, found_inf=bad)
-        self._adam.step()
+        if self._adam is not None:
+            self._adam.param_groups[0]["lr"] = lr
+            vars(self._adam).update(grad_scale=None, found_inf=bad)
+            self._adam.step()
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and min(parameter.shape[0], parameter[0].numel()) > 1
 
 
 def _matrix(kernel: Tensor, like: Tensor) -> Tensor:
-    """``(out, in, z, y, x)`` as ``(out, inputs and taps)``, in the order in which ``like`` lies in memory."""
-    if like.is_contiguous(memory_format=torch.channels_last_3d):
+    """Return ``(out, in, z, y, x)`` as ``(out, inputs and taps)``, in the order in which ``like`` lies in memory."""
+    if like.ndim == 5 and like.is_contiguous(memory_format=torch.channels_last_3d):
         kernel = kernel.permute(0, 2, 3, 4, 1)
     return kernel.flatten(1)
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values brought near 1, between about 0.7 and 1.2.
+    """Return the matrix with its singular values brought near 1, between about 0.7 and 1.2.
 
     Each iteration multiplies by a polynomial of the Gram matrix. All of them commute, so they are multiplied with each
     other first: two products with the matrix itself, which is many times wider than high, in place of ten.

@@ -1,42 +1,35 @@
-"""Whether a run may go on from where it is."""
+"""The rules by which a run may be resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 from equitomo.training.checkpoint import Checkpoint, CheckpointError
-from equitomo.training.config import TrainingConfig
+from equitomo.training.config import PredictionSettings, RuntimeSettings, TrainingConfig
+from equitomo.training.fingerprint import differences
 
 # Settings that a resumed run may change without becoming another run; with conditions "steps" too.
-_FREE = {
-    "micro_batch",
-    "device",
-    "precision",
-    "checkpointing",
-    "compile",
-    "checkpoint_every",
-    "keep_every",
-    "preview_every",
-    "passes",
-    "average_first",
-    "mirrors",
-    "steps",
-}
+_FREE = {field.name for group in (RuntimeSettings, PredictionSettings) for field in fields(group)} | {"steps"}
 
 
-def require_same_run(checkpoint: Checkpoint, config: TrainingConfig, geometries: list[dict[str, Any]]) -> None:
-    """Refuse a checkpoint of a run with other settings or tilts, or of no training at all.
+def require_same_run(
+    checkpoint: Checkpoint, config: TrainingConfig, geometries: list[dict[str, Any]], fingerprint: Mapping[str, Any]
+) -> None:
+    """Refuse a checkpoint of a run with other settings, tilts, network, losses or operator, or of no training at all.
 
     Raises
     ------
     CheckpointError
-        Naming every setting that differs, or both lists of tilts.
+        If something differs. The message names both.
     """
+    if "optimizer" not in checkpoint.tensors:
+        raise CheckpointError(f"{checkpoint.path} holds a network and no training to resume: start from it")
     require_same_settings(checkpoint.state["config"], config, checkpoint.state["step"], checkpoint.path)
     require_same_tilts(checkpoint.state["geometries"], geometries, checkpoint.path)
-    if "optimizer" not in checkpoint.tensors:
-        raise CheckpointError(f"{checkpoint.path} holds a network and no training to go on with: start from it")
+    require_same_parts(checkpoint.state["fingerprint"], fingerprint, checkpoint.path)
 
 
 def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, done: int, source: object) -> None:
@@ -47,22 +40,22 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
     before
         The settings that the run had.
     config
-        Those that it is to go on with.
+        The settings with which it is to continue.
     done
         Its steps so far.
     source
-        What the former were read from.
+        The file that the former were read from.
 
     Raises
     ------
     CheckpointError
-        Naming every setting that differs.
+        If a setting differs. The message names all that do.
     """
     # A setting that is younger than the run has a default that does what was done before it.
     saved, mine = TrainingConfig().as_dict() | dict(before), config.as_dict()
     differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
     if differing:
-        shown = ", ".join(f"{key} was {saved.get(key)}, now {mine.get(key)}" for key in differing)
+        shown = ", ".join(f"`{key}` was {saved.get(key)}, now {mine.get(key)}" for key in differing)
         raise CheckpointError(f"{source} is of a run with other settings: {shown}. Give those of the run")
     if config.steps == saved["steps"]:
         return
@@ -72,8 +65,8 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
     # Nothing else that a step does depends on how many there will be, and its size not before the warm-up is over.
     if config.schedule != "constant" and done > config.warmup:
         raise CheckpointError(
-            f"{changed} {config.steps}: with the schedule {config.schedule} the sizes of those done depend on steps. "
-            f"Resume it with {saved['steps']}, or start another run in another folder with this one as init (--init)"
+            f"{changed} {config.steps}: with the schedule {config.schedule} the sizes of those done depend on `steps`. "
+            f"Resume it with {saved['steps']}, or start another run in another folder with this one as `init`"
         )
 
 
@@ -82,5 +75,16 @@ def require_same_tilts(before: list[dict[str, Any]], geometries: list[dict[str, 
     if before != geometries:
         raise CheckpointError(
             f"{source} is of a run with other tilts: they were {before}, now {geometries}. Give those of the run, or "
-            "start another one with it as init"
+            "start another one with it as `init`"
+        )
+
+
+def require_same_parts(before: Mapping[str, Any], now: Mapping[str, Any], source: object) -> None:
+    """Refuse another network, loss, operator or augmentation than that of the run, naming both."""
+    found = list(islice(differences(before, now), 4))
+    if found:
+        more = ", ..." if len(found) > 3 else ""
+        raise CheckpointError(
+            f"{source} is of a run with another network, loss or operator: {', '.join(found[:3])}{more}. Give those of "
+            "the run, or start another one with it as `init`"
         )

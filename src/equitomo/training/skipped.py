@@ -1,4 +1,4 @@
-"""Steps without a finite gradient: how many there were, how many in a row, and when that is too many."""
+"""Skipped steps: how many had no finite gradient, how many in a row, and when there are too many."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _FEW, _SHARE = 50, 0.1
 
 
 class SkippedSteps:
-    """The steps that were skipped, as far as it was read from the device which they were.
+    """The counts of the steps that were skipped, as far as they were read from the device.
 
     Parameters
     ----------
     patience
-        So many in a row end a run.
+        The number of skipped steps in a row that ends a run.
 
     Attributes
     ----------
     total : int
-        All of the run.
+        The skipped steps of the whole run.
     consecutive : int
-        Those since the last good step.
+        The skipped steps since the last good one.
     longest : int
-        The most in a row, also where good ones came after them.
+        The longest row of skipped steps, also where good ones came after it.
     """
 
     def __init__(self, patience: int) -> None:
@@ -34,7 +34,7 @@ class SkippedSteps:
         self._has_warned = False
 
     def count(self, flags: Iterable[float]) -> None:
-        """Take in what became of the steps that followed; 1 is one that was skipped."""
+        """Add the next steps, each as 1 if it was skipped and 0 if not."""
         for flag in flags:
             self.total += int(flag)
             self.consecutive = self.consecutive + 1 if flag else 0
@@ -42,21 +42,21 @@ class SkippedSteps:
 
     @property
     def are_too_many(self) -> bool:
-        """Whether the run is to end."""
+        """Whether so many steps in a row were skipped that the run is to end."""
         return self.longest >= self._patience
 
-    def forgive(self) -> None:
-        """Be patient anew."""
+    def reset_patience(self) -> None:
+        """Count anew how many steps in a row were skipped."""
         self.consecutive = self.longest = 0
 
     def warn_of_many(self, n_steps: int) -> None:
-        """Say once in the log if they are a large share of all steps of the run so far."""
+        """Log a warning, once, if a large share of all steps of the run so far was skipped."""
         if self._has_warned or n_steps < _FEW or self.total <= _SHARE * n_steps:
             return
         self._has_warned = True
         _log.warning(
-            "%d of the %d steps so far had no finite gradient and were skipped: lower learning_rate or use precision "
-            "float32, if this goes on",
+            "%d of the %d steps so far had no finite gradient and were skipped: lower `learning_rate` or pass "
+            "`precision='float32'` if this continues",
             self.total,
             n_steps,
         )

@@ -1,4 +1,4 @@
-"""Signals while training: the step in hand is left, the state before it is saved."""
+"""Signals while training: the current step is abandoned, and the state before it is saved."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 class StepAbandonedError(Exception):
-    """A signal came while a gradient was computed."""
+    """Raised when a signal arrives while a gradient is computed."""
 
 
 @contextmanager
 def stop_signals(*, patient: bool = False) -> Iterator[list[int]]:
-    """A list that SIGINT, SIGTERM and SIGUSR1 are put into; the handlers are given back afterwards.
+    """Collect SIGINT, SIGTERM and SIGUSR1 in a list, and restore the previous handlers afterwards.
 
-    A second Ctrl-C stops at once, unless ``patient``: to processes that torchrun started it comes twice, from the
-    terminal and from torchrun, which kills after half a minute what has not ended by then.
+    A second Ctrl-C stops at once, unless ``patient``: processes that torchrun started get it twice, from the terminal
+    and from torchrun, which kills processes that have not ended after half a minute.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -44,16 +44,16 @@ def stop_signals(*, patient: bool = False) -> Iterator[list[int]]:
 
 @contextmanager
 def abandoned_on(stop: Sequence[int]) -> Iterator[None]:
-    """Leave the computation of a gradient soon after a signal was put into ``stop``.
+    """Abandon the computation of a gradient soon after a signal was added to ``stop``.
 
-    A step with the paper's settings takes minutes on a CPU, and nothing has changed before its last part, the
-    optimiser's. Python looks at signals only between two of its own instructions, of which a backward pass has none:
-    here it has one for every tensor that is kept for it.
+    A step with the paper's settings takes minutes on a CPU, and nothing has changed before its last part, the update of
+    the weights. Python handles signals only between two of its own instructions, of which a backward pass has none; the
+    hooks used here give it one for every tensor that is kept for the backward pass.
 
     Raises
     ------
     StepAbandonedError
-        At the next such tensor after a signal.
+        At the next of these tensors after a signal.
     """
 
     def look(tensor: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ def abandoned_on(stop: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def freed_on_failure() -> Iterator[None]:
-    """Free what a backward pass on a CPU leaves where it fails in the middle.
+    """Free the memory of a backward pass on a CPU that fails in the middle.
 
-    torch keeps the tasks that are left in the queue of the thread, with all tensors that they hold, and drops them only
-    when it looks for something older.
+    torch keeps the remaining tasks in the queue of the thread, with all tensors that they hold, and drops them only
+    when it processes an older task.
     """
     older = torch.zeros((), requires_grad=True).neg()
     try:

@@ -1,95 +1,101 @@
-"""The record of a run: what went in, with which settings, on what, and when."""
+"""The record of a run in ``manifest.json``: its inputs and settings, and when, where and how it was worked on."""
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import hashlib
 import json
 import os
 import platform
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from equitomo.io import Volume, write_atomically
-from equitomo.training import IcecreamTrainer, TrainingInterruptedError
+from equitomo.run.folder import MANIFEST
+from equitomo.training import Trainer, TrainingInterruptedError
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import find_world
-from equitomo.training.resuming import require_same_settings, require_same_tilts
+from equitomo.training.resuming import require_same_parts, require_same_settings, require_same_tilts
 
-NAME = "manifest.json"
-# Of the weights that a run began with, where they are not known.
+# Stands for the weights that a run began with, where they are not known.
 NOT_RECORDED = "not recorded"
 _PACKAGES = ("equitomo", "torch", "deepinv", "numpy", "mrcfile", "safetensors")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Invocation:
-    """The command, and all arguments as they were given."""
+    """The command that started or resumed a run.
 
-    command: str
-    arguments: tuple[str, ...]
+    Parameters
+    ----------
+    command
+        The program and its arguments.
+    options
+        All options of the command with their values, as JSON can hold them.
+    """
+
+    command: Sequence[str] = field(default_factory=lambda: tuple(sys.argv))
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Manifest:
-    """``manifest.json`` of a run, with one entry for each time the run was started or resumed.
+    """The content of a run's ``manifest.json``, with an entry for each time the run was started or resumed.
 
     Parameters
     ----------
     folder
         The run's folder.
-    options
-        The options of the command by group, the way it was called among them.
     trainer
-        What trains, or goes on to.
+        The trainer of the run.
     inputs
-        What was read, by the role it has.
+        The files that were read, by role.
     init
-        The weights that training began with, ``None`` if they were drawn from the seed.
+        A description of the weights that the training began with, ``None`` if they were drawn from the seed.
     """
 
     def __init__(
         self,
         folder: Path,
-        options: Mapping[type, Any],
-        trainer: IcecreamTrainer,
+        trainer: Trainer,
+        *,
         inputs: Mapping[str, Volume | Path],
         init: Any = None,
     ) -> None:
-        self._path = folder / NAME
-        invocation: Invocation = options[Invocation]
-        self._config = trainer.config
-        self._command = ["equitomo", *invocation.arguments]
-        settings = {group.__name__: values for group, values in options.items() if group is not Invocation}
+        self._path, self._config = folder / MANIFEST, trainer.config
+        self._on_disk = self._read()
         self._content: dict[str, Any] = {
-            "configuration": {name: dataclasses.asdict(values) for name, values in settings.items()},
-            "seed": trainer.config.seed,
+            "configuration": trainer.config.as_dict(),
+            "method": trainer.fingerprint,
             "inputs": {role: described(given) for role, given in inputs.items()},
             "geometries": trainer.geometries,
             "init": init,
             "invocations": [],
         }
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Take over the record of the run that is resumed.
 
         Raises
         ------
         ValueError
-            If an input of the run has changed, was taken away or came to it. Where no checkpoint says them, settings,
-            tilts and initial weights are compared too.
+            If an input of the run has changed, is missing or is new. Where the run has no checkpoint that says them,
+            settings, tilts,
+            method and initial weights are compared too.
         """
         try:
             before = json.loads(self._path.read_bytes())
-            inputs, invocations = before["inputs"], before["invocations"]
-            settings = dict(before["configuration"]["TrainingConfig"])
+            inputs, invocations, settings = before["inputs"], before["invocations"], dict(before["configuration"])
             hashes = {role: given["sha256"] for role, given in inputs.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(
@@ -109,26 +115,40 @@ class Manifest:
         self._content["init"] = before.get("init", self._content["init"])
 
     def _require_same_beginning(self, before: dict[str, Any]) -> None:
-        """Refuse other tilts or initial weights; a record may be older than these entries."""
+        """Refuse other tilts, another method or other initial weights; a record may be older than these entries."""
         tilts, init = self._content["geometries"], self._content["init"]
         require_same_tilts(before.get("geometries", tilts), tilts, self._path)
+        method = self._content["method"]
+        require_same_parts(before.get("method", method), method, self._path)
         was = before.get("init", init)
         if was != NOT_RECORDED and (was or {}).get("sha256") != (init or {}).get("sha256"):
             raise ValueError(
-                f"the run of {self._path} began with {_weights(was)}, now with {_weights(init)}: give the --init that "
-                "it was started with, or replace it with --overwrite"
+                f"the run of {self._path} began with {_weights(was)}, now with {_weights(init)}: give the `init` that "
+                "it was started with, or replace it with `overwrite=True`"
+            )
+
+    def require_unchanged(self) -> None:
+        """Refuse to continue a run that another process worked on since this record was made.
+
+        Raises
+        ------
+        OSError
+            If that is so.
+        """
+        if self._read() != self._on_disk:
+            raise OSError(
+                errno.EBUSY, "another process worked on this run in the meantime: resume it anew", str(self._path)
             )
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self, invocation: Invocation) -> Iterator[None]:
         """Write the record when the work begins, and again when it ends, however it ends."""
-        entry: dict[str, Any] = {"command": self._command, "versions": versions(), "hardware": _hardware()}
-        entry["processes"] = find_world().size
+        entry: dict[str, Any] = {"command": list(invocation.command), "options": dict(invocation.options)}
+        entry |= {"versions": versions(), "hardware": _hardware(), "processes": find_world().size}
         entry |= {"started": _now(), "ended": None, "seconds": None, "outcome": "running"}
         self._content["invocations"].append(entry)
-        started = time.perf_counter()
+        started, outcome = time.perf_counter(), "finished"
         self._write()
-        outcome = "finished"
         try:
             yield
         except BaseException as error:
@@ -144,24 +164,31 @@ class Manifest:
                 warnings.warn(f"{self._path} could not be brought up to date: {error}", stacklevel=2)
 
     def _write(self) -> None:
-        write_atomically(self._path, json.dumps(self._content, indent=1).encode() + b"\n", overwrite=True)
+        content = json.dumps(self._content, indent=1).encode() + b"\n"
+        write_atomically(self._path, content, overwrite=True)
+        self._on_disk = content
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except OSError:
+            return None
 
 
 def described(given: Volume | Path) -> dict[str, Any]:
-    """A file or store by its content, and what its header says."""
+    """Return what identifies a file or a store: its path, size, time, hash, and what its header says."""
     path = given if isinstance(given, Path) else given.path
-    status = path.stat()
     files = path.rglob("*") if path.is_dir() else [path]
     described: dict[str, Any] = {
         "path": str(path.absolute()),
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),
-        "modified": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds"),
+        "modified": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
         "sha256": file_hash(path),
     }
     if isinstance(given, Volume):
         described["header"] = {
-            "shape": list(given.data.shape),
-            "type": str(given.data.dtype),
+            "shape": list(given.shape),
+            "type": str(given.dtype),
             "voxel_size": list(given.voxel_size),
             "origin": list(given.header.origin),
             "start": list(given.header.start),
@@ -171,7 +198,7 @@ def described(given: Volume | Path) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
-    """Of a file its content; of a folder names and contents of all files in it."""
+    """Return the hash of a file's content, or of the names and contents of all files in a folder."""
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -180,8 +207,13 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+
+
 def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
-    remedy = "give what the run was started with, or start another one with --init in another folder"
+    remedy = "give what the run was started with, or start another one with it as `init` in another `folder`"
     if before is None or now is None:
         given = f"was {before['path']}, now there is none" if before else f"was none, now {(now or {}).get('path')}"
         return f"the {role} of the run {given}: {remedy}"
@@ -196,20 +228,15 @@ def _weights(init: dict[str, Any] | None) -> str:
     return f"those of {init['path']}, step {init['step']}" if init else "weights drawn from the seed"
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
-
-
 def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.node(),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": _memory(),
-        "gpus": gpus,
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
 
@@ -219,13 +246,6 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Signals while a command works."""
+"""Signals while a program works."""
 
 from __future__ import annotations
 

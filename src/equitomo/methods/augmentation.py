@@ -1,0 +1,124 @@
+"""Many training pairs from one: mirror images of cubes, and tilts that are exchanged between the halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from equitomo.draws import EXCHANGES, MIRRORS, Draws
+from equitomo.fourier import filtered, frequencies
+from equitomo.geometry import Geometry, TiltAxes
+from equitomo.symmetry import mirrors_of
+
+# Sectors of 7.5 degrees: a few tilts each, and no narrower than what a cube of 32 voxels resolves at half of Nyquist.
+SECTORS = 24
+# The first sector begins at one of so many places.
+_OFFSETS = 1 << 10
+
+
+def mirror_cubes(
+    y: Tensor,
+    geometry: Geometry | Sequence[Geometry],
+    generator: Draws | torch.Generator | None = None,
+    *,
+    flips: bool = True,
+) -> Tensor:
+    """Return one of the mirror images of each cube that leave the missing wedge where it is.
+
+    There are up to eight times as many cubes then, whose noise is the harder to learn by heart.
+
+    Parameters
+    ----------
+    y
+        Cubes ``(batch, views, z, y, x)``.
+    geometry
+        The tilts of all cubes, or of each.
+    generator
+        The source of the draws; ``None`` for torch's own. With a :class:`~equitomo.draws.Draws` a cube's image depends
+        on the seed and on the cube's index alone.
+    flips
+        ``False`` draws only those images that are rotations too.
+    """
+    images = [mirrors_of(own, flips) for own in _each(geometry, y)]
+    # The number of images is 8, 4 or 2 and divides the bound.
+    drawn = _integers(generator, len(y), 8, MIRRORS)
+    return torch.stack([cube.flip(own[k % len(own)]) for cube, own, k in zip(y, images, drawn, strict=True)])
+
+
+def exchange_tilts(
+    y: Tensor, geometry: Geometry | Sequence[Geometry], generator: Draws | torch.Generator | None = None
+) -> Tensor:
+    r"""Exchange random sectors of tilts between the two halves of each cube.
+
+    .. math:: y_0' = y_1 + B (y_0 - y_1), \qquad y_1' = y_0 - B (y_0 - y_1)
+
+    where the projection :math:`B` keeps sectors of the planes across the tilt axis. A projection image measures one
+    direction of these planes, and the noise of different images is independent: exchanging the images of some
+    directions leaves the specimen, the power of the noise and its independence between the halves as they were, but
+    makes other halves. A network that has learned the noise of one half by heart, as it does in a thousand steps on a
+    small tomogram, gains nothing by it. The idea is ours.
+
+    The noise stays independent where the cube is a whole period of the Fourier transform. In a cube that is cut from
+    something larger the cut spreads every coefficient over its neighbours, and one half then predicts up to 15 % of the
+    power of the other's noise. Cubes that are cut larger and cropped after the exchange leave less: 2 % for 48 voxels
+    cropped to 32, 0.5 % for 64. See ``larger_augmentations`` of :class:`equitomo.training.Method`, and do not reflect
+    the volume beyond its faces for that: reflected noise is the same noise, and as much of it is predicted as without
+    a margin.
+
+    Parameters
+    ----------
+    y
+        Cubes ``(batch, 2, z, y, x)``.
+    geometry
+        The tilts of all cubes, or of each.
+    generator
+        The source of the draws, as for :func:`mirror_cubes`.
+
+    Examples
+    --------
+    >>> from equitomo import TiltGeometry
+    >>> y = torch.randn(3, 2, 8, 8, 8)
+    >>> exchanged = exchange_tilts(y, TiltGeometry.from_range(-60, 60), torch.Generator().manual_seed(0))
+    >>> torch.allclose(exchanged.sum(1), y.sum(1), atol=1e-5)
+    True
+    """
+    if y.shape[1] != 2:
+        raise ValueError(f"tilts are exchanged between two halves, got cubes of shape {tuple(y.shape)}")
+    drawn = _integers(generator, len(y), _OFFSETS << SECTORS, EXCHANGES)
+    shape = (y.shape[-3], y.shape[-2], y.shape[-1])
+    # The noise of the halves stays independent for sectors of any axis: those of one part of a union will do.
+    axes = [own.parts[0].axes for own in _each(geometry, y)]
+    stays = [
+        _kept(shape, own, (k >> SECTORS) / _OFFSETS, k % (1 << SECTORS), y.device)
+        for own, k in zip(axes, drawn, strict=True)
+    ]
+    if len(set(axes)) > 1:
+        stays = [mask.expand(shape[0], shape[1], shape[2] // 2 + 1) for mask in stays]
+    first, second = y[:, :1], y[:, 1:]
+    moved = filtered(first - second, torch.stack(stays)[:, None], shape)
+    return torch.cat([second + moved, first - moved], dim=1)
+
+
+def _each(geometry: Geometry | Sequence[Geometry], y: Tensor) -> Sequence[Geometry]:
+    return geometry if isinstance(geometry, Sequence) else [geometry] * len(y)
+
+
+def _integers(generator: Draws | torch.Generator | None, n: int, bound: int, stream: int) -> list[int]:
+    if isinstance(generator, Draws):
+        return generator.integers(bound, stream)
+    device = "cpu" if generator is None else generator.device
+    drawn: list[int] = torch.randint(bound, (n,), generator=generator, device=device).tolist()
+    return drawn
+
+
+def _kept(shape: tuple[int, int, int], axes: TiltAxes, offset: float, bits: int, device: torch.device) -> Tensor:
+    """Return an even mask, of length 1 along the tilt axis, that is 1 in the sectors whose bit is set."""
+    k = frequencies(shape, device=device, dtype=torch.float32)
+    k_beam, k_across = k[axes.beam], k[axes.across]
+    turns = torch.atan2(k_beam, k_across) / torch.pi % 1.0
+    sector = (turns * SECTORS + offset).long() % SECTORS
+    table = torch.tensor([bits >> i & 1 for i in range(SECTORS)], dtype=torch.float32).to(device)
+    # Opposite directions are one, but at Nyquist a frequency and its opposite stand in one place.
+    return table[sector].masked_fill((k_beam.abs() == 0.5) | (k_across.abs() == 0.5), 1.0)

@@ -1,0 +1,58 @@
+"""Runs: training in a folder with its record, prediction, tables of tomograms, and the checks before all that."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from equitomo.run.checks import check_training
+    from equitomo.run.convert import Conversion
+    from equitomo.run.demo import Demonstration
+    from equitomo.run.many import Outcome, TablePrediction
+    from equitomo.run.prediction import Plan
+    from equitomo.run.run import Run
+    from equitomo.run.settings import (
+        Prediction,
+        ReconstructionSettings,
+        SpecimenSettings,
+        TomogramFiles,
+        TrainingFiles,
+    )
+    from equitomo.run.table import Tomogram, tomograms_of
+
+__all__ = [
+    "Conversion",
+    "Demonstration",
+    "Outcome",
+    "Plan",
+    "Prediction",
+    "ReconstructionSettings",
+    "Run",
+    "SpecimenSettings",
+    "TablePrediction",
+    "Tomogram",
+    "TomogramFiles",
+    "TrainingFiles",
+    "check_training",
+    "tomograms_of",
+]
+
+_HOMES = {
+    "Conversion": "convert",
+    "Demonstration": "demo",
+    "Outcome": "many",
+    "Plan": "prediction",
+    "Run": "run",
+    "TablePrediction": "many",
+    "Tomogram": "table",
+    "check_training": "checks",
+    "tomograms_of": "table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # The settings must be at hand without torch: the command line parses before it imports.
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'settings')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,251 @@
+"""The prediction of one tomogram: the predictor that a run's settings make, and all checks before the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from deepinv.physics import Physics
+from torch import nn
+
+from equitomo.datasets import TomogramPair
+from equitomo.geometry import Geometry
+from equitomo.inference import Footprint, TiledPredictor, measured_margin
+from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
+from equitomo.precision import chosen_device
+from equitomo.run.memory import require_memory
+from equitomo.run.settings import ReconstructionSettings
+from equitomo.symmetry import MirrorAveraged
+from equitomo.training import TrainingConfig
+from equitomo.volumes import Shape
+
+Progress = Callable[[int, int], None]
+OperatorMaker = Callable[[Shape, Geometry], Physics]
+VoxelType = Literal["float32", "float16"]
+# The widest margin that "auto" compares with.
+_WIDEST_MARGIN = 64
+_LARGEST_FLOAT16 = 6e4
+
+
+def predictor_for(
+    network: nn.Module,
+    geometry: Geometry,
+    settings: ReconstructionSettings,
+    config: TrainingConfig,
+    *,
+    physics: OperatorMaker | None = None,
+    devices: Sequence[torch.device] | None = None,
+    pair: TomogramPair | None = None,
+) -> TiledPredictor:
+    """Return the predictor of a run.
+
+    Parameters
+    ----------
+    network
+        The trained network.
+    geometry
+        The tilts of the tomogram.
+    settings
+        How the tomogram is cut into tiles.
+    config
+        The settings of the run, some of which tell how it predicts.
+    physics
+        Makes the operator that empties the wedge, for a run with one of its own; ``None`` takes that of the geometry.
+    devices
+        The devices to use; ``None`` uses that of the network.
+    pair
+        The tomogram on which a margin is measured. Without one no margin is measured, which suffices to see whether
+        the other settings fit.
+
+    Raises
+    ------
+    ValueError
+        If tiles, margins and the network do not fit.
+    """
+    make = partial(
+        TiledPredictor,
+        MirrorAveraged(network, geometry, flips=config.flips) if config.test_time_mirrors else network,
+        geometry if physics is None else lambda shape: physics(shape, geometry),
+        tile=settings.tile or None,
+        passes=config.passes,
+        average_first=config.average_first,
+        wedge=settings.wedge,
+        local_tile=settings.local_tile or None,
+        precision=config.precision,
+        devices=devices,
+    )
+    try:
+        if settings.tile_margin != "auto":
+            return make(margin=settings.tile_margin)
+        predictor = make(margin=0)
+        return predictor if pair is None else make(margin=_measured_margin(predictor, settings, pair))
+    except ValueError as error:
+        # The margin of a configuration is another one.
+        raise ValueError(str(error).replace("`margin`", "`tile_margin`")) from error
+
+
+def _measured_margin(predictor: TiledPredictor, settings: ReconstructionSettings, pair: TomogramPair) -> int:
+    """Return the margin that is within the tolerance in the middle of a tomogram."""
+    # Core and margins make one tile: measuring takes no more memory than predicting.
+    core = min(32, predictor.tile // 4)
+    room = min((predictor.tile - core) // 2, _WIDEST_MARGIN)
+    largest = max(room // predictor.stride, 1) * predictor.stride
+    try:
+        return measured_margin(
+            predictor,
+            pair.halves[0],
+            settings.margin_tolerance,
+            largest=largest,
+            core=core,
+            intensities=(pair.scale.mean, pair.scale.scale),
+        )
+    except ValueError as error:
+        message = f"`tile_margin='auto'`: {error}; that is, a larger `tile` or `margin_tolerance`"
+        raise ValueError(message) from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prediction of a tomogram, for which inputs and settings are checked and the disk has room.
+
+    Parameters
+    ----------
+    pair
+        The tomogram.
+    out
+        The file to write.
+    predictor
+        The predictor.
+    needs
+        The memory and the disk that the prediction takes.
+    settings
+        The settings of the prediction.
+    overwrite
+        Replace the file if it exists.
+    """
+
+    pair: TomogramPair
+    out: Path
+    predictor: TiledPredictor
+    needs: Footprint
+    settings: ReconstructionSettings
+    overwrite: bool
+
+    @classmethod
+    def of(
+        cls,
+        pair: TomogramPair,
+        out: str | Path,
+        predictor: TiledPredictor,
+        settings: ReconstructionSettings,
+        *,
+        overwrite: bool,
+    ) -> Plan:
+        """Check a prediction before the work.
+
+        Raises
+        ------
+        ValueError
+            If the result would replace an input, the intensities do not fit into 16 bits, or the memory does not
+            suffice.
+        OSError
+            If the file cannot be written, or the disk has too little room.
+        """
+        out = valid_path(out)
+        require_other(out, *input_paths(pair))
+        require_range(pair, settings.dtype)
+        needs = Footprint.of(predictor, pair.shape, halves=len(pair.halves), sources=pair.halves)
+        n_bytes = bytes_to_create(out, pair.shape, settings.dtype) + needs.disk
+        require_writable(out, overwrite=overwrite, n_bytes=n_bytes)
+        require_memory(needs.memory, f"{out}: prediction", "a smaller `tile` or `local_tile` needs less")
+        return cls(pair, out, predictor, needs, settings, overwrite)
+
+    def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:
+        """Predict into the file, and return its path.
+
+        Parameters
+        ----------
+        progress
+            Called with the number of tiles done and their total.
+        before_naming
+            Called when all is computed, before the file takes its name.
+        """
+        pair = self.pair
+        first = pair.files.get("first")
+        header: dict[str, Any] = {"like": first} if isinstance(first, Volume) else {"voxel_size": pair.voxel_size}
+        header |= {"dtype": self.settings.dtype, "overwrite": self.overwrite}
+        with creating_volume(self.out, pair.shape, **header) as data:
+            intensities = (pair.scale.mean, pair.scale.scale)
+            self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)
+            before_naming()
+        return self.out
+
+
+def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.device]:
+    """Return devices, given as such or as names with commas between them, after trying each.
+
+    Raises
+    ------
+    ValueError
+        If one cannot be used, or they are of several kinds.
+    """
+    names = devices.split(",") if isinstance(devices, str) else [str(device) for device in devices]
+    chosen = [chosen_device(name.strip()) for name in names]
+    if len({device.type for device in chosen}) > 1:
+        raise ValueError(f"devices of several kinds, {', '.join(names)}, would give other results: choose one kind")
+    return chosen
+
+
+def input_paths(pair: TomogramPair) -> list[Path]:
+    """Return the files that a pair was read from."""
+    return [file if isinstance(file, Path) else file.path for file in pair.files.values()]
+
+
+def require_other(out: Path, *inputs: str | Path | None) -> None:
+    """Refuse to put the result in the place of what it is made from.
+
+    Raises
+    ------
+    ValueError
+        If it would be.
+    """
+    # A level of an OME-Zarr store is a folder in it.
+    resolved = [Path(path).resolve() for path in inputs if path is not None]
+    if any(out.resolve() in (path, *path.parents) for path in resolved):
+        raise ValueError(f"{out} is one of the inputs: choose another name for the result")
+
+
+def require_one_wedge(pair: TomogramPair, config: TrainingConfig) -> None:
+    """Refuse halves of different tilts where a prediction depends on the wedge.
+
+    Raises
+    ------
+    ValueError
+        If that is so.
+    """
+    if len(set(pair.geometries)) > 1 and (config.passes > 1 or config.test_time_mirrors):
+        raise ValueError(
+            f"{pair.name}: the halves have different tilts, and a prediction with several passes or with mirror images "
+            "needs those of the volume that it is applied to: predict each half alone, or pass `passes=1` and "
+            "`test_time_mirrors=False`"
+        )
+
+
+def require_range(pair: TomogramPair, dtype: VoxelType) -> None:
+    """Refuse 16 bits for intensities that they cannot hold, before and not after the work.
+
+    Raises
+    ------
+    ValueError
+        If the intensities are too large.
+    """
+    if dtype == "float16" and (largest := _largest(half.extremes for half in pair.statistics)) > _LARGEST_FLOAT16:
+        raise ValueError(f"intensities reach {largest:g}, more than `dtype='float16'` can hold: write float32")
+
+
+def _largest(extremes: Iterable[tuple[float, float]]) -> float:
+    return max(abs(end) for ends in extremes for end in ends)

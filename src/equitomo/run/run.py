@@ -1,0 +1,491 @@
+"""A training run in a folder, from its tomograms to predictions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from deepinv.loss import Loss
+from torch import nn
+
+from equitomo import report
+from equitomo.datasets import TomogramPair, read_geometry
+from equitomo.geometry import Geometry, TiltAxis, TiltUnion, as_geometry
+from equitomo.inference import Footprint, TiledPredictor
+from equitomo.io import bytes_to_create, read_volume
+from equitomo.methods import IcecreamTrainer
+from equitomo.run.folder import RunFolder
+from equitomo.run.initial import Initial
+from equitomo.run.pictures import StepProgress, TrainingWatch
+from equitomo.run.prediction import (
+    OperatorMaker,
+    Plan,
+    Progress,
+    chosen_devices,
+    predictor_for,
+    require_one_wedge,
+    require_range,
+)
+from equitomo.run.record import Invocation
+from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
+from equitomo.run.summary import draw_reconstruction
+from equitomo.run.training import RunTraining, inputs_of
+from equitomo.training import TrainingConfig
+from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
+from equitomo.volumes import VolumeLike
+
+_RECONSTRUCTION = "reconstruction.mrc"
+Devices = str | Sequence[str | torch.device]
+
+
+class Run:
+    """A training run in a folder, which can be resumed and whose network predicts.
+
+    :meth:`create` makes a run of tomograms, or resumes one; :meth:`open` gives the network of a run that exists. While
+    the run works, its folder is locked. ``manifest.json`` in it records the inputs with their hashes, the settings, and
+    each time that the run was worked on. A run that was stopped or killed and is resumed ends with the weights of an
+    unbroken one, to the bit on a CPU.
+
+    Attributes
+    ----------
+    path : Path
+        The folder of the run, or the checkpoint that was opened.
+    config : TrainingConfig
+        The settings.
+
+    Examples
+    --------
+    >>> specimen = torch.randn(16, 16, 16)
+    >>> pair = TomogramPair(*(specimen + torch.randn(2, 16, 16, 16)), (-60.0, 60.0))
+    >>> folder = getfixture("tmp_path")
+    >>> settings = {"side": 16, "width": 2, "levels": 2, "steps": 2, "batch": 1, "device": "cpu"}
+    >>> run = Run.create(folder / "run", pair, TrainingConfig.preset("tiny", **settings))
+    >>> run.train().step
+    2
+    >>> run.predict(pair, folder / "out.mrc").name
+    'out.mrc'
+    >>> predictor = Run.open(folder / "run").predictor(pair.geometry)
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: TrainingConfig,
+        geometries: Sequence[Geometry],
+        *,
+        step: int = 0,
+        network: nn.Module | None = None,
+        hashes: Mapping[str, str] | None = None,
+        physics: OperatorMaker | None = None,
+        training: RunTraining | None = None,
+    ) -> None:
+        self.path, self.config = path, config
+        self._geometries, self._step, self._network, self._training = geometries, step, network, training
+        self._physics = physics
+        self.weight_hashes = dict(hashes or {})
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path | RunFolder,
+        pairs: TomogramPair | Sequence[TomogramPair],
+        config: TrainingConfig | None = None,
+        *,
+        network: Callable[[], nn.Module] | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        physics: OperatorMaker | None = None,
+        init: str | Path | nn.Module | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        break_lock: bool = False,
+        further_inputs: Mapping[str, Path] | None = None,
+        invocation: Invocation | None = None,
+    ) -> Self:
+        """Make a run of tomograms, or resume one.
+
+        Inputs, settings, memory and disk are checked. Nothing is written into the folder before the training.
+
+        Parameters
+        ----------
+        folder
+            The folder, which need not exist.
+        pairs
+            The tomograms.
+        config
+            The settings; ``None`` for the paper's.
+        network, losses, physics
+            A network, losses and an operator of one's own, as for :class:`~equitomo.IcecreamTrainer`.
+        init
+            A run, a checkpoint or a network whose weights the training starts from.
+        resume
+            Continue the run in the folder. Its inputs must be the same, though they may lie elsewhere.
+        overwrite
+            Replace a run in the folder when the training begins.
+        break_lock
+            Take the folder from a process that seems to use it and is certainly gone.
+        further_inputs
+            Other files that belong to the run, by role, to be recorded and compared too.
+        invocation
+            The command that this is part of, for the record.
+
+        Raises
+        ------
+        ValueError
+            If cubes do not fit, an input is among the files that the run writes or is not that of the resumed run,
+            settings differ from those of the resumed run, or a step does not fit into the memory.
+        OSError
+            If another process uses the folder, it holds a run without leave or none to resume, cannot be written, or
+            its disk has too little room.
+        """
+        place = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
+        with place.held(resume=resume, overwrite=overwrite, break_lock=break_lock):
+            restored = resume and has_checkpoint(place.path)
+            initial = Initial.of(init, restored=restored, network=network)
+            watch = TrainingWatch(place.path / "previews")
+            trainer = IcecreamTrainer(
+                pairs,
+                config,
+                network=network,
+                losses=losses,
+                physics=physics,
+                out=place.path,
+                resume=resume,
+                overwrite=overwrite,
+                init=initial.network,
+                preview=watch.preview,
+            )
+            training = RunTraining(trainer, place, watch, invocation or Invocation(), resume, overwrite)
+            if trainer.world.is_first:
+                inputs = inputs_of(pairs) | dict(further_inputs or {})
+                training.prepare(inputs, initial.description, None if isinstance(init, nn.Module) else init)
+        geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
+        return cls(place.path, trainer.config, geometries, physics=physics, training=training)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        network: Callable[[], nn.Module] | None = None,
+        physics: OperatorMaker | None = None,
+    ) -> Self:
+        """Open a run to predict with its network.
+
+        Parameters
+        ----------
+        folder
+            The folder of the run, or one of its checkpoints.
+        network, physics
+            The network and the operator of the run, where they were its own.
+
+        Raises
+        ------
+        ValueError
+            If there is no sound checkpoint, or it is of another network.
+        """
+        checkpoint = load_checkpoint(Path(folder))
+        state = checkpoint.state
+        return cls(
+            Path(folder),
+            checkpoint.config,
+            checkpoint.geometries,
+            step=state["step"],
+            network=checkpoint.network(network),
+            hashes={name: state["sha256"][name] for name in ("weights", "ema") if name in state["sha256"]},
+            physics=physics,
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step if self._training is None else self._training.trainer.step
+
+    @property
+    def trainer(self) -> IcecreamTrainer:
+        """The trainer.
+
+        Raises
+        ------
+        RuntimeError
+            If the run was opened without its tomograms.
+        """
+        if self._training is None:
+            raise RuntimeError(
+                f"{self.path} was opened without its tomograms, which training needs: "
+                "Run.create(folder, pairs, config, resume=True) continues it"
+            )
+        return self._training.trainer
+
+    @property
+    def pairs(self) -> Sequence[TomogramPair]:
+        """The tomograms of a run that was not merely opened."""
+        return self.trainer.dataset.pairs
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that predicts, with the exponential moving average of the weights if the run keeps one."""
+        network = self.trainer.network if self._network is None else self._network
+        return network.to(memory_format=torch.channels_last_3d)
+
+    def geometry(self, tilts: str | Path | Geometry | None = None, tilt_axis: TiltAxis | None = None) -> Geometry:
+        """Return the tilts of a tomogram to predict, by default those of the run.
+
+        Parameters
+        ----------
+        tilts
+            A file, ``"LOW,HIGH"`` in degrees or a geometry; ``None`` for those of the run.
+        tilt_axis
+            ``None`` for that of the run.
+
+        Raises
+        ------
+        ValueError
+            If the run knows no tilts or several, and none are given.
+        """
+        if tilts is not None:
+            axes = {part.tilt_axis for geometry in self._geometries for part in geometry.parts}
+            return read_geometry(tilts, tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
+        if not self._geometries:
+            raise ValueError("the checkpoint was converted and knows no tilts: pass `tilts`")
+        if len(self._geometries) > 1:
+            raise ValueError("the run was trained on several tilt ranges: pass the `tilts` of this tomogram")
+        geometry = self._geometries[0]
+        if tilt_axis is None:
+            return geometry
+        if isinstance(geometry, TiltUnion):
+            raise ValueError("the run was tilted about two axes: pass the `tilts` of this tomogram with its axis")
+        return replace(geometry, tilt_axis=tilt_axis)
+
+    def read_pair(self, files: TomogramFiles) -> TomogramPair:
+        """Return a tomogram to predict, with the normalisation and by default the tilts of the run.
+
+        No more than the headers are read now.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
+        """
+        return TomogramPair.read(
+            files.first,
+            files.second,
+            tilts=self.geometry(files.tilts, files.tilt_axis),
+            normalization=self.config.normalization,
+            nan=files.nan,
+            permissive=files.permissive,
+            lazy=True,
+        )
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Hold the folder and keep the record while the block works. :meth:`train` does by itself."""
+        if self._training is None:
+            yield
+        else:
+            with self._training.recorded():
+                yield
+
+    def train(self, until: int | None = None, *, progress: StepProgress | None = None) -> Self:
+        """Train to the last step, or to step ``until``; return the run.
+
+        Parameters
+        ----------
+        until
+            The step to stop after.
+        progress
+            Called with the number of steps done and the latest losses by name, which a ``"change"`` may be among: the
+            relative change of the cube in the last picture.
+
+        Raises
+        ------
+        TrainingInterruptedError, TrainingDivergedError, LostProcessError, torch.OutOfMemoryError
+            As :meth:`equitomo.IcecreamTrainer.train`.
+        OSError
+            If another process uses the folder, or the disk is full.
+        """
+        trainer = self.trainer
+        assert self._training is not None
+        with self.recorded():
+            trainer.train(until, None if progress is None else self._training.watch.with_change(progress))
+            if trainer.world.is_first:
+                report.draw_losses(self.path / "losses.png", self.path / "losses.csv")
+        return self
+
+    def predictor(
+        self,
+        geometry: Geometry | tuple[float, float] | None = None,
+        settings: ReconstructionSettings | None = None,
+        *,
+        devices: Devices | None = "auto",
+        pair: TomogramPair | None = None,
+    ) -> TiledPredictor:
+        """Return the predictor that ``equitomo predict`` uses.
+
+        Parameters
+        ----------
+        geometry
+            The tilts of the tomogram; ``None`` for those of the run.
+        settings
+            :class:`~equitomo.run.ReconstructionSettings`, or a :class:`~equitomo.run.Prediction` that also replaces
+            settings of the run; ``None`` for the defaults.
+        devices
+            Devices of one kind, or their names with commas between them; ``None`` for that of the network.
+        pair
+            The tomogram on which the margin is measured if ``tile_margin`` is ``"auto"``.
+
+        Raises
+        ------
+        ValueError
+            If the settings and the network do not fit, or a device cannot be used.
+        """
+        settings = Prediction() if settings is None else settings
+        chosen = None if devices is None else chosen_devices(devices)
+        geometry = self.geometry() if geometry is None else as_geometry(geometry)
+        network = self.network if chosen is None else self.network.to(chosen[0])
+        config = self.config_with(settings)
+        return predictor_for(network, geometry, settings, config, physics=self._physics, devices=chosen, pair=pair)
+
+    def config_with(self, settings: ReconstructionSettings) -> TrainingConfig:
+        """Return the settings of the run with those that a prediction replaces."""
+        return replace(self.config, **settings.changes())
+
+    def copied_to(self, device: torch.device) -> Self:
+        """Return the run with a copy of its network on a device, to predict there while others work elsewhere."""
+        copied = copy.copy(self)
+        copied._network = copy.deepcopy(self.network).to(device)
+        return copied
+
+    def plan(
+        self,
+        pair: TomogramPair,
+        out: str | Path,
+        settings: ReconstructionSettings | None = None,
+        *,
+        overwrite: bool = False,
+        devices: Devices | None = "auto",
+    ) -> Plan:
+        """Check the prediction of a tomogram before the work, and return it to be carried out.
+
+        Parameters
+        ----------
+        pair
+            Two halves, or a pair with one volume.
+        out
+            The file to write; a name that ends in ``.zarr`` makes an OME-Zarr store.
+        overwrite
+            Replace the file if it exists.
+        settings, devices
+            As for :meth:`predictor`.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`equitomo.run.Plan.of` and :meth:`predictor`.
+        """
+        settings = Prediction() if settings is None else settings
+        require_one_wedge(pair, self.config_with(settings))
+        predictor = self.predictor(pair.geometry, settings, devices=devices, pair=pair)
+        return Plan.of(pair, out, predictor, settings, overwrite=overwrite)
+
+    def predict(
+        self,
+        pair: TomogramPair,
+        out: str | Path,
+        settings: ReconstructionSettings | None = None,
+        *,
+        overwrite: bool = False,
+        devices: Devices | None = "auto",
+        progress: Progress | None = None,
+    ) -> Path:
+        """Reconstruct a tomogram into a file, and return its path. The parameters are those of :meth:`plan`.
+
+        Parameters
+        ----------
+        progress
+            Called with the number of tiles done and their total.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`plan`.
+        """
+        return self.plan(pair, out, settings, overwrite=overwrite, devices=devices).write(progress)
+
+    def require_reconstruction(self, settings: ReconstructionSettings | None = None, *, n_volumes: int = 1) -> None:
+        """Refuse, before the training, a reconstruction that could not be written after it.
+
+        Parameters
+        ----------
+        settings
+            As for :meth:`reconstruct`.
+        n_volumes
+            Volumes that will be written into the folder, the reconstruction among them.
+
+        Raises
+        ------
+        ValueError
+            If settings and network do not fit, or the intensities do not fit into 16 bits.
+        OSError
+            If the disk has too little room.
+        """
+        settings, pair = ReconstructionSettings() if settings is None else settings, self._pair()
+        require_range(pair, settings.dtype)
+        require_one_wedge(pair, self.config_with(settings))
+        predictor = self.predictor(pair.geometry, settings, devices=[self.trainer.device])
+        n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
+        n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
+        assert self._training is not None
+        self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)
+
+    def reconstruct(
+        self,
+        settings: ReconstructionSettings | None = None,
+        *,
+        truth: VolumeLike | None = None,
+        step_progress: StepProgress | None = None,
+        planned: Callable[[Plan], None] = lambda plan: None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Train to the last step, write the reconstruction into the folder and draw it; return its path.
+
+        Parameters
+        ----------
+        settings
+            How the reconstruction is made; ``None`` for the defaults, with the precision of the training.
+        truth
+            The specimen, if it is known, to be drawn too.
+        step_progress
+            Called as :meth:`train` does.
+        planned
+            Called with the plan of the prediction before it begins.
+        progress
+            Called as :meth:`predict` does.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`require_reconstruction`, :meth:`train` and :meth:`predict`.
+        """
+        settings = ReconstructionSettings() if settings is None else settings
+        self.require_reconstruction(settings)
+        pair, out = self._pair(), self.path / _RECONSTRUCTION
+        with self.recorded():
+            if self.step < self.config.steps:
+                self.train(progress=step_progress)
+            plan = self.plan(pair, out, settings, overwrite=True, devices=[self.trainer.device])
+            planned(plan)
+            plan.write(progress)
+            draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
+        return out
+
+    def _pair(self) -> TomogramPair:
+        """Return the only tomogram."""
+        if len(self.pairs) > 1:
+            raise ValueError(f"the run has {len(self.pairs)} tomograms: reconstruct each with predict()")
+        return self.pairs[0]

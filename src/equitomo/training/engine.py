@@ -1,0 +1,536 @@
+"""The training loop, for any method."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext, suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor, nn
+
+from equitomo.datasets import TomogramPair, cubes_of
+from equitomo.datasets.cubes import cube_at
+from equitomo.draws import Draws
+from equitomo.geometry import Geometry
+from equitomo.precision import autocast
+from equitomo.resources import Retry, is_out_of_memory
+from equitomo.training.checkpoint import (
+    Checkpoint,
+    checkpoint_bytes,
+    has_checkpoint,
+    load_checkpoint,
+    network_settings,
+    save_checkpoint,
+)
+from equitomo.training.config import TrainingConfig
+from equitomo.training.distributed import World, join
+from equitomo.training.fingerprint import describe
+from equitomo.training.learner import Learner
+from equitomo.training.loss_table import LossTable
+from equitomo.training.memory import MemoryPlan, cubes_at_once
+from equitomo.training.method import Method
+from equitomo.training.resuming import require_same_run
+from equitomo.training.skipped import SkippedSteps
+from equitomo.training.step import Objective, Tilts, learning_rate
+from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
+
+Progress = Callable[[int, dict[str, float]], None]
+Preview = Callable[[int, Tensor, Tensor], None]
+
+# Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
+_PATIENCE, _PATIENCE_FLOAT16 = 3, 20
+# Steps after which losses are written, and read from a device that would be waited for.
+_WRITE_EVERY = 20
+
+
+class TrainingInterruptedError(Exception):
+    """A signal ended the training after a checkpoint was written."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """Losses or gradients stopped being finite; the last good weights are saved."""
+
+
+class Trainer:
+    r"""Train a network by a method on the cubes of one or several tomograms.
+
+    The cubes and random numbers of step ``k`` depend on the seed and ``k`` alone, so a run that is stopped and resumed
+    repeats an unbroken one, to the bit on a CPU. A step whose gradient is not finite is skipped and counted. A step for
+    which the memory does not suffice is repeated with fewer cubes at once, in the end with activation checkpointing if
+    the network has it, and gives the same result up to rounding.
+
+    Started by ``torchrun`` or ``srun``, the processes share each batch and end with the same weights, those of one
+    process up to rounding. The first one writes all files and reports.
+
+    Losses and operators must not keep anything of their own from one step to the next: only the state of the network is
+    saved. Random losses repeat their numbers in a resumed run if they draw them from ``draws``, which every loss gets,
+    from torch's global generator, or from a ``torch.Generator`` among the attributes of the loss or the operator. The
+    generators are seeded before each call, from the seed of the run, the index of the first cube of the call and the
+    number of the loss. Other sources, as those of Python and numpy, are not seeded. The numbers of generators depend on
+    how many cubes go through the network at once; those of ``draws.integers`` do not.
+
+    Parameters
+    ----------
+    pairs
+        One pair of half tomograms or several, in memory or in files.
+    method
+        The network, the operator, the losses and the augmentations.
+    config
+        The settings; ``None`` for the paper's. Settings that only methods use, such as ``width``, have no effect here.
+    out
+        The run's folder, for checkpoints and ``losses.csv``; ``None`` writes nothing.
+    resume
+        Continue from the latest checkpoint in ``out``, if there is one.
+    overwrite
+        Replace the run that ``out`` holds. It is removed when training begins.
+    init
+        A network whose weights training starts from, of the same parameters as the one of the method.
+    progress
+        Called with the steps done and the latest losses by name.
+    preview
+        Called every ``preview_every`` steps with the step, a fixed cube and its reconstruction, both
+        ``(z, y, x)`` on the CPU.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    world : World
+        Number of this process among those that train together.
+    learner : Learner
+        The network that is trained, its moving average and its optimiser.
+    objective : Objective
+        The operators and the losses.
+    dataset : SubtomogramDataset or SubtomogramPool
+        The cubes.
+    fingerprint : dict
+        Class, settings and state of the method's parts, by which a resumed run is recognised.
+
+    Raises
+    ------
+    FileExistsError
+        If ``out`` holds a run already and neither ``resume`` nor ``overwrite`` is set.
+    ValueError
+        If cubes do not fit, a resumed run differs in its settings, network, losses or operators, or the batch has fewer
+        cubes than there are processes.
+
+    Examples
+    --------
+    >>> from equitomo.methods import method_of
+    >>> specimen = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> pair = TomogramPair(specimen, specimen + torch.randn(16, 16, 16), (-60.0, 60.0))
+    >>> config = TrainingConfig(side=16, batch=1, width=2, levels=2, steps=2, margin=4, device="cpu")
+    >>> Trainer(pair, method_of(config), config).train().step
+    2
+    """
+
+    def __init__(
+        self,
+        pairs: TomogramPair | Sequence[TomogramPair],
+        method: Method,
+        config: TrainingConfig | None = None,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        init: nn.Module | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> None:
+        self.config = config = TrainingConfig() if config is None else config
+        self.method = method
+        self.world: World = join()
+        if config.batch < self.world.size:
+            raise ValueError(
+                f"`batch` {config.batch} cannot be split over {self.world.size} processes, each needs a cube: use "
+                f"`batch` {self.world.size} or more, or fewer processes"
+            )
+        self.out = None if out is None else Path(out)
+        if self.out is not None and has_checkpoint(self.out) and not (resume or overwrite):
+            raise FileExistsError(
+                f"{self.out} holds a training run already: pass `resume=True` or `overwrite=True`, or choose another "
+                "folder"
+            )
+        self._replaces = overwrite and not resume
+        self._progress, self.preview = progress, preview
+        self.device = self.world.device(config.device)
+        self.dataset = cubes_of(
+            pairs,
+            config.side,
+            length=config.steps * config.batch,
+            memory=round(config.memory * 2**30) or None,
+            exchange_every=config.exchange_every * config.batch,
+            seed=config.seed,
+            min_fraction=config.min_specimen,
+            mixed_voxel_sizes=config.mixed_voxel_sizes,
+        )
+        # The tilts of each tomogram: those of both halves, or of the one volume that the method sees.
+        self._tilts = [_seen_tilts(pair, method) for pair in self.dataset.pairs]
+        self.learner = Learner(method.network, config, self.device, init)
+        different = list(dict.fromkeys(self._tilts))
+        self.objective = Objective(self.learner.network, method, config.cube_shape, different, self.device)
+        self.fingerprint = _fingerprint(method, self.learner.network, self.objective)
+        n_own = len(self.world.share(range(config.batch)))
+        plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
+        self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
+        self.step = 0
+        self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self.learner.scaler.is_enabled() else _PATIENCE)
+        self._read_every = read_every(self.device)
+        # The step of the latest checkpoint.
+        self._saved = -1
+        # The losses of the latest steps, on the device; and those that are read, but not written.
+        self._rows: list[Tensor] = []
+        self._unwritten: list[list[float]] = []
+        if resume and self.out is not None:
+            self._resume(self.out)
+        self._require_same_everywhere()
+
+    def train(self, until: int | None = None, progress: Progress | None = None) -> Self:
+        """Train to the last step, or to step ``until``, and write a checkpoint there.
+
+        Parameters
+        ----------
+        until
+            The step after which to stop; ``None`` for the last one.
+        progress
+            Called as the ``progress`` of the constructor, and in its place.
+
+        Raises
+        ------
+        TrainingInterruptedError
+            On SIGINT, SIGTERM or SIGUSR1, after the state before the current step is saved. Resuming repeats the
+            step. A second SIGINT stops at once.
+        TrainingDivergedError
+            If several steps in a row had no finite gradient: with the last of them on a CPU, else when the losses are
+            read next.
+        LostProcessError
+            If another process of the training ended.
+        torch.OutOfMemoryError
+            If not even one cube at a time with activation checkpointing fits into the memory.
+        """
+        last = self.config.steps if until is None else min(until, self.config.steps)
+        self._progress = self._progress if progress is None else progress
+        self._replace()
+        with (
+            stop_signals(patient=self.world.size > 1) as stop,
+            closing(self.dataset),
+            torch.backends.cudnn.flags(enabled=True, benchmark=True),
+        ):
+            while self.step < last:
+                self._rows.append(self._one_step(stop))
+                self.step += 1
+                if self.step % self._read_every == 0:
+                    self._read_losses()
+                if self.step % _WRITE_EVERY == 0:
+                    self._write_losses()
+                if self._is_due() or self.step == last:
+                    self.save()
+                self._show()
+            # A signal may have arrived after the last gradient was computed.
+            self._stop_if_any(stop)
+        return self
+
+    @property
+    def skipped(self) -> int:
+        """Steps without a finite gradient so far, as last read."""
+        return self._skipped.total
+
+    @property
+    def network(self) -> nn.Module:
+        """A copy of the network for prediction, with the averaged weights if there are any."""
+        return self.learner.for_prediction()
+
+    def save(self) -> Path | None:
+        """Write a checkpoint now; return its path, or ``None`` if the run has no folder or another process writes."""
+        self._read_losses()
+        self._write_losses()
+        if self._folder is None:
+            return None
+        state = {
+            "network": network_settings(self.learner.network),
+            "fingerprint": self.fingerprint,
+            "config": self.config.as_dict(),
+            "geometries": self.geometries,
+            "skipped": self._skipped.total,
+            "consecutive": self._skipped.consecutive,
+            **self.learner.state(),
+        }
+        tensors = self.learner.tensors()
+        self._saved = self.step
+        keep_every = self.config.keep_every
+        return save_checkpoint(self._folder / "checkpoints", self.step, tensors, state, keep_every=keep_every)
+
+    @property
+    def geometries(self) -> list[dict[str, Any]]:
+        """The different tilts, as a checkpoint holds them."""
+        return [geometry.as_dict() for geometry in dict.fromkeys(chain.from_iterable(self._tilts))]
+
+    @property
+    def bytes_to_write(self) -> int:
+        """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
+        one = checkpoint_bytes(self.learner.network, ema=bool(self.config.ema_decay))
+        kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
+        return (kept + 3) * one + self.config.steps * LossTable.row_bytes(len(self.objective.names))
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """How many cubes of this process go through the network together, and whether activations are kept."""
+        return self._within_memory.plan
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format in which the network computes."""
+        return self.learner.dtype
+
+    def bytes_kept(self, n_cubes: int) -> int:
+        """Return the bytes that so many cubes at once keep for the backward pass, each storage counted once."""
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self.gradient(range(n_cubes), n_cubes)
+        self.learner.rewind_buffers()
+        return sum(kept.values())
+
+    @property
+    def _folder(self) -> Path | None:
+        """The run's folder where this process writes into it."""
+        return self.out if self.world.is_first else None
+
+    @property
+    def _table(self) -> LossTable | None:
+        return None if self._folder is None else LossTable(self._folder, self.objective.names)
+
+    def _replace(self) -> None:
+        """Remove the run that this one replaces."""
+        if self._replaces and self._folder is not None and self.step == 0:
+            shutil.rmtree(self._folder / "checkpoints", ignore_errors=True)
+            (self._folder / "losses.csv").unlink(missing_ok=True)
+        self._replaces = False
+
+    def _stop_if_any(self, stop: Sequence[int]) -> None:
+        """End the training if a signal arrived. A signal to a single process ends all processes after the same step."""
+        if signalled := self.world.largest(stop[0] if stop else 0):
+            self._stop(signal.Signals(signalled))
+
+    def _stop(self, number: signal.Signals) -> NoReturn:
+        if self.step != self._saved:
+            # The step may have been left in the middle.
+            self.learner.rewind_buffers()
+            self.save()
+        # A process that ends may make torchrun end the one that writes.
+        self.world.wait()
+        raise TrainingInterruptedError(
+            f"stopped by {number.name} after step {self.step} of {self.config.steps}; resume to continue"
+        )
+
+    def _is_due(self) -> bool:
+        """Return whether a checkpoint is to be written after this step."""
+        every = self.config.checkpoint_every, self.config.keep_every
+        return any(self.step % steps == 0 for steps in every if steps)
+
+    def _one_step(self, stop: Sequence[int]) -> Tensor:
+        """Do one update and return the losses and whether it was skipped, on the device."""
+        own = self.world.share(range(self.step * self.config.batch, (self.step + 1) * self.config.batch))
+        # A GPU's steps take a second, and its backward passes see no signals: they are in a thread of their own.
+        hurry = abandoned_on(stop) if self.device.type == "cpu" else nullcontext()
+        with suppress(StepAbandonedError), hurry:
+            losses = self._fitting(own)
+        self._stop_if_any(stop)
+        # One exchange a step, after each process has repeated what it had to for lack of memory: torch's
+        # DistributedDataParallel exchanges during the backward pass, and what failed in the middle of that cannot be
+        # repeated. As every cube has the same weight, though not every process, the sum is the gradient of the batch,
+        # also where shares are uneven.
+        statistics = self.learner.running_statistics
+        self.world.add([losses, *self.learner.gradients, *statistics])
+        if self.world.size > 1:
+            for mean in statistics:
+                mean /= self.world.size
+        bad = self.learner.update(losses.sum(), self.step)
+        return torch.cat([losses, bad[None]])
+
+    def _fitting(self, indices: range) -> Tensor:
+        """Return the losses as :meth:`gradient` does, with as many cubes at once as fit."""
+        try:
+            return self._within_memory(lambda plan: self._planned(indices, plan))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"out of memory with {self._within_memory.plan}. One cube is too large for this device: a smaller "
+                "`side` or `width` needs less, or `precision='bfloat16'` where the device has it; a smaller `batch` "
+                "does not, since cubes go one by one already"
+            ) from error
+
+    def _planned(self, indices: range, plan: MemoryPlan) -> Tensor:
+        if plan.checkpointing and hasattr(self.learner.network, "checkpointing"):
+            vars(self.learner.network)["checkpointing"] = True
+        return self.gradient(indices, plan.n_at_once)
+
+    def gradient(self, indices: range, n_at_once: int) -> Tensor:
+        """Give the parameters the gradient of the batch's mean losses, some cubes at a time, and return the losses.
+
+        Everything drawn depends on a cube's own index, and every cube has the weight of one in the batch: the grouping
+        of the cubes changes the order of the sums only.
+        """
+        self.learner.network.zero_grad()
+        # An attempt that failed may have changed them.
+        self.learner.rewind_buffers()
+        parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
+        with freed_on_failure():
+            return torch.stack([self._backward(part) for part in parts]).sum(0)
+
+    def _backward(self, indices: range) -> Tensor:
+        """Add the gradient of what some cubes contribute to the mean losses, and return the contribution."""
+        y, tilts, draws = self._drawn(indices)
+        with autocast(self.learner.dtype, self.device):
+            losses: Tensor = self.objective(y, tilts, draws).sum(1) / self.config.batch
+        self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
+
+    def _drawn(self, indices: range) -> tuple[Tensor, list[Tilts], Draws]:
+        """Return cubes as the losses see them, the tilts of each, and the random numbers for them."""
+        method, draws = self.method, Draws(self.config.seed, indices)
+        if method.larger_augmentations:
+            y, sources, begins = self.dataset.cut(indices, method.cut_margin)
+        else:
+            (y, sources), begins = self.dataset.batch(indices), []
+        tilts = [self._tilts[source] for source in sources]
+        geometries = [first for first, *_ in tilts]
+        y = y.to(self.device, non_blocking=True)
+        if method.n_views == 1 and y.shape[1] > 1:
+            y = y.mean(1, keepdim=True)
+        for augment in method.larger_augmentations:
+            y = augment(y, geometries, draws)
+        if begins:
+            y = torch.stack([cube_at(*pair, self.dataset.shape) for pair in zip(y, begins, strict=True)])
+        for augment in method.augmentations:
+            y = augment(y, geometries, draws)
+        return y, tilts, draws
+
+    def _read_losses(self) -> None:
+        """Fetch the losses since the last time, report them, and stop a run that has diverged."""
+        if not self._rows:
+            return
+        rows = torch.stack(self._rows).cpu().tolist()
+        self._rows = []
+        self._unwritten += rows
+        # The counts are the same in all processes, whose gradients and losses were added before.
+        self._skipped.count(bad for *_, bad in rows)
+        if self.world.is_first:
+            self._skipped.warn_of_many(self.step)
+            if self._progress is not None:
+                losses = dict(zip(self.objective.names, rows[-1], strict=False))
+                self._progress(self.step, {**losses, "skipped": self.skipped})
+        if self._skipped.are_too_many:
+            self._give_up()
+
+    def _write_losses(self) -> None:
+        """Write the losses that were read since the last time."""
+        first, rows = self.step - len(self._unwritten), self._unwritten
+        self._unwritten = []
+        if (table := self._table) is None or not rows:
+            return
+        rates = [learning_rate(self.config, step) for step in range(first, self.step)]
+        numbered = enumerate(zip(rows, rates, strict=True), start=first + 1)
+        table.append([(step, *losses, rate, int(bad)) for step, ((*losses, bad), rate) in numbered])
+
+    def _give_up(self) -> NoReturn:
+        in_a_row = self._skipped.longest
+        # The state is one to resume from: skipped steps have changed nothing.
+        self._skipped.reset_patience()
+        saved = self.save()
+        self.world.wait()
+        raise TrainingDivergedError(
+            f"no finite gradient in {in_a_row} steps in a row, up to step {self.step}: lower `learning_rate` or pass "
+            "`precision='float32'`. These steps changed nothing, the weights are good" + (f": {saved}" if saved else "")
+        )
+
+    def _resume(self, folder: Path) -> None:
+        if has_checkpoint(folder):
+            self._restore(load_checkpoint(folder))
+        if (table := self._table) is not None:
+            # Also the losses of a run that was killed before its first checkpoint.
+            table.forget_after(self.step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        require_same_run(checkpoint, self.config, self.geometries, self.fingerprint)
+        self.learner.restore(checkpoint)
+        self.step = self._saved = checkpoint.state["step"]
+        self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]
+
+    def _require_same_everywhere(self) -> None:
+        """Refuse processes that did not read the same: their gradients would be of different things."""
+        if self.world.size == 1:
+            return
+        tensors = [self.dataset.example, *self.learner.network.state_dict().values()]
+        # Of the parts only what does not depend on how a processor rounds.
+        parts = [self.fingerprint["network"], *self.fingerprint["losses"].values(), *self.fingerprint["operators"]]
+        texts = [(part["class"], part["text"]) for part in parts]
+        given = (self.step, self.learner.dtype, self.config, self.geometries, self.dataset.n_starts, texts)
+        self.world.require_equal(
+            b"".join([repr(given).encode(), *(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)]),
+            "the processes of this training do not have the same settings, tomograms, method, initial weights or "
+            "checkpoint: start them alike, and keep inputs and runs where all of them see the same files",
+        )
+
+    def _show(self) -> None:
+        every = self.config.preview_every
+        if self.preview is None or not self.world.is_first or not every or self.step % every:
+            return
+        cube = self.dataset.example.mean(0)
+        with torch.inference_mode(), autocast(self.learner.dtype, self.device):
+            seen = self.network(cube[None, None].to(self.device))[0, 0].float()
+        self.preview(self.step, cube.cpu(), seen.cpu())
+
+
+def _fingerprint(method: Method, network: nn.Module, objective: Objective) -> dict[str, Any]:
+    """Return the description of a method by which a resumed run is recognised, before training changes anything."""
+    terms = objective.terms
+    return {
+        "network": describe(network, values=False),
+        "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
+        "operators": [describe(part.physics) for part in terms],
+        "augmentations": [describe(augmentation) for augmentation in method.augmentations],
+        "larger_augmentations": [describe(augmentation) for augmentation in method.larger_augmentations],
+        "cut_margin": method.cut_margin,
+        "n_views": method.n_views,
+    }
+
+
+def read_every(device: torch.device) -> int:
+    """Return after how many steps losses are read: on a CPU nothing is waited for, and a step may take minutes."""
+    return 1 if device.type == "cpu" else _WRITE_EVERY
+
+
+def _seen_tilts(pair: TomogramPair, method: Method) -> tuple[Geometry, ...]:
+    """Return the tilts of each view that the method sees of a tomogram, and refuse one with other views."""
+    if method.n_views == 1:
+        if len(set(pair.geometries)) > 1:
+            raise ValueError(
+                f"{pair.name}: the method {method.name} takes the mean of the halves, whose tilts differ: give one "
+                "volume of all tilts"
+            )
+        return pair.geometries[:1]
+    if pair.n_views != method.n_views:
+        raise ValueError(
+            f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
+            "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
+        )
+    if (method.augmentations or method.larger_augmentations) and len(set(pair.geometries)) > 1:
+        # Exchanging parts of the halves, or mirroring them, presumes that both have one wedge.
+        raise ValueError(
+            f"{pair.name}: the method {method.name} changes cubes in ways that presume equal tilts of both halves: "
+            "give the tilts of the whole series for both, or take a method without augmentations, as "
+            "`method='icecream'`"
+        )
+    return pair.geometries

@@ -1,0 +1,79 @@
+"""A method of training as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from deepinv.loss import Loss
+from deepinv.physics import Physics
+from torch import Tensor, nn
+
+from equitomo.draws import Draws
+from equitomo.geometry import Geometry
+
+Shape = tuple[int, int, int]
+Network = Callable[[], nn.Module]
+Operator = Callable[[Shape, Geometry], Physics]
+Losses = Callable[[Physics], Mapping[str, Loss]]
+Augmentation = Callable[[Tensor, Sequence[Geometry], Draws], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    r"""The parts of a training method, which :class:`~equitomo.training.Trainer` puts together.
+
+    One step of a method, for cubes :math:`y` of the tomograms,
+
+    .. math:: \sum_k \mathcal{L}_k\bigl(f(y),\; y,\; A,\; f\bigr),
+
+    is the sum of its losses, which share the estimate :math:`f(y)`.
+
+    Parameters
+    ----------
+    name
+        The name of the method.
+    network
+        Makes the network :math:`f`, a module that maps ``(batch, 1, z, y, x)`` to the same shape. It is called again
+        whenever a copy of the network is needed, under a seed of the run, and must make the same modules each time.
+    physics
+        Makes the operator :math:`A` for a shape ``(z, y, x)`` and a geometry.
+    losses
+        Makes the losses for an operator, by name. Each is called as deepinv does, with ``x_net``, ``y``, ``physics``
+        and ``model``, and with ``draws``; it returns one value per sample, or one for all. The names head the columns
+        of ``losses.csv``. A loss whose attribute ``weight`` is zero is not called. One whose ``uses_estimate`` or
+        ``needs_estimate_gradient`` is ``False`` saves the call of the network that makes ``x_net``, or its gradient.
+    augmentations
+        Functions that change cubes before the losses see them, in this order: each takes cubes ``(batch, views, z, y,
+        x)``, the geometry of every cube, and the draws to use, and returns cubes of the same shape.
+    larger_augmentations
+        Functions of the same kind that come before these and get larger cubes, which are cropped afterwards.
+    cut_margin
+        Voxels by which these are larger at each face, where the volume has them.
+    n_views
+        Views of a cube: 2 for both halves, 1 for their mean or for a single volume.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from equitomo import TrainingConfig
+    >>> from equitomo.methods import method_of
+    >>> method = method_of(TrainingConfig.preset("fast"))
+    >>> method.name, replace(method, augmentations=()).augmentations
+    ('fast', ())
+    """
+
+    name: str
+    network: Network
+    physics: Operator
+    losses: Losses
+    augmentations: tuple[Augmentation, ...] = ()
+    larger_augmentations: tuple[Augmentation, ...] = ()
+    cut_margin: int = 0
+    n_views: int = 2
+
+    def __post_init__(self) -> None:
+        if self.n_views < 1 or self.cut_margin < 0:
+            raise ValueError(
+                f"`n_views` must be at least 1 and `cut_margin` zero or more, got {self.n_views} and {self.cut_margin}"
+            )
