@@ -14,7 +14,7 @@ from deepinv.physics import Physics
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equitomo.geometry import TiltGeometry, as_geometry
+from equitomo.geometry import Geometry, as_geometry
 from equitomo.inference._splitting import SplittingFunction
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.physics.streamed import apply_by_planes, streaming_needs
@@ -28,7 +28,7 @@ WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 _CPU = torch.device("cpu")
 
 
-def operator_for_all_shapes(given: Resizable | TiltGeometry | tuple[float, float]) -> Resizable:
+def operator_for_all_shapes(given: Resizable | Geometry | tuple[float, float]) -> Resizable:
     """Return an operator that can be made for any shape; tilts stand for a padded missing-wedge operator.
 
     Raises

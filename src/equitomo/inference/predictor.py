@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry
 from equitomo.inference._layout import TileLayout, suitable_tile, tile_shape
 from equitomo.inference._network import copies, evaluating, normalization_layers
 from equitomo.inference._operators import Resizable, operator_for_all_shapes
@@ -127,7 +127,7 @@ class TiledPredictor:
     def __init__(
         self,
         model: nn.Module,
-        physics_or_geometry: Resizable | TiltGeometry | tuple[float, float] | None = None,
+        physics_or_geometry: Resizable | Geometry | tuple[float, float] | None = None,
         *,
         tile: int | None = None,
         margin: int = 24,
