@@ -9,10 +9,12 @@ import inspect
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+from docstring_parser import DocstringStyle
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from equitomo.cli.configuration import settings_in
@@ -43,7 +45,11 @@ def parse(arguments: Sequence[str]) -> Command:
     )
     # They give the defaults of all other settings.
     chosen = settings_in(arguments, ("preset", "method"))
-    parsers = {name: _parser_of(name, command, chosen) for name, command in COMMANDS.items()}
+    # Of the other commands only the names and their meaning are shown.
+    parsers = {
+        name: _parser_of(name, command, chosen) if name in arguments else _Parser(description=command.__doc__)
+        for name, command in COMMANDS.items()
+    }
     commands = parser.add_subcommands(required=True, dest="subcommand")
     for name, own in parsers.items():
         commands.add_subcommand(name, own, help=COMMANDS[name].__doc__)
@@ -133,9 +139,15 @@ def _options_of(command: type[Command]) -> Iterator[tuple[Any, type[Any], Any, s
         for field in dataclasses.fields(group):
             # The class that declares a field first describes it; its heirs may change the default.
             owner = [base for base in group.__mro__ if field.name in inspect.get_annotations(base)][-1]
-            described = docstring_parser.parse(owner.__doc__ or "").params
-            text = next(p.description or "" for p in described if field.name in p.arg_name.split(", "))
-            yield field, owner, hints[field.name], plain(with_options(text.replace("``", "`"), names))
+            text = _descriptions(owner)[field.name].replace("``", "`")
+            yield field, owner, hints[field.name], plain(with_options(text, names))
+
+
+@cache
+def _descriptions(group: type[Any]) -> dict[str, str]:
+    """Return the descriptions of fields, by name, from the docstring of the class that declares them."""
+    described = docstring_parser.parse(group.__doc__ or "", DocstringStyle.NUMPYDOC).params
+    return {name: one.description or "" for one in described for name in one.arg_name.split(", ")}
 
 
 def _settings(name: str, kind: Any, default: Any, is_required: bool, is_position: bool) -> dict[str, Any]:
