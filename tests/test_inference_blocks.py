@@ -10,6 +10,7 @@ from asserting import assert_close, assert_differs, normal
 from crowding import on_device
 from torch import Tensor, nn
 
+from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.inference import Footprint, TiledPredictor, margin_errors
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 
@@ -50,6 +51,32 @@ def test_an_operator_may_be_made_by_a_function_of_the_shape(kind, wedge):
     network, x = convolution(), volume(20, 24, 18)
     expected = predictor(network, kind((8, 8, 8), TILTS), wedge=wedge)(x)
     assert_close(predictor(network, lambda shape: kind(shape, TILTS), wedge=wedge)(x), expected, 1e-6)
+
+
+UNION = TiltGeometry.from_range(*TILTS) | TiltGeometry.from_range(-50, 55, "x")
+
+
+@pytest.mark.parametrize("wedge", WEDGES)
+def test_a_union_of_tilts_is_its_operator_in_every_way(wedge):
+    network, x = convolution(), volume(20, 24, 18)
+    expected = predictor(network, lambda shape: PaddedMissingWedgeOperator(shape, UNION), wedge=wedge)(x)
+    found = predictor(network, UNION, wedge=wedge)(x)
+    assert_close(found, expected, 1e-6)
+    assert_differs(found, predictor(network, UNION.parts[0], wedge=wedge)(x), 1e-2)
+
+
+def test_a_global_wedge_of_a_union_is_emptied_in_the_whole_volume():
+    x = volume(20, 24, 18)
+    expected = PaddedMissingWedgeOperator(x.shape, UNION).A(x[None, None])[0, 0]
+    assert_close(predictor(nn.Identity(), UNION, wedge="global", margin=0)(x), expected, 1e-5)
+
+
+@pytest.mark.parametrize("wedge", WEDGES)
+def test_a_mask_may_be_made_by_a_function_of_the_shape(wedge):
+    network, x = convolution(), volume(20, 24, 18)
+    masked = MissingWedgeOperator((8, 8, 8), mask=lambda shape: wedge_mask(shape, UNION, support="ball"))
+    expected = predictor(network, MissingWedgeOperator((8, 8, 8), UNION), wedge=wedge)(x)
+    assert_close(predictor(network, masked, wedge=wedge)(x), expected, 1e-5)
 
 
 class Ramp(deepinv.physics.LinearPhysics):

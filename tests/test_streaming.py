@@ -23,6 +23,7 @@ from equitomo.io import ZarrVoxels, creating_volume, read_volume
 from equitomo.io.zarr_metadata import Level
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, streamed
+from equitomo.volumes import Filled
 
 TILTS = (-60.0, 40.0)
 SHAPES = [(24, 24, 24), (23, 23, 23), (27, 13, 31)]
@@ -142,6 +143,16 @@ def test_tiles_go_into_the_file_that_a_whole_volume_gives(dtype, tmp_path):
     expected = predict(x)
     np.testing.assert_allclose(read_volume(tmp_path / "out.mrc").data, expected.astype(dtype), rtol=1e-3, atol=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mrc"]
+
+
+@pytest.mark.parametrize("suffix", ["mrc", "zarr"])
+def test_a_volume_of_a_file_is_read_tile_by_tile(suffix, tmp_path):
+    pytest.importorskip("zarr")
+    x = half((24, 20, 28))
+    equitomo.write_volume(tmp_path / f"x.{suffix}", x, voxel_size=8.0)
+    given, predict = read_volume(tmp_path / f"x.{suffix}"), predictor()
+    for source in (given, Filled(given, 0.0)):
+        np.testing.assert_array_equal(predict(source), predict(x))
 
 
 @pytest.mark.parametrize(
@@ -406,7 +417,7 @@ def test_the_footprint_counts_the_chunks_that_are_decoded_for_a_tile(tmp_path):
     assert small.bytes_to_read((40, 40, 100)) == 10 * 8 * 4 * 4**3
 
 
-def test_chunks_far_larger_than_a_tile_are_told(tmp_path):
+def test_a_warning_is_issued_for_chunks_far_larger_than_a_tile(tmp_path):
     stored = in_store(tmp_path, (40, 44, 48), (40, 44, 48))
     predict = predictor(Identity(), passes=1)
     with pytest.warns(UserWarning, match=r"x.zarr: whole chunks of \(40, 44, 48\) voxels are decoded anew for each"):

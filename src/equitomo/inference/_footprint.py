@@ -84,7 +84,7 @@ class Footprint:
         >>> from equitomo import TiledPredictor
         >>> predictor = TiledPredictor(torch.nn.Identity(), (-60.0, 60.0), tile=160, margin=24, wedge="global")
         >>> print(Footprint.of(predictor, (464, 928, 928)))
-        0.67 GiB of memory and 4.47 GiB of intermediate files
+        0.68 GiB of memory and 4.47 GiB of intermediate files
         """
         lengths = spatial_shape(shape)
         layout, n_devices = predictor.layout, len(predictor.replicas)

@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from equitomo.io import MrcVoxels, Volume, release
+from equitomo.io import release
 from equitomo.tiling import Placement
-from equitomo.volumes import Filled, Shape, VolumeLike, as_voxels
+from equitomo.volumes import Shape, VolumeLike, as_voxels
 
 
 class Source:
@@ -28,7 +28,6 @@ class Source:
 
     def __init__(self, volumes: Sequence[VolumeLike], mean: float = 0.0, deviation: float = 1.0) -> None:
         self._volumes = [as_voxels(volume) for volume in volumes]
-        self._maps = [array_behind(volume) for volume in volumes]
         self._mean, self._deviation = np.float32(mean), np.float32(deviation)
         self.shape: Shape = self._volumes[0].shape
 
@@ -43,7 +42,7 @@ class Source:
 
     def release(self) -> None:
         """Give back the memory that reading from files took."""
-        release(*self._maps)
+        release(*self._volumes)
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,6 @@ class Result:
             raise ValueError(f"`out` must be float32 of shape {allowed[0]}, got {out.dtype} of shape {out.shape}")
 
 
-def array_behind(volume: VolumeLike) -> VolumeLike:
-    """Return the array that a volume reads from, a map of its file where there is one, or else the voxels."""
-    while isinstance(volume, Volume | Filled):
-        volume = volume.voxels
-    return volume.array if isinstance(volume, MrcVoxels) else volume
+def array_behind(volume: VolumeLike) -> Any:
+    """Return the array, the map of a file, or the voxels in a store that a volume reads from."""
+    return getattr(volume, "mapped", volume)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equitomo.geometry import TiltGeometry
+from equitomo.geometry import Geometry
 from equitomo.inference._layout import TileLayout, suitable_tile, tile_shape
 from equitomo.inference._network import copies, evaluating, normalization_layers
 from equitomo.inference._operators import Resizable, operator_for_all_shapes
@@ -127,7 +127,7 @@ class TiledPredictor:
     def __init__(
         self,
         model: nn.Module,
-        physics_or_geometry: Resizable | TiltGeometry | tuple[float, float] | None = None,
+        physics_or_geometry: Resizable | Geometry | tuple[float, float] | None = None,
         *,
         tile: int | None = None,
         margin: int = 24,
@@ -241,7 +241,7 @@ class TiledPredictor:
         reconstruct = strategy_of(self.wedge, self.passes)
         mean, deviation = intensities
         with self.evaluating():
-            for message in self._surprises(halves, spatial):
+            for message in self._warnings(halves, spatial):
                 warnings.warn(message, stacklevel=2)
             for group in groups:
                 for index in np.ndindex(shape[:-3]):
@@ -273,7 +273,7 @@ class TiledPredictor:
             stack.enter_context(torch.inference_mode())
             yield
 
-    def _surprises(self, halves: Sequence[VolumeLike], shape: Shape) -> Iterator[str]:
+    def _warnings(self, halves: Sequence[VolumeLike], shape: Shape) -> Iterator[str]:
         """Yield warnings about chunks that are far larger than a tile, and about a result that depends on the tiles."""
         tiling = self.layout.large(shape)
         tile = tile_shape(tiling)
