@@ -1,4 +1,4 @@
-"""Volumes larger than the memory: the same result from and to files, in the memory that was stated."""
+"""Prediction from and to files: the result is that in memory, and the stated memory suffices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = [(24, 24, 24), (23, 23, 23), (27, 13, 31)]
 
 
 class Identity(nn.Module):
-    """A network of stride four that does nothing."""
+    """A network of stride four that returns its input."""
 
     stride = 4
 
@@ -176,7 +176,7 @@ def test_an_output_that_does_not_fit_is_refused(make, message):
 
 
 class Limited(nn.Module):
-    """A network with a device that holds no more than some voxels at once."""
+    """A network on a device that holds only so many voxels at once."""
 
     def __init__(self, limit, error, inner) -> None:
         super().__init__()
