@@ -1,9 +1,10 @@
-"""Whole tomograms: the identity comes back, tiles leave no trace, any kind of volume goes in and out."""
+"""Prediction of whole tomograms: tiles leave no trace, and volumes of any kind go in and come out."""
 
 from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ TILTS = (-60.0, 40.0)
 
 
 class Identity(nn.Module):
-    """A network of stride eight that does nothing."""
+    """A network of stride eight that returns its input."""
 
     stride = 8
 
@@ -56,7 +57,7 @@ def reflected(x: Tensor, front: int, back: int) -> Tensor:
 
 
 def whole(network: nn.Module, x: Tensor, front: int = 16, back: int = 16) -> Tensor:
-    """The network on the whole volume, reflected beyond its borders."""
+    """Apply the network to the whole volume, reflected beyond its borders."""
     z, y, n = (slice(front, front + length) for length in x.shape)
     with torch.no_grad():
         return network(reflected(x, front, back)[None, None])[0, 0, z, y, n]
@@ -377,7 +378,7 @@ def test_volumes_that_are_none_are_refused(halves, message):
 
 
 @pytest.mark.parametrize(("tile", "margin", "blend"), [(128, 24, 8), (96, 16, 8), (72, 18, 0), (16, 4, 0)])
-def test_large_tiles_fade_into_each_other_unless_told_not_to(tile, margin, blend):
+def test_large_tiles_fade_into_each_other_unless_blend_is_zero(tile, margin, blend):
     predictor = TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin)
     assert predictor.layout.blend == blend
     assert TiledPredictor(torch.nn.Identity(), (-60, 60), tile=tile, margin=margin, blend=0).layout.blend == 0
@@ -398,7 +399,8 @@ def test_large_tiles_fade_into_each_other_unless_told_not_to(tile, margin, blend
     ],
 )
 def test_tiles_are_as_large_as_the_memory_holds_comfortably(monkeypatch, gigabytes, width, settings, tile):
-    monkeypatch.setattr("equitomo.inference._layout._budget", lambda device: gigabytes * 10**9)
+    # An eighth of the host's memory is what tiles may take.
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=8 * gigabytes * 10**9))
     with torch.device("meta"):
         network = ScaleEquivariantUNet3D(width=width, levels=settings.get("levels", 4))
     replica = MirrorAveraged(network.to_empty(device="cpu"), (-60, 60))
@@ -408,12 +410,12 @@ def test_tiles_are_as_large_as_the_memory_holds_comfortably(monkeypatch, gigabyt
 
 @pytest.mark.parametrize("wedge", ["local", "global"])
 def test_a_full_tomogram_takes_two_gibibytes_with_the_largest_default_tile(wedge):
-    """With half of one for the libraries."""
+    """The libraries take half of one gibibyte themselves."""
     predictor = TiledPredictor(torch.nn.Identity(), (-60, 60), tile=240, stride=8, wedge=wedge)
     assert Footprint.of(predictor, (464, 928, 928)).memory <= 1.5 * 2**30
 
 
-def test_a_network_that_does_not_say_what_it_takes_has_tiles_of_128():
+def test_a_network_that_does_not_state_its_memory_has_tiles_of_128():
     assert TiledPredictor(torch.nn.Identity(), (-60, 60)).tile == 128
     assert TiledPredictor(torch.nn.Identity(), (-60, 60), stride=48).tile == 96 + 48
 
@@ -422,7 +424,7 @@ def test_a_network_that_does_not_say_what_it_takes_has_tiles_of_128():
 
 
 class Uneven(Convolutions):
-    """Its first copy is the slower one, so that tiles are ready in another order than they began."""
+    """A network that is slower than its copies, so that tiles are finished in another order than they are started."""
 
     def __deepcopy__(self, memo):
         return Convolutions()
@@ -446,7 +448,7 @@ def test_several_devices_give_what_one_gives(wedge, batch, n_devices):
 
 
 class Meeting(Identity):
-    """Computes only while another copy does."""
+    """A network that computes only while another copy does."""
 
     both = threading.Barrier(2)
 

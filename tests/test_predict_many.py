@@ -123,12 +123,15 @@ def states(out):
 
 def counting(monkeypatch, act=lambda n: None):
     """Count the network's calls, and call a function at each."""
-    calls = []
+    calls, lock = [], threading.Lock()
     forward = ScaleEquivariantUNet3D.forward
 
     def counted(self, x):
-        calls.append(self)
-        act(len(calls))
+        # Without the lock both of two threads might count the second call, and none the first.
+        with lock:
+            calls.append(self)
+            n = len(calls)
+        act(n)
         return forward(self, x)
 
     monkeypatch.setattr(ScaleEquivariantUNet3D, "forward", counted)
@@ -541,7 +544,9 @@ def test_two_processes_make_every_tomogram_once(table, runs, expected, tmp_path)
 
 
 def test_two_devices_give_what_one_gives(predict, expected, tmp_path, monkeypatch):
-    calls = counting(monkeypatch)
+    both = threading.Barrier(2)
+    # Each device begins before the other one has finished, however busy the machine is.
+    calls = counting(monkeypatch, lambda n: both.wait(100) if n <= 2 else None)
     assert predict("--device", "cpu,cpu") == 0
     assert_same(results(tmp_path / "out"), expected)
     assert len(set(map(id, calls))) == 2

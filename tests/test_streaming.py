@@ -1,4 +1,4 @@
-"""Volumes larger than the memory: the same result from and to files, in the memory that was stated."""
+"""Prediction from and to files: the result is that in memory, and the stated memory suffices."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from equitomo.io import ZarrVoxels, creating_volume, read_volume
 from equitomo.io.zarr_metadata import Level
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, streamed
+from equitomo.volumes import Filled
 
 TILTS = (-60.0, 40.0)
 SHAPES = [(24, 24, 24), (23, 23, 23), (27, 13, 31)]
 
 
 class Identity(nn.Module):
-    """A network of stride four that does nothing."""
+    """A network of stride four that returns its input."""
 
     stride = 4
 
@@ -144,6 +145,16 @@ def test_tiles_go_into_the_file_that_a_whole_volume_gives(dtype, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.mrc"]
 
 
+@pytest.mark.parametrize("suffix", ["mrc", "zarr"])
+def test_a_volume_of_a_file_is_read_tile_by_tile(suffix, tmp_path):
+    pytest.importorskip("zarr")
+    x = half((24, 20, 28))
+    equitomo.write_volume(tmp_path / f"x.{suffix}", x, voxel_size=8.0)
+    given, predict = read_volume(tmp_path / f"x.{suffix}"), predictor()
+    for source in (given, Filled(given, 0.0)):
+        np.testing.assert_array_equal(predict(source), predict(x))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -165,7 +176,7 @@ def test_an_output_that_does_not_fit_is_refused(make, message):
 
 
 class Limited(nn.Module):
-    """A network with a device that holds no more than some voxels at once."""
+    """A network on a device that holds only so many voxels at once."""
 
     def __init__(self, limit, error, inner) -> None:
         super().__init__()
@@ -406,7 +417,7 @@ def test_the_footprint_counts_the_chunks_that_are_decoded_for_a_tile(tmp_path):
     assert small.bytes_to_read((40, 40, 100)) == 10 * 8 * 4 * 4**3
 
 
-def test_chunks_far_larger_than_a_tile_are_told(tmp_path):
+def test_a_warning_is_issued_for_chunks_far_larger_than_a_tile(tmp_path):
     stored = in_store(tmp_path, (40, 44, 48), (40, 44, 48))
     predict = predictor(Identity(), passes=1)
     with pytest.warns(UserWarning, match=r"x.zarr: whole chunks of \(40, 44, 48\) voxels are decoded anew for each"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+import psutil
 import torch
 from torch import nn
 
@@ -106,7 +106,7 @@ def in_batches(tiling: Tiling, size: int) -> Iterator[list[Placement]]:
 def _budget(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory) // _OF_GPU
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _OF_HOST
+    return int(psutil.virtual_memory().total) // _OF_HOST
 
 
 def _rounded_up(n: int, stride: int) -> int:

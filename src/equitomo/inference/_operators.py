@@ -70,12 +70,9 @@ class Operators:
         """Return the operator for a shape, on this device or another one."""
         device = self.device if device is None else device
         if self._last is None or self._last[0] != (shape, device):
-            operator = self._made(shape)
-            if any(tensor.device != device for tensor in chain(operator.buffers(), operator.parameters())):
-                # The caller's operator stays where it is.
-                own = isinstance(self._resizable, Physics) and operator is self._resizable
-                operator = (operator.clone() if own else operator).to(device)
-            self._last = (shape, device), operator
+            # A tensor made in inference mode could not be used in training, should the caller keep the operator.
+            with torch.inference_mode(False):
+                self._last = (shape, device), self._made(shape, device)
         return self._last[1]
 
     def apply_to_volume(self, volume: NDArray[np.float32], scratch: str | Path | None) -> None:
@@ -100,11 +97,15 @@ class Operators:
         """Return the lengths of the grid on which A is computed for a tile."""
         return cast(Shape, getattr(self.of(shape), "grid_shape", shape))
 
-    def _made(self, shape: Shape) -> Physics:
+    def _made(self, shape: Shape, device: torch.device) -> Physics:
         if not isinstance(self._resizable, Physics):
-            return self._resizable(shape)
-        fits = getattr(self._resizable, "volume_shape", None) == shape
-        return self._resizable if fits else cast(Physics, self._resizable.resized(shape))
+            operator = self._resizable(shape)
+        elif getattr(self._resizable, "volume_shape", None) == shape:
+            # A copy, if it must be moved: the caller's operator stays where it is.
+            operator = self._resizable if _is_on(self._resizable, device) else self._resizable.clone()
+        else:
+            operator = self._resizable.resized(shape)
+        return operator if _is_on(operator, device) else operator.to(device)
 
     def _apply_on(self, x: Tensor, device: torch.device) -> Tensor:
         z, y, n = x.shape[-3:]
@@ -115,3 +116,7 @@ class Operators:
                 "shape; apply the adjoint or a pseudo-inverse in it, or pass `passes=1`"
             )
         return result
+
+
+def _is_on(operator: Physics, device: torch.device) -> bool:
+    return all(tensor.device == device for tensor in chain(operator.buffers(), operator.parameters()))

@@ -241,7 +241,7 @@ class TiledPredictor:
         reconstruct = strategy_of(self.wedge, self.passes)
         mean, deviation = intensities
         with self.evaluating():
-            for message in self._surprises(halves, spatial):
+            for message in self._warnings(halves, spatial):
                 warnings.warn(message, stacklevel=2)
             for group in groups:
                 for index in np.ndindex(shape[:-3]):
@@ -273,7 +273,7 @@ class TiledPredictor:
             stack.enter_context(torch.inference_mode())
             yield
 
-    def _surprises(self, halves: Sequence[VolumeLike], shape: Shape) -> Iterator[str]:
+    def _warnings(self, halves: Sequence[VolumeLike], shape: Shape) -> Iterator[str]:
         """Yield warnings about chunks that are far larger than a tile, and about a result that depends on the tiles."""
         tiling = self.layout.large(shape)
         tile = tile_shape(tiling)

@@ -6,13 +6,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from equitomo.geometry import TiltGeometry
 from equitomo.io import read_volume, require_place, valid_path
+from equitomo.resources import computing_threads
 from equitomo.run.prediction import Plan, chosen_devices, require_other
 from equitomo.run.run import Devices, Run
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
@@ -239,7 +239,7 @@ class _Work:
             # In this thread: an interrupt then need not wait for the tile.
             self._work_with(self._runs[0])
             return
-        with ThreadPoolExecutor(len(self._runs)) as pool:
+        with computing_threads(len(self._runs)) as pool:
             try:
                 for future in [pool.submit(self._work_with, run) for run in self._runs]:
                     future.result()
