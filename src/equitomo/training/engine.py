@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.datasets import TomogramPair, cubes_of
-from equitomo.datasets.cubes import cube_at
 from equitomo.draws import Draws
-from equitomo.geometry import Geometry
 from equitomo.precision import autocast
 from equitomo.resources import Retry, is_out_of_memory
 from equitomo.training.checkpoint import (
@@ -28,15 +26,15 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
+from equitomo.training.cubes import drawn_cubes, seen_tilts
 from equitomo.training.distributed import World, join
-from equitomo.training.fingerprint import describe
 from equitomo.training.learner import Learner
 from equitomo.training.loss_table import LossTable
 from equitomo.training.memory import MemoryPlan, cubes_at_once
 from equitomo.training.method import Method
 from equitomo.training.resuming import require_same_run
 from equitomo.training.skipped import SkippedSteps
-from equitomo.training.step import Objective, Tilts, learning_rate
+from equitomo.training.step import Objective, fingerprint_of, learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -170,11 +168,11 @@ class Trainer:
             mixed_voxel_sizes=config.mixed_voxel_sizes,
         )
         # The tilts of each tomogram: those of both halves, or of the one volume that the method sees.
-        self._tilts = [_seen_tilts(pair, method) for pair in self.dataset.pairs]
+        self._tilts = [seen_tilts(pair, method) for pair in self.dataset.pairs]
         self.learner = Learner(method.network, config, self.device, init)
         different = list(dict.fromkeys(self._tilts))
         self.objective = Objective(self.learner.network, method, config.cube_shape, different, self.device)
-        self.fingerprint = _fingerprint(method, self.learner.network, self.objective)
+        self.fingerprint = fingerprint_of(method, self.learner.network, self.objective)
         n_own = len(self.world.share(range(config.batch)))
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
         self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
@@ -391,31 +389,12 @@ class Trainer:
 
     def _backward(self, indices: range) -> Tensor:
         """Add the gradient of what some cubes contribute to the mean losses, and return the contribution."""
-        y, tilts, draws = self._drawn(indices)
+        draws = Draws(self.config.seed, indices)
+        y, tilts = drawn_cubes(self.dataset, self.method, self._tilts, indices, draws, self.device)
         with autocast(self.learner.dtype, self.device):
             losses: Tensor = self.objective(y, tilts, draws).sum(1) / self.config.batch
         self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
-
-    def _drawn(self, indices: range) -> tuple[Tensor, list[Tilts], Draws]:
-        """Return cubes as the losses see them, the tilts of each, and the random numbers for them."""
-        method, draws = self.method, Draws(self.config.seed, indices)
-        if method.larger_augmentations:
-            y, sources, begins = self.dataset.cut(indices, method.cut_margin)
-        else:
-            (y, sources), begins = self.dataset.batch(indices), []
-        tilts = [self._tilts[source] for source in sources]
-        geometries = [first for first, *_ in tilts]
-        y = y.to(self.device, non_blocking=True)
-        if method.n_views == 1 and y.shape[1] > 1:
-            y = y.mean(1, keepdim=True)
-        for augment in method.larger_augmentations:
-            y = augment(y, geometries, draws)
-        if begins:
-            y = torch.stack([cube_at(*pair, self.dataset.shape) for pair in zip(y, begins, strict=True)])
-        for augment in method.augmentations:
-            y = augment(y, geometries, draws)
-        return y, tilts, draws
 
     def _read_losses(self) -> None:
         """Fetch the losses since the last time, report them, and stop a run that has diverged."""
@@ -493,44 +472,6 @@ class Trainer:
         self.preview(self.step, cube.cpu(), seen.cpu())
 
 
-def _fingerprint(method: Method, network: nn.Module, objective: Objective) -> dict[str, Any]:
-    """Return the description of a method by which a resumed run is recognised, before training changes anything."""
-    terms = objective.terms
-    return {
-        "network": describe(network, values=False),
-        "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
-        "operators": [describe(part.physics) for part in terms],
-        "augmentations": [describe(augmentation) for augmentation in method.augmentations],
-        "larger_augmentations": [describe(augmentation) for augmentation in method.larger_augmentations],
-        "cut_margin": method.cut_margin,
-        "n_views": method.n_views,
-    }
-
-
 def read_every(device: torch.device) -> int:
     """Return after how many steps losses are read: on a CPU nothing is waited for, and a step may take minutes."""
     return 1 if device.type == "cpu" else _WRITE_EVERY
-
-
-def _seen_tilts(pair: TomogramPair, method: Method) -> tuple[Geometry, ...]:
-    """Return the tilts of each view that the method sees of a tomogram, and refuse one with other views."""
-    if method.n_views == 1:
-        if len(set(pair.geometries)) > 1:
-            raise ValueError(
-                f"{pair.name}: the method {method.name} takes the mean of the halves, whose tilts differ: give one "
-                "volume of all tilts"
-            )
-        return pair.geometries[:1]
-    if pair.n_views != method.n_views:
-        raise ValueError(
-            f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
-            "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
-        )
-    if (method.augmentations or method.larger_augmentations) and len(set(pair.geometries)) > 1:
-        # Exchanging parts of the halves, or mirroring them, presumes that both have one wedge.
-        raise ValueError(
-            f"{pair.name}: the method {method.name} changes cubes in ways that presume equal tilts of both halves: "
-            "give the tilts of the whole series for both, or take a method without augmentations, as "
-            "`method='icecream'`"
-        )
-    return pair.geometries

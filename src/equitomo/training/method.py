@@ -13,6 +13,7 @@ from equitomo.draws import Draws
 from equitomo.geometry import Geometry
 
 Shape = tuple[int, int, int]
+Tilts = tuple[Geometry, ...]
 Network = Callable[[], nn.Module]
 Operator = Callable[[Shape, Geometry], Physics]
 Losses = Callable[[Physics], Mapping[str, Loss]]

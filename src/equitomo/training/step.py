@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from deepinv.loss import Loss
@@ -14,13 +14,11 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from equitomo.draws import Draws, draw_integers
-from equitomo.geometry import Geometry
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.training.config import OptimiserSettings
-from equitomo.training.method import Method, Shape
-
-Tilts = tuple[Geometry, ...]
+from equitomo.training.fingerprint import describe
+from equitomo.training.method import Method, Shape, Tilts
 
 # Streams of draws from here on belong to the call of the network and to the losses, in this order.
 _STREAMS = 1 << 16
@@ -163,6 +161,20 @@ class Terms(nn.Module):
         seed_generators(seed, device)
         for offset, generator in enumerate(self._generators, start=1):
             generator.manual_seed((seed + offset) % 2**63)
+
+
+def fingerprint_of(method: Method, network: nn.Module, objective: Objective) -> dict[str, Any]:
+    """Return the description of a method by which a resumed run is recognised, before training changes anything."""
+    terms = objective.terms
+    return {
+        "network": describe(network, values=False),
+        "losses": {name: describe(loss) for name, loss in zip(terms[0].names, terms[0].losses, strict=True)},
+        "operators": [describe(part.physics) for part in terms],
+        "augmentations": [describe(augmentation) for augmentation in method.augmentations],
+        "larger_augmentations": [describe(augmentation) for augmentation in method.larger_augmentations],
+        "cut_margin": method.cut_margin,
+        "n_views": method.n_views,
+    }
 
 
 @contextmanager
