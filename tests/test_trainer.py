@@ -511,6 +511,15 @@ def test_a_finished_run_is_resumed_without_a_step(pair, unbroken, tmp_path):
     assert_equal_runs(tmp_path, unbroken)
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_the_removal_of_an_older_one_is_tidied(pair, unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    latest = max((tmp_path / "checkpoints").iterdir())
+    shutil.copytree(latest, tmp_path / "checkpoints" / "step_00000001")
+    IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).train()
+    left = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (tmp_path, unbroken)]
+    assert left[0] == left[1]
+
+
 def test_resuming_where_nothing_is_starts_from_the_beginning(pair, tmp_path):
     assert IcecreamTrainer(pair, tiny(), out=tmp_path, resume=True).step == 0
 

@@ -114,11 +114,16 @@ def save_checkpoint(
         # Left by a process that was killed while it wrote.
         shutil.rmtree(left, ignore_errors=True)
     write_checkpoint(final, tensors, {**state, "step": step})
-    for old in _candidates(folder)[keep:]:
+    drop_old_checkpoints(folder, step, keep=keep, keep_every=keep_every)
+    return final
+
+
+def drop_old_checkpoints(folder: Path, step: int, *, keep: int = 2, keep_every: int = 0) -> None:
+    """Drop all checkpoints up to ``step`` but the last ``keep`` of them and those at multiples of ``keep_every``."""
+    for old in [path for path in _candidates(folder) if _step_of(path) <= step][keep:]:
         # A checkpoint of step 0 was written if a signal arrived at once.
         if not (keep_every and _step_of(old) and _step_of(old) % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from equitomo.resources import Retry, is_out_of_memory
 from equitomo.training.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
+    drop_old_checkpoints,
     has_checkpoint,
     load_checkpoint,
     network_settings,
@@ -437,6 +438,10 @@ class Trainer:
     def _resume(self, folder: Path) -> None:
         if has_checkpoint(folder):
             self._restore(load_checkpoint(folder))
+            if self._folder is not None:
+                # A killed run may have left more, also one that was killed after its last checkpoint. None is dropped
+                # that is newer than the restored one: those are damaged, and do not count among the kept.
+                drop_old_checkpoints(self._folder / "checkpoints", self.step, keep_every=self.config.keep_every)
         if (table := self._table) is not None:
             # Also the losses of a run that was killed before its first checkpoint.
             table.forget_after(self.step)
