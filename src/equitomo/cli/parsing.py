@@ -108,10 +108,11 @@ def _parser_of(name: str, command: type[Command], chosen: Mapping[str, str]) -> 
     sections = {title: parser.add_argument_group(title) for title in ("arguments", "options")}
     defaults, usage = {}, f"equitomo {name}"
     if "config" in dict(groups_of(command)):
-        preset = "tiny" if command is Demo else "paper"
-        defaults = _configuration(chosen, preset).as_dict()
+        changes = {"preset": "tiny" if command is Demo else "paper", **chosen}
+        preset: Any = changes.pop("preset")
+        defaults = TrainingConfig.preset(preset, **changes).as_dict()
         text = "Training settings to start from: paper, fast or tiny."
-        sections["options"].add_argument("--preset", type=str, default=chosen.get("preset", preset), help=text)
+        sections["options"].add_argument("--preset", type=str, default=preset, help=text)
     for field, owner, kind, text in _options_of(command):
         is_required, is_position = field.default is dataclasses.MISSING, field.name in POSITIONS
         title = "arguments" if is_position else "options"
@@ -174,8 +175,3 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
             word = f"{result.pop()}={word}"
         result.append(re.sub(r"^--side=(\d+,[\d, ]+)$", r"--side=[\1]", word))
     return result
-
-
-def _configuration(chosen: Mapping[str, str], preset: str) -> TrainingConfig:
-    changes = {name: value for name, value in chosen.items() if name != "preset"}
-    return TrainingConfig.preset(chosen.get("preset", preset), **changes)  # type: ignore[arg-type]

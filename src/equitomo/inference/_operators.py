@@ -16,14 +16,13 @@ from torch import Tensor
 
 from equitomo.geometry import Geometry, as_geometry
 from equitomo.inference._splitting import SplittingFunction
-from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
+from equitomo.physics import PaddedMissingWedgeOperator, WedgeOperator
 from equitomo.physics.streamed import apply_by_planes, streaming_needs
 from equitomo.volumes import Shape
 
 OperatorFactory = Callable[[Shape], Physics]
 # An operator with a method `resized`, or a function that makes one for a shape.
 Resizable: TypeAlias = "Physics | OperatorFactory"
-WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
 
 _CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from equitomo.geometry import Geometry
 from equitomo.loss import Noise2NoiseLoss
 from equitomo.methods.parts import unet
 from equitomo.training import Method, TrainingConfig
-from equitomo.training.method import Shape
+from equitomo.volumes import Shape
 
 
 def method(config: TrainingConfig) -> Method:

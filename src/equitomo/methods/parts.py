@@ -11,8 +11,9 @@ from equitomo.geometry import Geometry, Support
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.physics import PaddedMissingWedgeOperator
 from equitomo.training import TrainingConfig
-from equitomo.training.method import Operator, Shape
+from equitomo.training.method import Operator
 from equitomo.transform import CubeRotationGroup
+from equitomo.volumes import Shape
 
 
 def unet(config: TrainingConfig) -> Callable[[], ScaleEquivariantUNet3D]:

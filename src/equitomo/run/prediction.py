@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from deepinv.physics import Physics
 from torch import nn
 
 from equitomo.datasets import TomogramPair
@@ -21,10 +20,9 @@ from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
-from equitomo.volumes import Shape
+from equitomo.training.method import Operator
 
 Progress = Callable[[int, int], None]
-OperatorMaker = Callable[[Shape, Geometry], Physics]
 VoxelType = Literal["float32", "float16"]
 # The widest margin that "auto" compares with.
 _WIDEST_MARGIN = 64
@@ -37,7 +35,7 @@ def predictor_for(
     settings: ReconstructionSettings,
     config: TrainingConfig,
     *,
-    physics: OperatorMaker | None = None,
+    physics: Operator | None = None,
     devices: Sequence[torch.device] | None = None,
     pair: TomogramPair | None = None,
 ) -> TiledPredictor:

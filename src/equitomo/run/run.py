@@ -23,7 +23,6 @@ from equitomo.run.folder import RunFolder
 from equitomo.run.initial import Initial
 from equitomo.run.pictures import StepProgress, TrainingWatch
 from equitomo.run.prediction import (
-    OperatorMaker,
     Plan,
     Progress,
     chosen_devices,
@@ -37,6 +36,7 @@ from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
+from equitomo.training.method import Operator
 from equitomo.volumes import VolumeLike
 
 _RECONSTRUCTION = "reconstruction.mrc"
@@ -81,7 +81,7 @@ class Run:
         step: int = 0,
         network: nn.Module | None = None,
         hashes: Mapping[str, str] | None = None,
-        physics: OperatorMaker | None = None,
+        physics: Operator | None = None,
         training: RunTraining | None = None,
     ) -> None:
         self.path, self.config = path, config
@@ -98,7 +98,7 @@ class Run:
         *,
         network: Callable[[], nn.Module] | None = None,
         losses: Mapping[str, Loss] | None = None,
-        physics: OperatorMaker | None = None,
+        physics: Operator | None = None,
         init: str | Path | nn.Module | None = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -173,7 +173,7 @@ class Run:
         folder: str | Path,
         *,
         network: Callable[[], nn.Module] | None = None,
-        physics: OperatorMaker | None = None,
+        physics: Operator | None = None,
     ) -> Self:
         """Open a run to predict with its network.
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from equitomo.draws import Draws
 from equitomo.geometry import Geometry
+from equitomo.volumes import Shape
 
-Shape = tuple[int, int, int]
 Tilts = tuple[Geometry, ...]
 Network = Callable[[], nn.Module]
 Operator = Callable[[Shape, Geometry], Physics]

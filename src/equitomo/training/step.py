@@ -18,7 +18,8 @@ from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.training.config import OptimiserSettings
 from equitomo.training.fingerprint import describe
-from equitomo.training.method import Method, Shape, Tilts
+from equitomo.training.method import Method, Tilts
+from equitomo.volumes import Shape
 
 # Streams of draws from here on belong to the call of the network and to the losses, in this order.
 _STREAMS = 1 << 16
