@@ -53,3 +53,9 @@ def test_the_mean_of_the_halves_is_that_in_the_input_s_intensities():
     expected = pair.restore(pair.volumes.mean(0))
     for index in ((slice(None),) * 3, (slice(None), 3, slice(None)), (slice(1, 4), slice(2, 5), slice(0, 8))):
         torch.testing.assert_close(torch.from_numpy(mean[index]), expected[index])
+
+
+def test_the_agreement_of_the_halves_is_a_sentence_of_its_own():
+    said = summary.agreement(noisy_pair((16, 16, 16)))
+    assert said.startswith("The input halves agree down to ")
+    assert said.endswith("voxels (Fourier shell correlation of 0.143)")

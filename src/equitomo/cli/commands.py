@@ -164,7 +164,7 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             (pair,) = run.pairs
             print(filling(pair, read_volume(out)))
             if pair.n_views == 2:
-                print(f"The input {agreement(pair)}")
+                print(agreement(pair))
             drawn = ", ".join(str(run.path / name) for name in ("slices.png", "losses.png", "previews"))
             print(f"Wrote {out}\nDrew  {drawn}")
 

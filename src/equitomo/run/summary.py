@@ -71,7 +71,7 @@ def agreement(pair: TomogramPair) -> str:
     size = None if pair.voxel_size is None else min(pair.voxel_size)
     curve = fourier_shell_correlation(first, second, voxel_size=size)
     unit = "voxels" if size is None else "Å"
-    return f"the halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
+    return f"The input halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
 
 
 def correlations(pair: TomogramPair, geometry: Geometry | None = None) -> dict[str, FourierShellCorrelation]:
