@@ -135,7 +135,7 @@ class TomogramPair:
         self._given = tuple(as_voxels(volume) for volume in given)
         self._device = first.device if isinstance(first, Tensor) else torch.device("cpu")
         self._mask_given = mask
-        self._normalization: Normalization = normalization
+        self.normalization: Normalization = normalization
         self.nan: Nan = nan
         self._statistics: tuple[HalfStatistics, ...] | None = None
         # For each half the value that replaces invalid voxels, None where there are none.
@@ -256,7 +256,7 @@ class TomogramPair:
         """The map between the input's intensities and ``volumes``."""
         if self._scale is None:
             require_usable_halves(self.statistics, self.labels, self.name, nan=self.nan)
-            self._scale = IntensityScale.of(*self.statistics, normalization=self._normalization)
+            self._scale = IntensityScale.of(*self.statistics, normalization=self.normalization)
         return self._scale
 
     @property

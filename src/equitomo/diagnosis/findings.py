@@ -9,7 +9,15 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped, require_usable
+from equitomo.datasets import (
+    HalfStatistics,
+    IntensityScale,
+    TomogramPair,
+    clipped,
+    has_zero_background,
+    require_usable,
+    without_outliers,
+)
 from equitomo.diagnosis.agreement import SURE, compare_halves
 from equitomo.diagnosis.wedge import estimate_wedge, judge_geometry
 from equitomo.fourier import cosine_taper
@@ -142,6 +150,13 @@ def _of_voxels(pair: TomogramPair) -> Iterator[Finding]:
     if not any(one.n_invalid for one in pair.statistics):
         yield Finding("ok", "voxels", "finite, and not constant")
     yield Finding("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
+    if pair.normalization == "robust" and all(has_zero_background(one.samples) for one in pair.statistics):
+        yield Finding(
+            "note",
+            "scale",
+            "the volume is nearly empty and its background is a true zero, which subtracting the mean moves",
+            "pass `normalization='scale'` to keep it at zero",
+        )
     both = zip(pair.statistics, pair.labels, strict=True)
     largest, label = max((_farthest(one, pair.scale), name) for one, name in both)
     if largest > _OUTLIER:
@@ -208,7 +223,7 @@ def _of_content(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple
 
 def _of_scale(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
     """Yield how the intensities of the halves differ, and the remedy."""
-    one, other = (clipped(half.samples.astype(np.float64)) for half in (first, second))
+    one, other = (without_outliers(half.samples.astype(np.float64)) for half in (first, second))
     deviations, means = (one.std(), other.std()), (one.mean(), other.mean())
     values = " and ".join(f"{mean:.4g} +- {deviation:.4g}" for mean, deviation in zip(means, deviations, strict=True))
     remedy = (
