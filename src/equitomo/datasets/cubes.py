@@ -140,8 +140,8 @@ class SubtomogramDataset(Cubes):
     Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the same cubes. Several
     tomograms are drawn from in proportion to their valid starts. As items are dicts with the key ``"y"``, the dataset
     serves :class:`deepinv.Trainer` as it is. Where the tilts differ between tomograms or between halves, an item also
-    holds ``"params": {"mask": ...}``, the mask of its tomogram, which the trainer hands to the operator; in a loop of
-    one's own ``physics.update(**batch["params"])`` does.
+    holds ``"params": {"mask": ...}``, the mask of its tomogram, which the trainer hands to the operator. In your own
+    loop, call ``physics.update(**batch["params"])``.
 
     Parameters
     ----------

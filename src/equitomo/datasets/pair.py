@@ -40,7 +40,7 @@ class TomogramPair:
     second_geometry
         The tilts of the second half where they differ, as for halves made of the odd and the even tilts.
     voxel_size
-        Ångström per voxel along ``(z, y, x)``, or one number. ``None`` takes it from the files, if they say.
+        Ångström per voxel along ``(z, y, x)``, or one number. ``None`` takes it from the files, if they state it.
     mask
         A volume that is non-zero where the specimen is; ``"auto"`` finds the specimen with
         :func:`~equitomo.specimen_mask`; with ``None`` the whole volume counts as specimen.

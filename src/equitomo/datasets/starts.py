@@ -15,7 +15,7 @@ from equitomo.volumes import Shape
 class ValidStarts:
     """The places in one volume where a cube with enough specimen begins, numbered in (z, y, x) order.
 
-    Without a mask only the shape is kept, with one a bit per start: 1/64 of the memory of a pair.
+    Without a mask only the shape is kept. With a mask one bit per start is kept, 1/64 of the memory of a pair.
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ class HalfStatistics:
     block_means
         Means of blocks of 4x4x4 voxels, flat; of large volumes evenly spread layers of blocks.
 
-    Invalid voxels count with the mean of the others in ``samples``, ``middle`` and ``block_means``.
+    In ``samples``, ``middle`` and ``block_means`` the mean of the other voxels takes the place of invalid ones.
 
     Examples
     --------

@@ -124,7 +124,10 @@ class FourierFilter(LinearPhysics):  # type: ignore[misc]
             If the operator was not made from a geometry, or only for another tilt axis.
         """
         if not isinstance(self._maker, WedgeMask):
-            raise ValueError("an operator of a `mask` makes none for a geometry: give its `geometry`, or a WedgeMask")
+            raise ValueError(
+                "an operator of a `mask` cannot make the mask of a geometry: make the operator from a `geometry` or a "
+                "WedgeMask"
+            )
         wedge = self._maker.of(geometry)
         if self._maker.constant_axis not in (None, wedge.constant_axis):
             raise ValueError(
