@@ -75,21 +75,9 @@ class IntensityScale:
 
 
 def require_usable(volume: VolumeLike | HalfStatistics, name: str, *, nan: Nan = "refuse") -> None:
-    """Refuse a volume that is constant or has invalid voxels.
+    """Refuse a volume, or the one with these statistics, if it is constant or has invalid voxels.
 
-    Parameters
-    ----------
-    volume
-        A volume ``(z, y, x)`` in memory or in a file, which is read once, or its statistics.
-    name
-        The name of the volume in the error.
-    nan
-        ``"mean"`` allows voxels that are NaN or infinite, unless all are.
-
-    Raises
-    ------
-    ValueError
-        With the number and the first place of invalid voxels, or the value of a constant volume.
+    With ``nan="mean"`` voxels that are NaN or infinite are allowed, unless all are.
     """
     statistics = volume if isinstance(volume, HalfStatistics) else HalfStatistics.of(volume)
     if nan == "refuse" or not np.isfinite(statistics.mean):

@@ -317,13 +317,7 @@ class TomogramPair:
         return volumes
 
     def load_mask(self, volumes: Tensor | None = None) -> Tensor | None:
-        """Make the mask and return it without keeping it.
-
-        Parameters
-        ----------
-        volumes
-            The halves as :meth:`load_volumes` returns them; ``None`` reads them if the mask depends on them.
-        """
+        """Make the mask and return it without keeping it; it may depend on ``volumes``, which ``None`` reads anew."""
         given = self._mask_given
         if given is None:
             return None
