@@ -29,6 +29,17 @@ from equitomo.simulate import simulate_halves
 TILTS = (-60.0, 60.0)
 
 
+def particles(share=0.02, noise=0.0):
+    """Two halves with balls that fill a share of an empty volume."""
+    generator = torch.Generator().manual_seed(3)
+    z, y, x = torch.meshgrid(*[torch.arange(48.0)] * 3, indexing="ij")
+    volume = torch.zeros(48, 48, 48)
+    while (volume > 0).double().mean() < share:
+        a, b, c = 4 + 40 * torch.rand(3, generator=generator)
+        volume[(z - a) ** 2 + (y - b) ** 2 + (x - c) ** 2 < 16] = float(0.8 + 0.4 * torch.rand(1, generator=generator))
+    return volume + noise * torch.randn(2, 48, 48, 48, generator=generator)
+
+
 # Normalisation ---------------------------------------------------------------------------------------
 
 
@@ -75,6 +86,45 @@ def test_a_volume_that_is_mostly_empty_is_scaled_by_its_plain_deviation():
     volume = torch.zeros(10, 10, 10)
     volume[4:6, 4:6, 4:6] = 5.0
     assert IntensityScale.of(volume).scale == pytest.approx(volume.double().std(correction=0).item())
+
+
+@pytest.mark.parametrize("normalization", ["robust", "scale"])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3, 0.05])
+def test_sparse_particles_on_a_zero_background_are_brought_to_unit_power(noise, normalization):
+    halves = particles(noise=noise)
+    volumes = [IntensityScale.of(*halves, normalization=normalization).apply(half) for half in halves]
+    power = torch.stack(volumes).square().mean()
+    assert 0.9 < power < 1.5
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_hot_pixels_do_not_move_the_scale_of_sparse_particles(noise):
+    halves = particles(noise=noise)
+    clean = IntensityScale.of(*halves)
+    for half in halves:
+        half.view(-1)[::9973] = 1e6
+    spoilt = IntensityScale.of(*halves)
+    assert abs(spoilt.mean - clean.mean) < 0.03 * clean.scale
+    assert abs(spoilt.scale / clean.scale - 1) < 0.1
+
+
+def test_gold_that_fills_less_than_a_hundredth_does_not_move_the_scale():
+    first, second = noisy_halves()
+    clean = IntensityScale.of(first, second)
+    for half in (first, second):
+        half.view(-1)[: half.numel() // 110] = -40
+    assert abs(IntensityScale.of(first, second).scale / clean.scale - 1) < 0.2
+
+
+def test_the_scale_of_a_full_volume_is_that_within_six_robust_deviations_to_the_bit():
+    first, second = noisy_halves()
+    first.view(-1)[::500] = 300.0
+    values = np.concatenate([first.numpy().ravel(), second.numpy().ravel()]).astype(np.float64)
+    centre = np.median(values)
+    reach = 6 * 1.4826 * np.median(np.abs(values - centre))
+    expected = np.clip(values, centre - reach, centre + reach)
+    scale = IntensityScale.of(first, second)
+    assert (scale.mean, scale.scale) == (expected.mean(), expected.std())
 
 
 @pytest.mark.fault(20)

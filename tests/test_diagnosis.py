@@ -204,6 +204,26 @@ def test_an_outlier_is_a_note_with_the_name_of_its_half(halves):
     assert_only(findings, "note", "voxels", message)
 
 
+@pytest.mark.parametrize("noise", [1e-4, 0.05])
+@pytest.mark.parametrize(
+    ("background", "normalization", "is_noted"), [(0, "robust", 1), (0, "scale", 0), (1, "robust", 0)]
+)
+def test_a_background_that_is_a_true_zero_is_a_note_that_proposes_to_keep_it(
+    noise, background, normalization, is_noted
+):
+    generator = torch.Generator().manual_seed(0)
+    specimen = torch.full((40, 40, 40), float(background))
+    for z, y, x in torch.randint(0, 34, (6, 3), generator=generator):
+        specimen[z : z + 6, y : y + 6, x : x + 6] += 1
+    # Noise in the specimen keeps the halves apart where the background has hardly any.
+    halves = specimen + 0.1 * specimen * torch.randn(2, 40, 40, 40, generator=generator)
+    halves += noise * torch.randn(2, 40, 40, 40, generator=generator)
+    findings = found(*halves, normalization=normalization)
+    notes = [one for one in findings if (one.severity, one.subject) == ("note", "scale")]
+    assert len(notes) == is_noted
+    assert all("`normalization='scale'`" in note.remedy for note in notes)
+
+
 @pytest.mark.fault(47)
 def test_a_grey_mask_is_a_note(halves):
     assert_only(found(*halves, mask=torch.full_like(halves[0], 0.5)), "note", "mask", "mask is not binary")

@@ -304,7 +304,7 @@ def test_masks_about_the_operators_own_axis_stay_short():
 
 @each_kind
 def test_an_operator_of_a_mask_makes_none_for_a_geometry(kind):
-    with pytest.raises(ValueError, match="give its `geometry`, or a WedgeMask"):
+    with pytest.raises(ValueError, match="make the operator from a `geometry`"):
         kind((6, 9, 8), mask=contrast).mask_for((-60, 60))
 
 

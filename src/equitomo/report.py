@@ -118,14 +118,7 @@ def draw_correlations(
 ) -> Path:
     """Draw Fourier shell correlation curves, with lines at the thresholds 0.5 and 0.143.
 
-    Parameters
-    ----------
-    path
-        The picture to write.
-    curves
-        Names and curves.
-    voxel_size
-        Å per voxel, to label the axis with resolutions in place of frequencies.
+    With a ``voxel_size`` in Å the axis is labelled with resolutions in place of frequencies.
     """
     figure, ((axes,),) = _figure(1, 1, size=(7, 4))
     for name, curve in curves.items():
@@ -180,19 +173,8 @@ def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: Geometry) ->
 def log_power(volume: VolumeLike, axes: TiltAxes = _ABOUT_Y, *, n_planes: int = 256) -> Tensor:
     """Return the logarithm (base 10) of the power over the plane across the tilt axis, zero frequency in the middle.
 
-    Parameters
-    ----------
-    volume
-        A volume ``(z, y, x)``. Its faces are tapered.
-    axes
-        The tilt axis and the two axes of the spectrum.
-    n_planes
-        Number of planes to use at most, from the middle of the tilt axis.
-
-    Returns
-    -------
-    Tensor
-        ``(z, x)``, or ``(z, y)`` for a tilt axis along x: the mean over the frequencies along the tilt axis.
+    The power is the mean over the frequencies along the tilt axis, ``(z, x)``, or ``(z, y)`` for a tilt axis along x.
+    At most ``n_planes`` planes are used, from the middle of the tilt axis, and the faces of the volume are tapered.
     """
     along = axes.along + 3
     shape = list(volume.shape)

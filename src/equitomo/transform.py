@@ -120,7 +120,7 @@ class CubeRotationGroup(Transform):  # type: ignore[misc]
         """
         # A mask is even, so the point reflection changes nothing: an improper element moves it like its rotation.
         moved = [_moves(g, operator) for g in range(24)]
-        reflection = _index_of(-torch.eye(3, dtype=torch.int64))
+        reflection = int((cls.matrices() == -torch.eye(3)).all(dim=(1, 2)).nonzero())
         rotations = [g if g < 24 else cls.compose(reflection, g) for g in range(48 if flips else 24)]
         moving = tuple(g for g, r in enumerate(rotations) if moved[r])
         if not moving:
@@ -214,10 +214,6 @@ def _table() -> tuple[Tensor, Tensor, Tensor]:
     product = (products[:, :, None] == codes).all(-1).int().argmax(-1)
     inverse = (product == 0).int().argmax(-1)
     return matrices, product, inverse
-
-
-def _index_of(matrix: Tensor) -> int:
-    return int((_table()[0] == matrix).all(dim=(1, 2)).nonzero())
 
 
 def _signed_permutations() -> Iterator[list[list[int]]]:

@@ -6,7 +6,13 @@ from equitomo.datasets.intensities import IntensityScale, Normalization, require
 from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
 from equitomo.datasets.specimen import specimen_mask
-from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, clipped
+from equitomo.datasets.statistics import (
+    HalfStatistics,
+    ReadingStoppedError,
+    clipped,
+    has_zero_background,
+    without_outliers,
+)
 
 __all__ = [
     "Cubes",
@@ -19,9 +25,11 @@ __all__ = [
     "TomogramPair",
     "clipped",
     "cubes_of",
+    "has_zero_background",
     "read_geometry",
     "require_one_grid",
     "require_one_voxel_size",
     "require_usable",
     "specimen_mask",
+    "without_outliers",
 ]

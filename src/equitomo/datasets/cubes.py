@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Cubes(Dataset[dict[str, Any]]):
     @property
     def n_starts(self) -> int:
         """Number of different cubes that can be drawn."""
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     @property
     @abstractmethod
@@ -98,15 +98,19 @@ class Cubes(Dataset[dict[str, Any]]):
             The larger cubes, for each the number of its pair, and where in it the cube begins.
         """
 
-    def _cut(self, volumes: Tensor, start: Shape, margin: int) -> tuple[Tensor, Shape]:
-        """Return the larger cube around the one that begins at ``start``, and where in it that one begins."""
+    def _cut(self, drawn: Iterable[tuple[int, Shape, Tensor]], margin: int) -> tuple[Tensor, list[int], list[Shape]]:
+        """Return what :meth:`cut` does for cubes that are given by their pair, their start and the pair's volumes."""
         shortest = np.min([pair.shape for pair in self.pairs], axis=0)
-        z, y, x = (int(n) for n in np.minimum(np.array(self.shape) + 2 * margin, shortest))
-        room = np.array(volumes.shape[1:]) - (z, y, x)
-        first = np.clip(np.array(start) - (np.array((z, y, x)) - self.shape) // 2, 0, room)
-        begin_z, begin_y, begin_x = (int(n) for n in np.array(start) - first)
-        cube = cube_at(volumes, (int(first[0]), int(first[1]), int(first[2])), (z, y, x))
-        return cube, (begin_z, begin_y, begin_x)
+        shape = np.minimum(np.array(self.shape) + 2 * margin, shortest)
+        cubes, sources, begins = [], [], []
+        for source, start, volumes in drawn:
+            room = np.array(volumes.shape[1:]) - shape
+            first = np.clip(np.array(start) - (shape - self.shape) // 2, 0, room)
+            z, y, x = (np.array(start) - first).tolist()
+            cubes.append(cube_at(volumes, first.tolist(), shape.tolist()))
+            sources.append(source)
+            begins.append((z, y, x))
+        return torch.stack(cubes), sources, begins
 
     def _add_starts(self, pair: TomogramPair, mask: Tensor | None, min_fraction: float) -> None:
         """Find the valid starts of the next pair."""
@@ -136,8 +140,8 @@ class SubtomogramDataset(Cubes):
     Item ``k`` depends on the seed and ``k`` alone: workers, ranks and resumed runs see the same cubes. Several
     tomograms are drawn from in proportion to their valid starts. As items are dicts with the key ``"y"``, the dataset
     serves :class:`deepinv.Trainer` as it is. Where the tilts differ between tomograms or between halves, an item also
-    holds ``"params": {"mask": ...}``, the mask of its tomogram, which the trainer hands to the operator; in a loop of
-    one's own ``physics.update(**batch["params"])`` does.
+    holds ``"params": {"mask": ...}``, the mask of its tomogram, which the trainer hands to the operator. In your own
+    loop, call ``physics.update(**batch["params"])``.
 
     Parameters
     ----------
@@ -197,16 +201,13 @@ class SubtomogramDataset(Cubes):
 
     def cut(self, indices: range, margin: int = 0) -> tuple[Tensor, list[int], list[Shape]]:
         ranks = draw_integers(self.seed, indices, self.n_starts, CUBES)
-        cubes, sources, begins = [], [], []
-        for rank in ranks:
-            source = int(np.searchsorted(self._ends, rank, side="right"))
-            before = int(self._ends[source - 1]) if source else 0
-            start = self._starts[source].locate(rank - before)
-            cube, begin = self._cut(self.pairs[source].volumes, start, margin)
-            cubes.append(cube)
-            sources.append(source)
-            begins.append(begin)
-        return torch.stack(cubes), sources, begins
+        return self._cut(map(self._located, ranks), margin)
+
+    def _located(self, rank: int) -> tuple[int, Shape, Tensor]:
+        """Return the pair, the start and the volumes of the valid start with the number ``rank`` among all pairs."""
+        source = int(np.searchsorted(self._ends, rank, side="right"))
+        before = self._ends[source - 1] if source else 0
+        return source, self._starts[source].locate(rank - before), self.pairs[source].volumes
 
 
 def _masks_of(pairs: Sequence[TomogramPair], physics: WedgeOperator) -> dict[tuple[Geometry, ...], Tensor]:
@@ -222,7 +223,7 @@ def _masks_of(pairs: Sequence[TomogramPair], physics: WedgeOperator) -> dict[tup
     }
 
 
-def cube_at(volumes: Tensor, start: Shape, shape: Shape) -> Tensor:
+def cube_at(volumes: Tensor, start: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Return the cube of all views that begins at ``start``, not copied."""
     z, y, x = (slice(first, first + side) for first, side in zip(start, shape, strict=True))
     return volumes[:, z, y, x]
@@ -230,8 +231,7 @@ def cube_at(volumes: Tensor, start: Shape, shape: Shape) -> Tensor:
 
 def central_cube(volumes: Tensor, shape: Shape) -> Tensor:
     """Return the cube in the middle, not copied."""
-    z, y, x = ((n - side) // 2 for n, side in zip(volumes.shape[1:], shape, strict=True))
-    return cube_at(volumes, (z, y, x), shape)
+    return cube_at(volumes, [(n - side) // 2 for n, side in zip(volumes.shape[1:], shape, strict=True)], shape)
 
 
 def require_one_voxel_size(pairs: Sequence[TomogramPair]) -> None:

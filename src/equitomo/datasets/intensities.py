@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from equitomo.datasets.statistics import HalfStatistics, clipped
+from equitomo.datasets.statistics import HalfStatistics, without_outliers
 from equitomo.volumes import VolumeLike
 
 Normalization = Literal["robust", "scale"]
@@ -41,8 +41,9 @@ class IntensityScale:
         """Return the common scale of volumes, which hot pixels and gold do not move.
 
         Values more than six robust standard deviations (from the median absolute deviation) from the median
-        are clipped before mean and deviation are taken. ``"scale"`` leaves the mean at zero, for data with a
-        true zero.
+        are clipped before mean and deviation are taken. If more than 1 % of the voxels lie beyond, or most voxels are
+        equal, the volume is nearly empty and those voxels are its specimen: then only the farthest hundredth of them
+        is clipped. ``"scale"`` leaves the mean at zero, for data with a true zero.
 
         Parameters
         ----------
@@ -61,7 +62,7 @@ class IntensityScale:
         statistics = [v if isinstance(v, HalfStatistics) else HalfStatistics.of(v) for v in volumes]
         values = np.concatenate([one.samples for one in statistics]).astype(np.float64)
         _require_contrast(values, "the volume")
-        values = clipped(values)
+        values = without_outliers(values)
         return cls(float(values.mean()) if normalization == "robust" else 0.0, float(values.std()))
 
     def apply(self, volume: Tensor) -> Tensor:
@@ -74,21 +75,9 @@ class IntensityScale:
 
 
 def require_usable(volume: VolumeLike | HalfStatistics, name: str, *, nan: Nan = "refuse") -> None:
-    """Refuse a volume that is constant or has invalid voxels.
+    """Refuse a volume, or the one with these statistics, if it is constant or has invalid voxels.
 
-    Parameters
-    ----------
-    volume
-        A volume ``(z, y, x)`` in memory or in a file, which is read once, or its statistics.
-    name
-        The name of the volume in the error.
-    nan
-        ``"mean"`` allows voxels that are NaN or infinite, unless all are.
-
-    Raises
-    ------
-    ValueError
-        With the number and the first place of invalid voxels, or the value of a constant volume.
+    With ``nan="mean"`` voxels that are NaN or infinite are allowed, unless all are.
     """
     statistics = volume if isinstance(volume, HalfStatistics) else HalfStatistics.of(volume)
     if nan == "refuse" or not np.isfinite(statistics.mean):

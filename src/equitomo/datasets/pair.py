@@ -40,7 +40,7 @@ class TomogramPair:
     second_geometry
         The tilts of the second half where they differ, as for halves made of the odd and the even tilts.
     voxel_size
-        Ångström per voxel along ``(z, y, x)``, or one number. ``None`` takes it from the files, if they say.
+        Ångström per voxel along ``(z, y, x)``, or one number. ``None`` takes it from the files, if they state it.
     mask
         A volume that is non-zero where the specimen is; ``"auto"`` finds the specimen with
         :func:`~equitomo.specimen_mask`; with ``None`` the whole volume counts as specimen.
@@ -135,7 +135,7 @@ class TomogramPair:
         self._given = tuple(as_voxels(volume) for volume in given)
         self._device = first.device if isinstance(first, Tensor) else torch.device("cpu")
         self._mask_given = mask
-        self._normalization: Normalization = normalization
+        self.normalization: Normalization = normalization
         self.nan: Nan = nan
         self._statistics: tuple[HalfStatistics, ...] | None = None
         # For each half the value that replaces invalid voxels, None where there are none.
@@ -256,7 +256,7 @@ class TomogramPair:
         """The map between the input's intensities and ``volumes``."""
         if self._scale is None:
             require_usable_halves(self.statistics, self.labels, self.name, nan=self.nan)
-            self._scale = IntensityScale.of(*self.statistics, normalization=self._normalization)
+            self._scale = IntensityScale.of(*self.statistics, normalization=self.normalization)
         return self._scale
 
     @property
@@ -317,13 +317,7 @@ class TomogramPair:
         return volumes
 
     def load_mask(self, volumes: Tensor | None = None) -> Tensor | None:
-        """Make the mask and return it without keeping it.
-
-        Parameters
-        ----------
-        volumes
-            The halves as :meth:`load_volumes` returns them; ``None`` reads them if the mask depends on them.
-        """
+        """Make the mask and return it without keeping it; it may depend on ``volumes``, which ``None`` reads anew."""
         given = self._mask_given
         if given is None:
             return None

@@ -100,8 +100,13 @@ class SubtomogramPool(Cubes):
         return self._example
 
     def cut(self, indices: range, margin: int = 0) -> tuple[Tensor, list[int], list[Shape]]:
+        parts, n = [], self.exchange_every
         # One interval after the other: the cubes drawn in the first must not keep its tomograms in memory.
-        parts = [self._of_one_interval(part, margin) for part in self._by_interval(indices)]
+        for interval in range(indices.start // n, -(-indices.stop // n)):
+            if interval != self._current:
+                self._exchange(interval)
+            part = range(max(interval * n, indices.start), min((interval + 1) * n, indices.stop))
+            parts.append(self._cut(self._drawn(interval, part), margin))
         cubes = parts[0][0] if len(parts) == 1 else torch.cat([part for part, *_ in parts])
         return cubes, [s for _, sources, _ in parts for s in sources], [b for *_, begins in parts for b in begins]
 
@@ -119,25 +124,13 @@ class SubtomogramPool(Cubes):
         # The next batch has to look again for what should be read ahead.
         self._current = None
 
-    def _by_interval(self, indices: range) -> Iterator[range]:
-        for interval in range(indices.start // self.exchange_every, -(-indices.stop // self.exchange_every)):
-            first, last = interval * self.exchange_every, (interval + 1) * self.exchange_every
-            yield range(max(first, indices.start), min(last, indices.stop))
-
-    def _of_one_interval(self, indices: range, margin: int) -> tuple[Tensor, list[int], list[Shape]]:
-        interval = indices.start // self.exchange_every
-        if interval != self._current:
-            self._exchange(interval)
-        cubes, sources, begins = [], [], []
+    def _drawn(self, interval: int, indices: range) -> Iterator[tuple[int, Shape, Tensor]]:
+        """Yield the pair, the start and the volumes of each item of an interval."""
         for index, slot in zip(indices, draw_integers(self.seed, indices, self.n_held, SLOTS), strict=True):
             source = self.tomogram_at(interval + slot)
             starts = self._starts[source]
             (rank,) = draw_integers(self.seed, range(index, index + 1), starts.count, CUBES)
-            cube, begin = self._cut(self._held[source], starts.locate(rank), margin)
-            cubes.append(cube)
-            sources.append(source)
-            begins.append(begin)
-        return torch.stack(cubes), sources, begins
+            yield source, starts.locate(rank), self._held[source]
 
     def _survey(self, min_fraction: float) -> None:
         """Read every tomogram once, to check it and to find its scale and its valid starts."""
@@ -188,21 +181,12 @@ def cubes_of(
     pairs: TomogramPair | Sequence[TomogramPair],
     side: int | Shape,
     *,
-    length: int,
     memory: int | None,
     exchange_every: int,
-    seed: int = 0,
-    min_fraction: float = 0.3,
-    mixed_voxel_sizes: bool = False,
+    **settings: Any,
 ) -> SubtomogramDataset | SubtomogramPool:
     """Return a dataset of pairs that are all in memory, or a pool if lazy pairs do not fit into ``memory`` bytes."""
     pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
-    settings: dict[str, Any] = {
-        "length": length,
-        "seed": seed,
-        "min_fraction": min_fraction,
-        "mixed_voxel_sizes": mixed_voxel_sizes,
-    }
     if memory is not None and all(pair.is_lazy for pair in pairs) and sum(pair.n_bytes for pair in pairs) > memory:
         return SubtomogramPool(pairs, side, memory=memory, exchange_every=exchange_every, **settings)
     return SubtomogramDataset(pairs, side, **settings)

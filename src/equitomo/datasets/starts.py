@@ -15,25 +15,8 @@ from equitomo.volumes import Shape
 class ValidStarts:
     """The places in one volume where a cube with enough specimen begins, numbered in (z, y, x) order.
 
-    Without a mask only the shape is kept, with one a bit per start: 1/64 of the memory of a pair.
-
-    Parameters
-    ----------
-    shape
-        Voxels of the volume along ``(z, y, x)``.
-    mask
-        True where the specimen is, or ``None`` for everywhere.
-    cube
-        Voxels of a cube along ``(z, y, x)``.
-    min_fraction
-        Share of a cube's voxels that must lie inside the mask.
-    name
-        The name of the volume in errors.
-
-    Raises
-    ------
-    ValueError
-        If no cube holds enough specimen.
+    At least the share ``min_fraction`` of a cube's voxels must lie inside the mask; without a mask every place is valid
+    and only the shape is kept. With a mask one bit per start is kept, 1/64 of the memory of a pair.
     """
 
     def __init__(self, shape: Shape, mask: Tensor | None, cube: Shape, min_fraction: float, name: str) -> None:

@@ -19,8 +19,11 @@ _SAMPLES = 4_000_000
 # Voxels along an axis of the middle part that a diagnosis looks at. More of them show nothing more.
 MIDDLE = 192
 _BLOCK = 4  # voxels per side of the blocks whose means are kept
-# In robust standard deviations from the median: values beyond do not enter a scale. A Gaussian loses nothing by it.
+# In robust standard deviations from the median: values beyond are clipped. A Gaussian loses nothing by it.
 _CLIP = 6.0
+# If a larger share of the values lies beyond, they are a sparse specimen in an empty volume. Gold beads and hot pixels
+# take up less: in small, noise-free simulations with gold 0.9 %.
+_SPARSE = 0.01
 _Float = TypeVar("_Float", np.float32, np.float64)
 
 
@@ -51,7 +54,7 @@ class HalfStatistics:
     block_means
         Means of blocks of 4x4x4 voxels, flat; of large volumes evenly spread layers of blocks.
 
-    Invalid voxels count with the mean of the others in ``samples``, ``middle`` and ``block_means``.
+    In ``samples``, ``middle`` and ``block_means`` the mean of the other voxels takes the place of invalid ones.
 
     Examples
     --------
@@ -231,6 +234,39 @@ class _Collector:
 def clipped(values: NDArray[_Float]) -> NDArray[_Float]:
     """Return the values, none more than six robust standard deviations from the median."""
     centre = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - centre)))
+    limit = _CLIP * _spread(np.abs(values - centre))
     # Where most voxels are equal, as in simulated vacuum, there is nothing to be robust about.
-    return np.clip(values, centre - _CLIP * spread, centre + _CLIP * spread) if spread > 0 else values
+    return np.clip(values, centre - limit, centre + limit) if limit > 0 else values
+
+
+def without_outliers(values: NDArray[_Float]) -> NDArray[_Float]:
+    """Return the values that an intensity scale is taken of: hot pixels and gold are clipped, a sparse specimen is not.
+
+    In a nearly empty volume :func:`clipped` would take the specimen for outliers and leave the scale of the background.
+    """
+    centre, limit, _ = _limit(values)
+    return np.clip(values, centre - limit, centre + limit)
+
+
+def has_zero_background(values: NDArray[_Float]) -> bool:
+    """Return whether the values are those of a sparse specimen on a background that is zero, up to its noise."""
+    centre, limit, is_sparse = _limit(values)
+    # A volume of which the mean was subtracted is not taken for one: in it the background lies at minus the mean.
+    return is_sparse and abs(centre) < 0.01 * limit
+
+
+def _limit(values: NDArray[_Float]) -> tuple[float, float, bool]:
+    """Return the median, the distance from it where outliers begin, and whether the values are a sparse specimen."""
+    centre = float(np.median(values))
+    distances = np.abs(values - centre)
+    limit = _CLIP * _spread(distances)
+    far = distances[distances > limit]
+    if not len(far) or (limit > 0 and len(far) <= _SPARSE * len(values)):
+        return centre, limit, False
+    # Of the specimen's own values one in a hundred may be an outlier.
+    return centre, float(np.quantile(far, 0.99)), True
+
+
+def _spread(distances: NDArray[_Float]) -> float:
+    """Return the standard deviation of a Gaussian with these distances from its median."""
+    return 1.4826 * float(np.median(distances))

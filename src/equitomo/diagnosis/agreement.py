@@ -108,11 +108,13 @@ def compare_halves(first: VolumeLike, second: VolumeLike) -> HalvesAgreement:
         return HalvesAgreement()
     one, other = _middle(first), _middle(second)
     shape = spatial_shape(one.shape)
-    weight, spectrum = _weight(shape), _whitened(one)
+    radius = frequency_radius(shape, dtype=torch.float32)
+    low = ((radius > 0) & (radius <= _LOW_PASS)).float()
+    spectrum = _whitened(one) * low
     found = {}
     for axes in _MIRRORS:
         mirrored = other.flip(["zyx".index(axis) for axis in axes])
-        found[axes] = _peak(spectrum, _whitened(mirrored) * weight, shape)
+        found[axes] = _peak(spectrum, _whitened(mirrored), shape)
     axes = max(found, key=lambda name: found[name].height)
     peak = found[axes]
     others = max(other.height for name, other in found.items() if name != axes)
@@ -129,16 +131,10 @@ def compare_halves(first: VolumeLike, second: VolumeLike) -> HalvesAgreement:
 
 
 def _middle(volume: VolumeLike) -> Tensor:
-    cut = middle_of(volume, _MOST)
+    """Return the middle of a volume under a window, without its mean."""
     # Hot voxels and gold would outweigh everything else.
-    cut = torch.from_numpy(clipped(cut.numpy()))
+    cut = torch.from_numpy(clipped(middle_of(volume, _MOST).numpy()))
     return (cut - cut.mean()) * hann(cut.shape)
-
-
-def _weight(shape: tuple[int, int, int]) -> Tensor:
-    """Return 1 in the ball of low frequencies, without zero frequency, and 0 elsewhere."""
-    radius = frequency_radius(shape, dtype=torch.float32)
-    return ((radius > 0) & (radius <= _LOW_PASS)).float()
 
 
 def _whitened(volume: Tensor) -> Tensor:
@@ -165,6 +161,7 @@ class _Peak:
 
 
 def _peak(one: Tensor, other: Tensor, shape: tuple[int, int, int]) -> _Peak:
+    """Return the peak of the cross-correlation of two volumes of a shape, given by their spectra."""
     correlation = irfftn(one.conj() * other, shape)
     deviation = float(correlation.std())
     if not deviation > 0:

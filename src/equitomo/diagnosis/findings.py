@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
-from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped, require_usable
+from equitomo.datasets import (
+    HalfStatistics,
+    TomogramPair,
+    clipped,
+    has_zero_background,
+    require_usable,
+    without_outliers,
+)
 from equitomo.diagnosis.agreement import SURE, compare_halves
 from equitomo.diagnosis.wedge import estimate_wedge, judge_geometry
 from equitomo.fourier import cosine_taper
@@ -88,32 +94,32 @@ def diagnose(pair: TomogramPair) -> list[Finding]:
     warning: halves: the second half is shifted against the first by (4, 0, 0) voxels (z, y, x): align them, or
     reconstruct both from one alignment
     """
-    findings = [*_of_files(pair), *_of_unusable(pair)]
+    findings = [*_file_findings(pair), *_usability_errors(pair)]
     if any(finding.severity == "error" for finding in findings):
         return findings
-    findings += [*_of_voxels(pair), *_of_mask(pair)]
+    findings += [*_voxel_findings(pair), *_mask_findings(pair)]
     if pair.n_views == 2:
-        findings += _of_halves(pair)
-    return [*findings, *_of_wedge(pair)]
+        findings += _half_findings(pair)
+    return [*findings, *_wedge_findings(pair)]
 
 
-def _of_unusable(pair: TomogramPair) -> Iterator[Finding]:
-    """Yield the errors that constructing a pair in memory raises; their messages contain the remedy."""
-    usable = True
+def _usability_errors(pair: TomogramPair) -> list[Finding]:
+    """Return the errors that constructing a pair in memory raises; their messages contain the remedy."""
+    found = []
     for label, one in zip(pair.labels, pair.statistics, strict=True):
         try:
             require_usable(one, label, nan=pair.nan)
         except ValueError as error:
-            usable = False
-            yield Finding("error", "voxels", str(error))
-    if usable:
-        try:
-            _ = pair.scale
-        except ValueError as error:
-            yield Finding("error", "halves", str(error))
+            found.append(Finding("error", "voxels", str(error)))
+    try:
+        _ = pair.scale
+    except ValueError as error:
+        # The halves are at fault only if each of them is usable.
+        found = found or [Finding("error", "halves", str(error))]
+    return found
 
 
-def _of_files(pair: TomogramPair) -> Iterator[Finding]:
+def _file_findings(pair: TomogramPair) -> Iterator[Finding]:
     z, y, x = pair.shape
     sizes = pair.voxel_size
     known = "of unknown size" if sizes is None else f"of {' x '.join(f'{n:.4g}' for n in dict.fromkeys(sizes))} Å"
@@ -134,7 +140,7 @@ def _of_files(pair: TomogramPair) -> Iterator[Finding]:
             yield Finding("ok", "tilts", f"{views}{low:g} to {high:g} degrees about {part.tilt_axis}")
 
 
-def _of_voxels(pair: TomogramPair) -> Iterator[Finding]:
+def _voxel_findings(pair: TomogramPair) -> Iterator[Finding]:
     for label, one in zip(pair.labels, pair.statistics, strict=True):
         if one.n_invalid:
             message = f"{label} holds {one.n_invalid} voxels that are NaN or infinite, which are replaced by its mean"
@@ -142,8 +148,15 @@ def _of_voxels(pair: TomogramPair) -> Iterator[Finding]:
     if not any(one.n_invalid for one in pair.statistics):
         yield Finding("ok", "voxels", "finite, and not constant")
     yield Finding("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
-    both = zip(pair.statistics, pair.labels, strict=True)
-    largest, label = max((_farthest(one, pair.scale), name) for one, name in both)
+    if pair.normalization == "robust" and all(has_zero_background(one.samples) for one in pair.statistics):
+        yield Finding(
+            "note",
+            "scale",
+            "the volume is nearly empty and its background is a true zero, which subtracting the mean moves",
+            "pass `normalization='scale'` to keep it at zero",
+        )
+    ends = [(end, label) for one, label in zip(pair.statistics, pair.labels, strict=True) for end in one.extremes]
+    largest, label = max((abs(end - pair.scale.mean) / pair.scale.scale, label) for end, label in ends)
     if largest > _OUTLIER:
         yield Finding(
             "note",
@@ -153,12 +166,7 @@ def _of_voxels(pair: TomogramPair) -> Iterator[Finding]:
         )
 
 
-def _farthest(statistics: HalfStatistics, scale: IntensityScale) -> float:
-    """Return how many standard deviations the extremes of a half lie from the mean."""
-    return max(abs(end - scale.mean) for end in statistics.extremes) / scale.scale
-
-
-def _of_mask(pair: TomogramPair) -> Iterator[Finding]:
+def _mask_findings(pair: TomogramPair) -> Iterator[Finding]:
     if not pair.mask_is_given:
         return
     try:
@@ -170,9 +178,10 @@ def _of_mask(pair: TomogramPair) -> Iterator[Finding]:
             yield Finding("note", "mask", "the mask is not binary; every voxel other than 0 counts as specimen")
 
 
-def _of_halves(pair: TomogramPair) -> list[Finding]:
+def _half_findings(pair: TomogramPair) -> list[Finding]:
     first, second = pair.statistics
-    found = [Finding("warning", "halves", *one) for one in (*_of_content(first, second), *_of_scale(first, second))]
+    faults = [*_misplacements(first, second), *_scale_differences(first, second)]
+    found = [Finding("warning", "halves", *fault) for fault in faults]
     return found or [Finding("ok", "halves", f"independent and in place{_resolution(pair)}")]
 
 
@@ -181,18 +190,21 @@ def _resolution(pair: TomogramPair) -> str:
     if min(pair.shape) < 2:
         return ""
     size = None if pair.voxel_size is None else min(pair.voxel_size)
-    curve = fourier_shell_correlation(*(_faded(one.middle) for one in pair.statistics), voxel_size=size)
+    # The faces of a cut volume jump, which would fill the spectrum.
+    taper = cosine_taper(pair.statistics[0].middle.shape)
+    halves = ((one.middle - one.middle.mean()).mul_(taper) for one in pair.statistics)
+    curve = fourier_shell_correlation(*halves, voxel_size=size)
     unit = "voxels" if size is None else "Å"
     return f"; they agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
 
 
-def _of_content(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the place and the contrast of the halves, and the remedy."""
+def _misplacements(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the position and the contrast of the halves, and the remedy."""
     agreement = compare_halves(first.middle, second.middle)
     yield from agreement.faults
     if agreement.faults or agreement.peak > SURE:
         return
-    # Halves that are too small, too alike in all directions or too noisy for a peak.
+    # The halves are too small, too alike in all directions or too noisy for a peak.
     one, other = (clipped(half.block_means) for half in (first, second))
     if not one.std() * other.std() > 0:
         return
@@ -206,9 +218,9 @@ def _of_content(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple
         yield f"the halves hardly correlate {value}", "check that they show the same specimen, unshifted"
 
 
-def _of_scale(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
+def _scale_differences(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[str, str]]:
     """Yield how the intensities of the halves differ, and the remedy."""
-    one, other = (clipped(half.samples.astype(np.float64)) for half in (first, second))
+    one, other = (without_outliers(half.samples.astype(np.float64)) for half in (first, second))
     deviations, means = (one.std(), other.std()), (one.mean(), other.mean())
     values = " and ".join(f"{mean:.4g} +- {deviation:.4g}" for mean, deviation in zip(means, deviations, strict=True))
     remedy = (
@@ -221,24 +233,17 @@ def _of_scale(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[s
         yield f"the intensities of the halves differ in their mean, {values}", remedy
 
 
-def _faded(middle: Tensor) -> Tensor:
-    """Return a volume without its mean, fading towards its faces, whose jumps would fill the spectrum."""
-    return (middle - middle.mean()).mul_(cosine_taper(middle.shape))
-
-
-def _of_wedge(pair: TomogramPair) -> Iterator[Finding]:
-    """Yield what the spectrum says about the declared tilts: of the first half, unless only the second one disagrees.
-
-    The sum of two halves that are turned or mirrored against each other would have another wedge than either.
-    """
+def _wedge_findings(pair: TomogramPair) -> Iterator[Finding]:
+    """Yield how the declared tilts fit the spectrum of the first half, or of the second if only that one disagrees."""
+    # The sum of two halves that are turned or mirrored against each other would have another wedge than either.
     estimates = [estimate_wedge(one.middle) for one in pair.statistics]
     verdicts = [judge_geometry(*both) for both in zip(estimates, pair.geometries, strict=True)]
     number = next((number for number, verdict in enumerate(verdicts) if verdict.is_wrong), 0)
     verdict, estimate = verdicts[number], estimates[number]
     severity: Severity = "ok" if verdict.kind == "agrees" else "error" if verdict.is_wrong else "note"
     prefix = "of the second half: " if number else ""
-    sure = "" if estimate.tilt_range is None else f" ({estimate.explained:.0%} of the spectrum's contrast explained)"
-    yield Finding(severity, "wedge", f"{prefix}{verdict.message}{sure}", verdict.remedy)
+    share = f" ({estimate.explained:.0%} of the spectrum's contrast explained)" if estimate.tilt_range else ""
+    yield Finding(severity, "wedge", f"{prefix}{verdict.message}{share}", verdict.remedy)
     thinnest = min(range(3), key=lambda axis: pair.shape[axis])
     if verdict.kind == "unclear" and pair.shape[thinnest] <= 0.6 * pair.shape[0]:
         yield Finding(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -224,7 +223,10 @@ class _Spectrum:
 
     @classmethod
     def of(cls, volumes: list[Tensor]) -> _Spectrum:
-        power, shape = _windowed_power(volumes)
+        window, shape = hann(volumes[0].shape), spatial_shape(volumes[0].shape)
+        # The mean under the window is subtracted, or the zero frequency would leak into its neighbours.
+        tapered = ((volume - (volume * window).sum() / window.sum()) * window for volume in volumes)
+        power = sum((rfftn(volume).abs().square() for volume in tapered), torch.zeros(()))
         kz, ky, kx = (k.expand(power.shape) for k in frequencies(shape, dtype=torch.float32))
         radius = frequency_radius(shape, dtype=torch.float32)
         # Close to zero frequency the window is wider than any sector, and gradients of the background prevail.
@@ -252,13 +254,6 @@ class _Spectrum:
         along = (self.frequency[axis][far].abs() * (2 * _ALONG)).long().clamp_max(_ALONG - 1)
         angle = torch.rad2deg(torch.atan2(down[far], across[far])).remainder(180.0)
         return far, along * _RADII + ring, angle
-
-
-def _windowed_power(volumes: list[Tensor]) -> tuple[Tensor, tuple[int, int, int]]:
-    window = hann(volumes[0].shape)
-    # The mean under the window is subtracted, or the zero frequency would leak into its neighbours.
-    tapered = ((volume - (volume * window).sum() / window.sum()) * window for volume in volumes)
-    return sum((rfftn(volume).abs().square() for volume in tapered), torch.zeros(())), spatial_shape(window.shape)
 
 
 def _high_level(power: Tensor) -> Tensor:
@@ -399,10 +394,7 @@ def _edges(power: Tensor, fit: _Fit) -> tuple[float, float]:
     def edge(coarse: float, outward: int) -> float:
         outside = [at(coarse + outward * (4 + degrees)) for degrees in range(10)]
         half = 0.5 * sum(outside) / len(outside)
-        return next((angle for angle in _walk(middle, outward) if at(angle) >= half), coarse)
+        angles = (middle + outward * 0.25 * step for step in range(4 * 90))
+        return next((angle for angle in angles if at(angle) >= half), coarse)
 
     return edge(fit.first, -1), edge(fit.last, 1)
-
-
-def _walk(start: float, direction: int) -> Iterator[float]:
-    return (start + direction * 0.25 * step for step in range(4 * 90))

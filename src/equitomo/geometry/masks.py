@@ -82,7 +82,7 @@ def wedge_mask(
     Raises
     ------
     ValueError
-        If ``low_pass`` or ``extent`` is not positive, or a fan is asked of a continuous range.
+        If ``low_pass`` or ``extent`` is not positive, or a fan is requested for a continuous range.
 
     Examples
     --------
@@ -162,7 +162,7 @@ class WedgeMask:
         """Return the mask for a grid of ``shape``; a fan's extent is that of ``volume``, or of the grid if ``None``."""
         z, y, x = grid = spatial_shape(shape)
         measured = [_measured(grid, part, self, volume or grid) for part in self.geometry.parts]
-        # Of a mask that is constant along x the slice keeps its one value.
+        # The slice keeps the one value of a mask that is constant along x.
         mask = reduce(torch.maximum, measured)[..., : x // 2 + 1]
         if self.radius is not None:
             kz, ky, kx = frequencies((z, y, x))

@@ -110,7 +110,7 @@ class MaskedEquivarianceLoss(Loss):  # type: ignore[misc]
             if value not in get_args(kind):
                 raise ValueError(f"`{name}` is one of {', '.join(get_args(kind))}, got {value!r}")
         if target == "data" and not masked:
-            raise ValueError("`target='data'` needs `masked=True`: data say nothing where they were not measured")
+            raise ValueError("`target='data'` needs `masked=True`: data contain nothing where nothing was measured")
         self.transform = transform
         self.weight = weight
         self.masked = masked

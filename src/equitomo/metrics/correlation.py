@@ -10,15 +10,7 @@ from torch import Tensor
 
 from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, frequency_radius
-from equitomo.metrics.regions import (
-    EDGE,
-    NYQUIST,
-    Array,
-    as_batch,
-    inside,
-    region_sums,
-    shells,
-)
+from equitomo.metrics.regions import EDGE, NYQUIST, Array, as_batch, inside, region_sums, shells
 from equitomo.volumes import Shape
 
 
@@ -35,7 +27,7 @@ class FourierShellCorrelation:
     count
         Number of coefficients of the full spectrum in each shell.
     voxel_size
-        Å per voxel.
+        Å per voxel; ``None`` if it is not known.
     """
 
     frequency: Tensor

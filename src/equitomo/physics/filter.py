@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+import torch
+from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from equitomo.checks import Shape, require_spatial, require_volumes, spatial_shape
@@ -14,18 +16,47 @@ from equitomo.geometry import Geometry, MaskPlanes, Planes, Sampling, Support, W
 MaskMaker = Callable[[Shape], Tensor]
 
 
-class FourierFilter:
-    """A real, even mask on the half spectrum of a grid that holds the volume, mixed into deepinv's physics.
+class FourierFilter(LinearPhysics):  # type: ignore[misc]
+    """A real, even mask on the half spectrum of a grid that holds the volume.
 
-    A subclass gives its own constructor arguments besides the mask in ``_own_settings`` and says in ``_grid_of`` which
-    grid a volume is filtered on.
+    A subclass returns its own constructor arguments from ``_own_settings``, and from ``_grid_of`` the grid that a
+    volume is filtered on.
     """
 
     mask: Tensor
     volume_shape: Shape
     grid_shape: Shape
+    # The function that makes the mask for other shapes; None for a mask that was given as a tensor.
     _maker: MaskMaker | None
     _is_updated = False
+
+    def __init__(
+        self,
+        img_size: Sequence[int],
+        geometry: Geometry | tuple[float, float] | None = None,
+        *,
+        mask: MaskMaker | Tensor | None = None,
+        support: Support = "ball",
+        low_pass: float | None = None,
+        sampling: Sampling = "range",
+        extent: float | None = None,
+        device: torch.device | str = "cpu",
+        **kwargs: Any,
+    ) -> None:
+        size = tuple(int(n) for n in img_size)
+        self.volume_shape = spatial_shape(size, "img_size")
+        # deepinv's img_size has the channels first and no batch.
+        super().__init__(img_size=size if len(size) == 4 else (1, *size), device=device, **kwargs)
+        if mask is None and geometry is not None:
+            mask = WedgeMask(geometry, support=support, low_pass=low_pass, sampling=sampling, extent=extent)
+        elif mask is None or geometry is not None:
+            raise ValueError("an operator needs either a `geometry` or a `mask`, and not both")
+        elif (low_pass, sampling, extent) != (None, "range", None):
+            raise ValueError("`low_pass`, `sampling` and `extent` belong to a `geometry`: a `mask` is taken as it is")
+        self._maker = None if isinstance(mask, Tensor) else mask
+        self.grid_shape = self._grid_of(self.volume_shape)
+        self.register_buffer("mask", _made_mask(mask, self.grid_shape, self.volume_shape))
+        self.to(device)
 
     @property
     def geometry(self) -> Geometry | None:
@@ -51,9 +82,8 @@ class FourierFilter:
             If the mask was given as a tensor or by ``update``: it is of this shape only.
         """
         if self._maker_for(spatial_shape(img_size, "img_size")) is None:
-            return self.clone()  # type: ignore[attr-defined, no-any-return]
-        made: Self = type(self)(img_size, mask=self._maker, device=self.mask.device, **self._own_settings())  # type: ignore[call-arg]
-        return made
+            return self.clone()  # type: ignore[no-any-return]
+        return type(self)(img_size, mask=self._maker, device=self.mask.device, **self._own_settings())
 
     def planes(self, img_size: Sequence[int]) -> tuple[Shape, Planes]:
         """Return the grid for volumes of another shape and the mask on it, plane by plane.
@@ -79,7 +109,7 @@ class FourierFilter:
             return grid, maker.planes(grid, shape)
         if hasattr(maker, "planes"):
             return grid, maker.planes(grid)
-        return grid, MaskPlanes(lambda: made_mask(maker, grid, shape), grid, self.mask.shape)
+        return grid, MaskPlanes(lambda: _made_mask(maker, grid, shape), grid, self.mask.shape)
 
     def mask_for(self, geometry: Geometry | tuple[float, float]) -> Tensor:
         """Return the mask of another geometry on this operator's grid, as ``update(mask=...)`` takes it.
@@ -94,14 +124,17 @@ class FourierFilter:
             If the operator was not made from a geometry, or only for another tilt axis.
         """
         if not isinstance(self._maker, WedgeMask):
-            raise ValueError("an operator of a `mask` makes none for a geometry: give its `geometry`, or a WedgeMask")
+            raise ValueError(
+                "an operator of a `mask` cannot make the mask of a geometry: make the operator from a `geometry` or a "
+                "WedgeMask"
+            )
         wedge = self._maker.of(geometry)
         if self._maker.constant_axis not in (None, wedge.constant_axis):
             raise ValueError(
                 f"the operator was made for {self.geometry} and takes no mask for {wedge.geometry}: make it for the "
                 "union of the geometries, first | second"
             )
-        mask = made_mask(wedge, self.grid_shape, self.volume_shape).to(self.mask)
+        mask = _made_mask(wedge, self.grid_shape, self.volume_shape).to(self.mask)
         if self._maker.constant_axis is None:
             z, y, x = self.grid_shape
             mask = laid_out(mask.expand(1, 1, z, y, x // 2 + 1))
@@ -112,7 +145,7 @@ class FourierFilter:
         if kwargs.get("mask") is not None:
             _check_mask(kwargs["mask"], self.grid_shape)
             self._is_updated = True
-        super().update_parameters(**kwargs)  # type: ignore[misc]
+        super().update_parameters(**kwargs)
 
     def _grid_of(self, shape: Shape) -> Shape:
         return shape
@@ -140,25 +173,7 @@ class FourierFilter:
             )
 
 
-def mask_maker(
-    geometry: Geometry | tuple[float, float] | None,
-    mask: MaskMaker | Tensor | None,
-    support: Support,
-    low_pass: float | None,
-    sampling: Sampling,
-    extent: float | None,
-) -> MaskMaker | Tensor:
-    """Return the function that makes the mask of a geometry, or the mask or function that was given."""
-    if mask is None and geometry is not None:
-        return WedgeMask(geometry, support=support, low_pass=low_pass, sampling=sampling, extent=extent)
-    if mask is None or geometry is not None:
-        raise ValueError("an operator needs either a `geometry` or a `mask`, and not both")
-    if (low_pass, sampling, extent) != (None, "range", None):
-        raise ValueError("`low_pass`, `sampling` and `extent` belong to a `geometry`: a `mask` is taken as it is")
-    return mask
-
-
-def made_mask(maker: MaskMaker | Tensor, grid: Shape, volume: Shape) -> Tensor:
+def _made_mask(maker: MaskMaker | Tensor, grid: Shape, volume: Shape) -> Tensor:
     """Return an operator's mask on a grid, checked, of shape (batch or 1, views or 1, z, y, x // 2 + 1)."""
     made = maker(grid, volume) if isinstance(maker, WedgeMask) else maker
     mask = made if isinstance(made, Tensor) else made(grid)

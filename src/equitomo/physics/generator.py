@@ -27,7 +27,7 @@ class TiltRangeGenerator(PhysicsGenerator):  # type: ignore[misc]
     rng
         The generator to draw with, on ``device``; ``None`` makes one, seeded with torch's default.
     device, dtype
-        Of the masks.
+        The device and the type of the masks.
 
     Raises
     ------
@@ -62,7 +62,7 @@ class TiltRangeGenerator(PhysicsGenerator):  # type: ignore[misc]
                 f"that span less than 180, got {low} and {high}"
             )
         if physics.geometry is None:
-            raise ValueError("`physics` must be made from a geometry: no tilt axis is known of an operator of a mask")
+            raise ValueError("`physics` must be made from a geometry: an operator of a mask has no tilt axis")
         self._tilt_axes = sorted({part.tilt_axis for part in physics.geometry.parts})
         # Not the operator, which would become a part of this module and be moved with it.
         self._mask_for = physics.mask_for

@@ -19,19 +19,8 @@ class InsideFilter:
     more has the same values there. A phase moves the first inner voxel to index 0: then the rest of the output is not
     transformed, nor are the zeros around it in the gradient.
 
-    Parameters
-    ----------
-    mask
-        An even mask on the half spectrum of ``grid_shape``, with length 1 where it is constant.
-    volume_shape, grid_shape
-        Voxels ``(z, y, x)`` of the volume, and of the grid that it is padded to.
-    margin
-        Voxels left out at every face.
-
-    Attributes
-    ----------
-    grid_shape : tuple of int
-        Voxels ``(z, y, x)`` of the smaller grid that is transformed.
+    The mask is even, lies on the half spectrum of ``grid_shape``, to which the volume is padded, and has length 1 where
+    it is constant. The attribute ``grid_shape`` is that of the smaller grid.
     """
 
     def __init__(self, mask: Tensor, volume_shape: Shape, grid_shape: Shape, margin: int) -> None:

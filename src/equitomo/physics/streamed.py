@@ -257,5 +257,5 @@ def _order(axes: TiltAxes) -> Shape:
 
 
 def _on(part: NDArray[np.generic], device: torch.device | str) -> Tensor:
-    # Always a copy: torch takes no map that is read only.
+    # The part is always copied, because torch accepts no read-only memory map.
     return torch.from_numpy(np.array(part, order="C")).to(device)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from deepinv.physics import DecomposablePhysics, LinearPhysics
+from deepinv.physics import DecomposablePhysics
 from torch import Tensor
 
-from equitomo.checks import Shape, require_spatial, spatial_shape
+from equitomo.checks import Shape, require_spatial
 from equitomo.fourier import filtered, irfftn, rfftn
-from equitomo.geometry import Geometry, Sampling, Support, WedgeMask
-from equitomo.physics.filter import FourierFilter, MaskMaker, made_mask, mask_maker
+from equitomo.geometry import Geometry, WedgeMask
+from equitomo.physics.filter import FourierFilter
 from equitomo.physics.inside import InsideFilter
 
 # Singular values below this part of the largest one count as zero in the pseudo-inverse.
@@ -88,25 +88,6 @@ class MissingWedgeOperator(FourierFilter, DecomposablePhysics):  # type: ignore[
     torch.Size([1, 1, 12, 8, 6])
     """
 
-    def __init__(
-        self,
-        img_size: Sequence[int],
-        geometry: Geometry | tuple[float, float] | None = None,
-        *,
-        mask: MaskMaker | Tensor | None = None,
-        support: Support = "ball",
-        low_pass: float | None = None,
-        sampling: Sampling = "range",
-        extent: float | None = None,
-        device: torch.device | str = "cpu",
-        **kwargs: Any,
-    ) -> None:
-        maker = mask_maker(geometry, mask, support, low_pass, sampling, extent)
-        self.volume_shape = self.grid_shape = spatial_shape(img_size, "img_size")
-        mask = made_mask(maker, self.grid_shape, self.volume_shape)
-        super().__init__(img_size=_with_channel(img_size), mask=mask, device=device, **kwargs)
-        self._maker = None if isinstance(maker, Tensor) else maker
-
     def V_adjoint(self, x: Tensor) -> Tensor:
         """Return the half spectrum of ``x``."""
         require_spatial(x, self.volume_shape)
@@ -159,7 +140,7 @@ class MissingWedgeOperator(FourierFilter, DecomposablePhysics):  # type: ignore[
         return self.V(spectrum / (1 + gamma * self.mask**2))
 
 
-class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[misc]
+class PaddedMissingWedgeOperator(FourierFilter):
     r"""Zero-pad, empty the missing wedge at the larger size, cut back.
 
     .. math:: A = P^\top F^{-1} \operatorname{diag}(m)\, F P
@@ -175,12 +156,13 @@ class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[
 
     Parameters
     ----------
-    img_size, geometry, support, low_pass, sampling, extent, device, **kwargs
-        As for :class:`MissingWedgeOperator`. The extent of a fan is that of the volume, not of its padding.
-    mask
-        As for :class:`MissingWedgeOperator`; it is a mask of the padded grid, whose shape a function is called with.
+    img_size, geometry
+        As for :class:`MissingWedgeOperator`.
     padding
         The ratio of the padded lengths to the volume's, at least 1.
+    **kwargs
+        The other arguments of :class:`MissingWedgeOperator`. A ``mask`` is one of the padded grid, whose shape a
+        function is called with; the extent of a fan is that of the volume, not of its padding.
 
     Raises
     ------
@@ -203,26 +185,14 @@ class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[
         img_size: Sequence[int],
         geometry: Geometry | tuple[float, float] | None = None,
         *,
-        mask: MaskMaker | Tensor | None = None,
         padding: float = 2,
-        support: Support = "ball",
-        low_pass: float | None = None,
-        sampling: Sampling = "range",
-        extent: float | None = None,
-        device: torch.device | str = "cpu",
         **kwargs: Any,
     ) -> None:
         if not padding >= 1:
             raise ValueError(f"`padding` is the padded length over the volume's and at least 1, got {padding}")
-        maker = mask_maker(geometry, mask, support, low_pass, sampling, extent)
-        super().__init__(img_size=_with_channel(img_size), device=device, **kwargs)
-        self._maker = None if isinstance(maker, Tensor) else maker
         self._padding = padding
-        self.volume_shape = spatial_shape(img_size, "img_size")
-        self.grid_shape = self._grid_of(self.volume_shape)
-        self.register_buffer("mask", made_mask(maker, self.grid_shape, self.volume_shape))
         self._inside: InsideFilter | None = None
-        self.to(device)
+        super().__init__(img_size, geometry, **kwargs)
 
     def _grid_of(self, shape: Shape) -> Shape:
         padded = [math.ceil(self._padding * n) for n in shape]
@@ -267,9 +237,3 @@ class PaddedMissingWedgeOperator(FourierFilter, LinearPhysics):  # type: ignore[
 
 
 WedgeOperator = MissingWedgeOperator | PaddedMissingWedgeOperator
-
-
-def _with_channel(img_size: Sequence[int]) -> tuple[int, ...]:
-    """Return deepinv's ``img_size``: the channel first, no batch."""
-    size = tuple(int(n) for n in img_size)
-    return size if len(size) == 4 else (1, *size)

@@ -56,8 +56,8 @@ def simulate_specimen(
     voxel_size
         Å per voxel. Molecules have their natural sizes: microtubules are 25 nm wide, particles 5 to 20 nm.
     crowding
-        Share of the slab that the spheres around the particles take up, from 0 to 0.3. It is lower if no space is
-        left.
+        Share of the slab that the spheres around the particles take up, from 0 to 0.3. Fewer particles are placed if
+        no space is left.
     thickness
         Thickness of the slab as a share of the volume's extent along z, more than 0 and at most 1.
     generator
@@ -180,7 +180,7 @@ class _Scene:
                     n_placed += 1
 
     def render(self) -> Tensor:
-        """Return the density of all beads, each blurred over the voxels around it."""
+        """Return the density of all beads, each of which is blurred over the voxels around it."""
         margin = math.ceil(5 * _EDGE_WIDTH)
         shape = (self.shape[0] + 2 * margin, self.shape[1] + 2 * margin, self.shape[2] + 2 * margin)
         sharp = _splat(torch.cat(self.beads), shape)
@@ -264,7 +264,7 @@ def _splat(beads: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def normal(size: Sequence[int], generator: torch.Generator | None) -> Tensor:
-    """Draw standard normal numbers on the generator's device."""
+    """Return standard normal numbers, drawn on the generator's device."""
     return torch.randn(*size, generator=generator, device=_device(generator))
 
 
