@@ -12,7 +12,8 @@ import torch
 from commanding import run
 from making import noisy_halves
 
-from equitomo import IcecreamTrainer, SubtomogramPool, TomogramPair, TrainingConfig, write_volume
+from equitomo import IcecreamTrainer, SubtomogramPool, TiltGeometry, TomogramPair, TrainingConfig, write_volume
+from equitomo.run import TomogramFiles, tomograms_of
 from equitomo.training import TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -148,6 +149,15 @@ def test_a_table_of_tomograms_is_trained_on(table, tmp_path, monkeypatch):
     # All of the first two; of the third both, since 15 of 16 sections are specimen or all.
     assert dataset.n_starts == 1 + 15 + 1
     assert len(load_checkpoint(tmp_path / "run").state["geometries"]) == 3
+
+
+def test_a_table_names_dual_axis_tomograms(tmp_path):
+    halves = write(tmp_path, 0, shape=(16, 16, 16))
+    (tmp_path / "x.tlt").write_text("-40\n0\n50\n")
+    (tmp_path / "t.csv").write_text(f"first,second,second_axis_tilts\n{halves[0]},{halves[1]},x.tlt\n")
+    (tomogram,) = tomograms_of(TomogramFiles("", tilts="-60,60"), tmp_path / "t.csv")
+    assert tomogram.geometry() == TiltGeometry.from_range(-60, 60) | TiltGeometry((-40, 0, 50), "x")
+    assert tomogram.read(lazy=True).geometry == tomogram.geometry()
 
 
 @pytest.mark.filterwarnings("default")

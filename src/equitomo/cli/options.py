@@ -17,7 +17,7 @@ class TrainingTable(TrainingFiles):
     ----------
     table
         Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
-        tilts, tilt_axis and mask; paths are relative to its folder.
+        tilts, tilt_axis, second_axis_tilts and mask; paths are relative to its folder.
     """
 
     first: str | None = None  # type: ignore[assignment]

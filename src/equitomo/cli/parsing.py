@@ -171,7 +171,7 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         name, equals, value = word.partition("=")
         word = name.replace("_", "-") + equals + value if word.startswith("--") else word
-        if result and result[-1] in ("--tilts", "--side") and re.match(r"-?[\d.]", word):
+        if result and result[-1] in ("--tilts", "--second-axis-tilts", "--side") and re.match(r"-?[\d.]", word):
             word = f"{result.pop()}={word}"
         result.append(re.sub(r"^--side=(\d+,[\d, ]+)$", r"--side=[\1]", word))
     return result

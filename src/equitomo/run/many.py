@@ -149,7 +149,7 @@ class TablePrediction:
     ) -> str | None:
         """Make one result with a run whose network is on one device; or return why there is no need to."""
         declared = tomogram.declared
-        geometry = run.geometry(declared.tilts, declared.tilt_axis)
+        geometry = run.geometry(declared.tilts, declared.tilt_axis, declared.second_axis_tilts)
         settings = self._recorded_settings() | {"nan": declared.nan, "tilts": geometry.as_dict()}
         record = ResultRecord(
             result,

@@ -233,7 +233,12 @@ class Run:
         network = self.trainer.network if self._network is None else self._network
         return network.to(memory_format=torch.channels_last_3d)
 
-    def geometry(self, tilts: str | Path | Geometry | None = None, tilt_axis: TiltAxis | None = None) -> Geometry:
+    def geometry(
+        self,
+        tilts: str | Path | Geometry | None = None,
+        tilt_axis: TiltAxis | None = None,
+        second_axis_tilts: str | Path | None = None,
+    ) -> Geometry:
         """Return the tilts of a tomogram to predict, by default those of the run.
 
         Parameters
@@ -242,6 +247,8 @@ class Run:
             A file, ``"LOW,HIGH"`` in degrees or a geometry; ``None`` for those of the run.
         tilt_axis
             ``None`` for that of the run.
+        second_axis_tilts
+            The tilts about the other axis of a dual-axis series.
 
         Raises
         ------
@@ -250,7 +257,9 @@ class Run:
         """
         if tilts is not None:
             axes = {part.tilt_axis for geometry in self._geometries for part in geometry.parts}
-            return read_geometry(tilts, tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
+            return read_geometry(tilts, tilt_axis or (axes.pop() if len(axes) == 1 else "y"), second_axis_tilts)
+        if second_axis_tilts is not None:
+            raise ValueError("`second_axis_tilts` are the second of two series: pass the `tilts` of the first one too")
         if not self._geometries:
             raise ValueError("the checkpoint was converted and knows no tilts: pass `tilts`")
         if len(self._geometries) > 1:
@@ -275,7 +284,7 @@ class Run:
         return TomogramPair.read(
             files.first,
             files.second,
-            tilts=self.geometry(files.tilts, files.tilt_axis),
+            tilts=self.geometry(files.tilts, files.tilt_axis, files.second_axis_tilts),
             normalization=self.config.normalization,
             nan=files.nan,
             permissive=files.permissive,

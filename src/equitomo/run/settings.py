@@ -18,11 +18,15 @@ class TomogramFiles:
         The other half: the same specimen from the other tilts, frames or doses. Methods that learn from one volume do
         without, and so does a prediction.
     tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60. A table
-        may name others for its tomograms; a prediction takes those of its run by default.
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star, or .mrc with tilts in its extended
+        header), or LOW,HIGH such as -60,60. A table may name others for its tomograms; a prediction takes those of its
+        run by default.
     tilt_axis
         The axis of the volume about which the specimen was tilted, while the beam is along z; by default that of the
         table or of the run, or y.
+    second_axis_tilts
+        The tilts of the second series of a dual-axis tomogram, about the other axis (x if the first is y), as for
+        ``tilts``.
     permissive
         Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
     nan
@@ -33,6 +37,7 @@ class TomogramFiles:
     second: str | None = None
     tilts: str | None = None
     tilt_axis: Literal["y", "x"] | None = None
+    second_axis_tilts: str | None = None
     permissive: bool = False
     nan: Literal["refuse", "mean"] = "refuse"
 

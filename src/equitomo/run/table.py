@@ -60,7 +60,7 @@ class Tomogram:
             If they are not declared, or cannot be read.
         """
         if self.declared.tilts is not None:
-            return read_geometry(self.declared.tilts, self.declared.tilt_axis or "y")
+            return read_geometry(self.declared.tilts, self.declared.tilt_axis or "y", self.declared.second_axis_tilts)
         if self.table is None:
             raise ValueError("`tilts` is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
         raise ValueError("no tilts: name them in the column tilts, or pass `tilts` for all")
@@ -90,6 +90,7 @@ class Tomogram:
             # The name of a file is passed on, which then belongs to the files of the pair.
             tilts=geometry or given.tilts or self.geometry(),
             tilt_axis=given.tilt_axis or "y",
+            second_axis_tilts=None if geometry else given.second_axis_tilts,
             mask=getattr(given, "mask", None),
             normalization=self.normalization,
             nan=given.nan,
@@ -149,7 +150,7 @@ def tomograms_of(
     shared = {field.name: getattr(files, field.name) for field in fields(kind)}
     tomograms = []
     for row in read_table(table, need_second=need_second):
-        own = {"tilts": row.tilts, "tilt_axis": row.tilt_axis}
+        own = {name: getattr(row, name) for name in ("tilts", "tilt_axis", "second_axis_tilts")}
         own |= {"mask": row.mask} if kind is TrainingFiles else {}
         own = {name: value or shared[name] for name, value in own.items()}
         halves = {"first": str(row.first), "second": None if row.second is None else str(row.second)}
