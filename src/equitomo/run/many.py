@@ -19,6 +19,7 @@ from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFi
 from equitomo.run.table import ResultRecord, Tomogram, claimed, result_names, tomograms_of
 
 TableProgress = Callable[[Path, int, int], None]
+_PREDICTION = Prediction()
 # Settings of a run on which a result depends.
 _SETTINGS = ("passes", "average_first", "test_time_mirrors", "flips", "precision", "normalization")
 
@@ -104,7 +105,7 @@ class TablePrediction:
         run: Run,
         table: str | Path,
         folder: str | Path,
-        settings: ReconstructionSettings | None = None,
+        settings: ReconstructionSettings = _PREDICTION,
         *,
         part: str = "1/1",
         like: TomogramFiles | None = None,
@@ -116,8 +117,7 @@ class TablePrediction:
         results = [folder / name for name in result_names(table, tomograms)]
         for result in results:
             require_other(result, *(half for tomogram in tomograms for half in tomogram.halves.values()))
-        self.run, self.settings = run, Prediction() if settings is None else settings
-        self.devices = chosen_devices(devices)
+        self.run, self.settings, self.devices = run, settings, chosen_devices(devices)
         # Settings that fit no tomogram are refused now; any tilts do for that.
         run.predictor(TiltGeometry.from_range(-60, 60), self.settings, devices=self.devices[:1])
         _make_folder(folder)
@@ -151,13 +151,8 @@ class TablePrediction:
         declared = tomogram.declared
         geometry = run.geometry(declared.tilts, declared.tilt_axis, declared.second_axis_tilts)
         settings = self._recorded_settings() | {"nan": declared.nan, "tilts": geometry.as_dict()}
-        record = ResultRecord(
-            result,
-            tomogram.halves,
-            run.weight_hashes,
-            settings,
-            indifferent={"tile"} if self._is_seamless else (),
-        )
+        indifferent = {"tile"} if self._is_seamless else set()
+        record = ResultRecord(result, tomogram.halves, run.weight_hashes, settings, indifferent=indifferent)
         overwrite = self._overwrite
         if result.exists():
             differences = record.differences()
