@@ -260,7 +260,7 @@ def test_mixed_voxel_sizes_are_refused_unless_allowed(table, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give the two half tomograms FIRST and SECOND, or a --table"),
+        ([], "give a tomogram as FIRST, with its other half as SECOND, or a --table"),
         (["even_0.mrc"], "give the two half tomograms"),
         (["even_0.mrc", "odd_0.mrc", "even_1.mrc"], "unrecognized arguments: even_1.mrc"),
         (["even_0.mrc", "odd_0.mrc", "--table", "t.csv"], "not both"),

@@ -183,34 +183,18 @@ def _of_memory(pairs: Sequence[TomogramPair], config: TrainingConfig, trial: Tri
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few steps of a training took: all of it on a GPU, scaled from a small cube on a CPU.
-
-    Parameters
-    ----------
-    device
-        The device of the training.
-    seconds
-        The time of a step.
-    activations
-        Bytes that are kept for the backward pass of a step.
-    written
-        Bytes that the run will write into its folder.
-    """
+    """The time and memory of a training step, measured on a GPU and scaled from a small cube on a CPU."""
 
     device: torch.device
     seconds: float
+    # Bytes that are kept for the backward pass of a step.
     activations: float
+    # Bytes that the run will write into its folder.
     written: int
 
     @classmethod
     def of(cls, pair: TomogramPair, config: TrainingConfig) -> Self:
-        """Train a few steps.
-
-        Raises
-        ------
-        ValueError
-            If the device cannot be used, or its memory does not hold a step.
-        """
+        """Measure a few steps, and refuse a device that cannot be used or whose memory does not hold a step."""
         # Whether enough cubes lie within a mask is another question.
         tried = replace(_small(config) if _on_cpu(config) else config, min_specimen=0.0)
         trainer = IcecreamTrainer(pair, tried)

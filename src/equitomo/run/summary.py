@@ -27,13 +27,7 @@ _LARGEST = 256
 
 
 class MeanOfHalves:
-    """The mean of a pair's halves in the intensities of the input, computed where it is read.
-
-    Parameters
-    ----------
-    pair
-        The halves.
-    """
+    """The mean of a pair's halves in the intensities of the input, computed where it is read."""
 
     dtype = np.dtype(np.float32)
 

@@ -52,13 +52,7 @@ class Tomogram:
         return " and ".join(map(str, self.halves.values()))
 
     def geometry(self) -> Geometry:
-        """Return the tilts.
-
-        Raises
-        ------
-        ValueError, OSError
-            If they are not declared, or cannot be read.
-        """
+        """Return the declared tilts, or say in an error that they are missing or cannot be read."""
         if self.declared.tilts is not None:
             return read_geometry(self.declared.tilts, self.declared.tilt_axis or "y", self.declared.second_axis_tilts)
         if self.table is None:
@@ -66,21 +60,10 @@ class Tomogram:
         raise ValueError("no tilts: name them in the column tilts, or pass `tilts` for all")
 
     def read(self, geometry: Geometry | None = None, *, lazy: bool, name: str | None = None) -> TomogramPair:
-        """Read the pair.
+        """Read the pair, or no more than its headers if ``lazy``.
 
-        Parameters
-        ----------
-        geometry
-            The tilts; ``None`` takes the declared ones.
-        lazy
-            Read no more than the headers now.
-        name
-            The name of the pair in messages; ``None`` takes its files and its line.
-
-        Raises
-        ------
-        ValueError, OSError
-            As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
+        A ``geometry`` replaces the declared tilts, and a ``name`` replaces the files and the line in messages. Errors
+        are those of :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
         """
         given = self.declared
         line = "" if self.table is None else f" (line {self.line} of {self.table})"
@@ -161,12 +144,8 @@ def tomograms_of(
 def result_names(table: str | Path, tomograms: Sequence[Tomogram]) -> list[str]:
     """Return for each tomogram the name of its first half, with as many folders before it as make the names differ.
 
-    ``one/even.mrc`` and ``two/even.mrc`` give ``one_even.mrc`` and ``two_even.mrc``.
-
-    Raises
-    ------
-    ValueError
-        If two names are the same with all folders; the message has the lines.
+    ``one/even.mrc`` and ``two/even.mrc`` give ``one_even.mrc`` and ``two_even.mrc``. Two names that are the same with
+    all their folders are refused.
     """
     places = [_place(Path(tomogram.declared.first)) for tomogram in tomograms]
     lengths = [1] * len(tomograms)
@@ -196,18 +175,8 @@ def _place(path: Path) -> list[str]:
 class ResultRecord:
     """The record beside a result, ``NAME.json``, of the inputs, weights and settings that it was made from.
 
-    Parameters
-    ----------
-    result
-        The file.
-    inputs
-        Files, by role.
-    weights
-        Hashes of the network's weights.
-    settings
-        All other values on which the result depends, as JSON can hold them.
-    indifferent
-        Names of settings that are recorded but need not be the same.
+    Inputs are files by role, weights are hashes by name, and settings are all other values on which the result depends,
+    as JSON can hold them. Settings that are ``indifferent`` are recorded but need not be the same.
     """
 
     def __init__(
@@ -248,24 +217,23 @@ class ResultRecord:
         return found
 
     def content(self) -> bytes:
-        """Return what the record says, with the inputs as they are now: it is asked for before they are used."""
-        inputs = {role: described(path) | {"modified_ns": _modified(path)} for role, path in self._inputs.items()}
+        """Return the content of the record, with the inputs as they are now. Call it before they are used."""
+        inputs = {
+            role: described(path) | {"modified_ns": path.stat().st_mtime_ns} for role, path in self._inputs.items()
+        }
         content = {"inputs": inputs, "weights": self._weights, "settings": self._settings, "versions": versions()}
         return json.dumps(content, indent=1).encode() + b"\n"
 
     def write(self, content: bytes) -> None:
-        """Write what :meth:`content` returned."""
+        """Write the content that :meth:`content` returned."""
         write_atomically(self._path, content, overwrite=True)
 
 
 def _is_same(path: Path, saved: dict[str, Any]) -> bool:
+    """Return whether a file is the recorded one, by its size and its time of change or its hash."""
     if path.stat().st_size != saved["bytes"]:
         return False
-    return bool(_modified(path) == saved["modified_ns"] or file_hash(path) == saved["sha256"])
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns
+    return bool(path.stat().st_mtime_ns == saved["modified_ns"] or file_hash(path) == saved["sha256"])
 
 
 @contextmanager
