@@ -13,7 +13,7 @@ from commanding import run
 from making import noisy_halves
 
 from equitomo import IcecreamTrainer, SubtomogramPool, TiltGeometry, TomogramPair, TrainingConfig, write_volume
-from equitomo.run import TomogramFiles, tomograms_of
+from equitomo.run import TrainingTable, tomograms_of
 from equitomo.training import TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -155,7 +155,7 @@ def test_a_table_names_dual_axis_tomograms(tmp_path):
     halves = write(tmp_path, 0, shape=(16, 16, 16))
     (tmp_path / "x.tlt").write_text("-40\n0\n50\n")
     (tmp_path / "t.csv").write_text(f"first,second,second_axis_tilts\n{halves[0]},{halves[1]},x.tlt\n")
-    (tomogram,) = tomograms_of(TomogramFiles("", tilts="-60,60"), tmp_path / "t.csv")
+    (tomogram,) = tomograms_of(TrainingTable(table=str(tmp_path / "t.csv"), tilts="-60,60"))
     assert tomogram.geometry() == TiltGeometry.from_range(-60, 60) | TiltGeometry((-40, 0, 50), "x")
     assert tomogram.read(lazy=True).geometry == tomogram.geometry()
 

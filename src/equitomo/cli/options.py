@@ -5,51 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from equitomo.run.settings import Prediction, ReconstructionSettings, SpecimenSettings, TomogramFiles, TrainingFiles
+from equitomo.run.settings import (
+    Prediction,
+    PredictionTable,
+    ReconstructionSettings,
+    SpecimenSettings,
+    TomogramFiles,
+    TrainingFiles,
+    TrainingTable,
+)
 from equitomo.training.config import TrainingConfig
-
-
-@dataclass(frozen=True)
-class Tomograms(TomogramFiles):
-    """One tomogram or many.
-
-    Parameters
-    ----------
-    table
-        Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
-        tilts, tilt_axis, second_axis_tilts and mask; paths are relative to its folder. For a prediction the second
-        halves may be missing, and results that exist are skipped.
-    """
-
-    first: str | None = None  # type: ignore[assignment]
-    table: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.table is None) == (self.first is None):
-            raise ValueError("give a tomogram as FIRST, with its other half as SECOND, or a `table` of many, not both")
-
-
-@dataclass(frozen=True)
-class TrainingTable(Tomograms, TrainingFiles):
-    """The tomograms to train on."""
-
-
-@dataclass(frozen=True)
-class PredictionTable(Tomograms):
-    """The tomograms to predict.
-
-    Parameters
-    ----------
-    part
-        K/N, such as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
-    """
-
-    part: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.part is not None and self.table is None:
-            raise ValueError("`part` is a part of a table: give a `table`")
 
 
 @dataclass(frozen=True)

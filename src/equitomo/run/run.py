@@ -142,8 +142,8 @@ class Run:
             If cubes do not fit, an input is among the files that the run writes or is not that of the resumed run,
             settings differ from those of the resumed run, or a step does not fit into the memory.
         OSError
-            If another process uses the folder, it holds a run without leave or none to resume, cannot be written, or
-            its disk has too little room.
+            If another process uses the folder, it holds a run and neither ``resume`` nor ``overwrite`` is given, it
+            holds no run to resume, it cannot be written, or its disk has too little room.
         """
         place = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
@@ -258,7 +258,7 @@ class Run:
         Raises
         ------
         ValueError
-            If the run knows no tilts or several, and none are given.
+            If the run has no tilts or several ones, and none are given.
         """
         if tilts is not None:
             axes = {part.tilt_axis for geometry in self._geometries for part in geometry.parts}
@@ -298,7 +298,7 @@ class Run:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Hold the folder and keep the record while the block works. :meth:`train` does by itself."""
+        """Hold the folder and keep the record until the block ends. :meth:`train` does so by itself."""
         if self._training is None:
             yield
         else:
@@ -311,10 +311,10 @@ class Run:
         Parameters
         ----------
         until
-            The step to stop after.
+            The step to stop after; ``None`` for the last one.
         progress
-            Called with the number of steps done and the latest losses by name, which a ``"change"`` may be among: the
-            relative change of the cube in the last picture.
+            Called with the number of steps done and the latest losses by name. ``"change"`` is among them after the
+            second picture: the relative change of the cube in it.
 
         Raises
         ------

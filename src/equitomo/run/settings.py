@@ -57,6 +57,57 @@ class TrainingFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class TomogramTable(TomogramFiles):
+    """The files of one tomogram, or a table of many.
+
+    With a table, the other fields are for all its tomograms: tilts and axes for those for which the table names none.
+
+    Parameters
+    ----------
+    table
+        Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
+        tilts, tilt_axis, second_axis_tilts and mask; paths are relative to its folder. For a prediction the second
+        halves may be missing, and results that exist are skipped.
+    """
+
+    first: str | None = None  # type: ignore[assignment]
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.table is None) == (self.first is None):
+            raise ValueError("give a tomogram as FIRST, with its other half as SECOND, or a `table` of many, not both")
+
+
+@dataclass(frozen=True)
+class TrainingTable(TomogramTable, TrainingFiles):
+    """The files of a tomogram to train on, or a table of many.
+
+    Parameters
+    ----------
+    table
+        As for :class:`~equitomo.run.TomogramTable`; its column ``mask`` is read too.
+    """
+
+
+@dataclass(frozen=True)
+class PredictionTable(TomogramTable):
+    """The files of a tomogram to predict, or a table of many.
+
+    Parameters
+    ----------
+    part
+        K/N, such as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
+    """
+
+    part: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.part is not None and self.table is None:
+            raise ValueError("`part` is a part of a table: give a `table`")
+
+
+@dataclass(frozen=True)
 class SpecimenSettings:
     """The simulated specimen.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,11 +15,12 @@ from typing import Any
 from filelock import Timeout
 
 from equitomo.datasets import Normalization, TomogramPair, read_geometry
+from equitomo.diagnosis import diagnose
 from equitomo.geometry import Geometry
 from equitomo.io import PARTIAL, read_table, write_atomically
 from equitomo.run.folder import locked
 from equitomo.run.record import described, file_hash, versions
-from equitomo.run.settings import TomogramFiles, TrainingFiles
+from equitomo.run.settings import TomogramFiles, TomogramTable, TrainingFiles
 
 
 @dataclass(frozen=True)
@@ -82,33 +84,46 @@ class Tomogram:
             name=name or f"{self.files}{line}",
         )
 
-    @contextmanager
-    def naming_the_line(self) -> Iterator[None]:
-        """Put the table and the line in front of the message of an error."""
+
+def read_pairs(tomograms: Sequence[Tomogram], *, warn: bool = True) -> list[TomogramPair]:
+    """Read the tomograms of a training, those of a table lazily, and warn of the findings on them.
+
+    Where a tomogram of a table cannot be used, the error names its line.
+    """
+    pairs = []
+    for tomogram in tomograms:
         try:
-            yield
+            pair = tomogram.read(lazy=tomogram.table is not None)
+            warn_of_findings(pair, warn=warn)
         except (ValueError, OSError) as error:
-            if self.table is None:
+            if tomogram.table is None:
                 raise
-            raise ValueError(f"{self.table}: line {self.line}: {error}") from error
+            raise ValueError(f"{tomogram.table}: line {tomogram.line}: {error}") from error
+        if pair.is_lazy:
+            pair.release()
+        pairs.append(pair)
+    return pairs
+
+
+def warn_of_findings(pair: TomogramPair, *, warn: bool = True) -> None:
+    """Refuse a pair that cannot be used, and warn of the findings on one that can."""
+    _ = pair.scale
+    for finding in diagnose(pair) if warn else ():
+        # A spectrum that does not show the wedge is a note for `check`: nothing can be done about it.
+        if finding.severity != "ok" and (finding.severity, finding.subject) != ("note", "wedge"):
+            warnings.warn(f"{pair.name}: {finding.text}", stacklevel=2)
 
 
 def tomograms_of(
-    files: TomogramFiles,
-    table: str | Path | None = None,
-    *,
-    normalization: Normalization = "robust",
-    need_second: bool = True,
+    files: TomogramFiles, *, normalization: Normalization = "robust", need_second: bool = True
 ) -> list[Tomogram]:
-    """Return the tomograms of a table, or the one whose files are named.
+    """Return the tomogram whose files are named, or those of a table.
 
     Parameters
     ----------
     files
-        The files. With a table, the tilts, tilt axis and mask of the tomograms for which it names none, and all other
-        settings; masks are taken from it if these are :class:`~equitomo.run.TrainingFiles`.
-    table
-        A file as for :func:`equitomo.io.read_table`, or ``None``.
+        The files of one tomogram, or a :class:`~equitomo.run.TomogramTable`. Masks are taken from the table only for a
+        :class:`~equitomo.run.TrainingTable`.
     normalization
         As for :class:`~equitomo.TomogramPair`.
     need_second
@@ -119,6 +134,7 @@ def tomograms_of(
     ValueError, OSError
         If halves or tilts are missing, the table cannot be used, or one mask is given for all of it.
     """
+    table = files.table if isinstance(files, TomogramTable) else None
     if table is None:
         one = Tomogram(files, normalization)
         if need_second and files.second is None:
