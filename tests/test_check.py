@@ -531,9 +531,9 @@ def test_mixed_voxel_sizes_may_be_allowed(table):
         (["a.mrc", "b.mrc"], r"--tilts is needed: a file of tilts, or LOW,HIGH"),
         (
             ["a.mrc", "b.mrc", "--table", "t.csv"],
-            r"give the two half tomograms FIRST and SECOND, or a --table of many, not both",
+            r"give a tomogram as FIRST, with its other half as SECOND, or a --table of many, not both",
         ),
-        ([], r"give the two half tomograms FIRST and SECOND, or a --table"),
+        ([], r"give a tomogram as FIRST, with its other half as SECOND, or a --table"),
     ],
 )
 def test_what_does_not_say_what_to_look_at_is_refused(capsys, arguments, message):

@@ -1097,3 +1097,30 @@ def test_a_terminated_process_saves_and_ends_with_130(halves, tmp_path):
     assert process.returncode == 130, err
     step = int(re.search(r"stopped by SIGTERM after step (\d+) of 100000; resume to continue", err)[1])
     assert load_checkpoint(tmp_path / "run").state["step"] == step
+
+
+# Dual-axis series ------------------------------------------------------------------------------------
+
+
+def test_a_dual_axis_tomogram_is_reconstructed_with_the_tilts_about_both_axes(halves, tmp_path):
+    (tmp_path / "second.tlt").write_text("".join(f"{tilt}\n" for tilt in range(-50, 51, 5)))
+    tilts = [*TILTS, "--second-axis-tilts", tmp_path / "second.tlt"]
+    assert run("reconstruct", *halves, *tilts, "--out", tmp_path / "run", *TINY, *TILED) == 0
+    (geometry,) = load_checkpoint(tmp_path / "run").geometries
+    assert geometry == TiltGeometry.from_range(-60, 60) | TiltGeometry(range(-50, 51, 5), "x")
+    assert "second.tlt" in (tmp_path / "run" / "manifest.json").read_text()
+
+
+def test_a_dual_axis_tomogram_is_checked_and_predicted(halves, finished, tmp_path, capsys):
+    tilts = [*TILTS, "--second-axis-tilts", "-50,50"]
+    picture = tmp_path / "wedge.png"
+    assert run("check", *halves, *tilts, *TINY, "--out", tmp_path / "run", "--picture", picture) in (0, 1)
+    assert "several tilt series leave a gap that is not one sector" in capsys.readouterr().out
+    assert run("predict", *halves, *tilts, "--run", finished, "--out", tmp_path / "dual.mrc", *TILED) == 0
+    assert (read_volume(tmp_path / "dual.mrc").data != read_volume(finished / "reconstruction.mrc").data).any()
+
+
+def test_tilts_about_a_second_axis_need_those_about_the_first(halves, finished, tmp_path, capsys):
+    second = ["--second-axis-tilts=-50,50", "--out", tmp_path / "out.mrc"]
+    assert run("predict", *halves, *second, "--run", finished) == 2
+    assert "pass the --tilts of the first one too" in capsys.readouterr().err

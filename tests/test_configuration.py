@@ -7,7 +7,7 @@ from commanding import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equitomo.cli.configuration import settings_in
+from equitomo.cli.parsing import settings_in
 
 SEED = """\
 first: even.mrc

@@ -12,7 +12,8 @@ import torch
 from commanding import run
 from making import noisy_halves
 
-from equitomo import IcecreamTrainer, SubtomogramPool, TomogramPair, TrainingConfig, write_volume
+from equitomo import IcecreamTrainer, SubtomogramPool, TiltGeometry, TomogramPair, TrainingConfig, write_volume
+from equitomo.run import TrainingTable, tomograms_of
 from equitomo.training import TrainingInterruptedError
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -150,6 +151,15 @@ def test_a_table_of_tomograms_is_trained_on(table, tmp_path, monkeypatch):
     assert len(load_checkpoint(tmp_path / "run").state["geometries"]) == 3
 
 
+def test_a_table_names_dual_axis_tomograms(tmp_path):
+    halves = write(tmp_path, 0, shape=(16, 16, 16))
+    (tmp_path / "x.tlt").write_text("-40\n0\n50\n")
+    (tmp_path / "t.csv").write_text(f"first,second,second_axis_tilts\n{halves[0]},{halves[1]},x.tlt\n")
+    (tomogram,) = tomograms_of(TrainingTable(table=str(tmp_path / "t.csv"), tilts="-60,60"))
+    assert tomogram.geometry() == TiltGeometry.from_range(-60, 60) | TiltGeometry((-40, 0, 50), "x")
+    assert tomogram.read(lazy=True).geometry == tomogram.geometry()
+
+
 @pytest.mark.filterwarnings("default")
 def test_tomograms_of_a_table_take_turns_within_the_memory_given(table, tmp_path, monkeypatch, capsys):
     seen = []
@@ -250,7 +260,7 @@ def test_mixed_voxel_sizes_are_refused_unless_allowed(table, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give the two half tomograms FIRST and SECOND, or a --table"),
+        ([], "give a tomogram as FIRST, with its other half as SECOND, or a --table"),
         (["even_0.mrc"], "give the two half tomograms"),
         (["even_0.mrc", "odd_0.mrc", "even_1.mrc"], "unrecognized arguments: even_1.mrc"),
         (["even_0.mrc", "odd_0.mrc", "--table", "t.csv"], "not both"),

@@ -374,7 +374,7 @@ def test_what_learns_from_two_halves_takes_no_table_without(table, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a tomogram FIRST, with its SECOND if there are halves, or a --table of many"),
+        ([], "give a tomogram as FIRST, with its other half as SECOND, or a --table of many, not both"),
         (["a.mrc", "--table", "t.csv"], "or a --table of many"),
         (["a.mrc", "--part", "1/2"], "--part is a part of a table: give a --table"),
     ],

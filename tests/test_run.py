@@ -25,6 +25,7 @@ from equitomo import (
 )
 from equitomo.run import (
     Prediction,
+    PredictionTable,
     ReconstructionSettings,
     TablePrediction,
     TrainingFiles,
@@ -277,7 +278,8 @@ def test_a_script_checks_tomograms_and_the_machine(files):
 def test_a_script_predicts_a_table_and_skips_what_is_done(trained, files, tmp_path):
     (files / "table.csv").write_text("first,second\neven.mrc,odd.mrc\ngone.mrc,odder.mrc\n")
     settings, seen = Prediction(tile=24, tile_margin=4), []
-    table = TablePrediction(Run.open(trained[1]), files / "table.csv", tmp_path / "out", settings, devices="cpu")
+    declared = PredictionTable(table=str(files / "table.csv"))
+    table = TablePrediction(Run.open(trained[1]), declared, tmp_path / "out", settings, devices="cpu")
     outcomes = table.write(progress=lambda result, done, total: seen.append((result.name, done == total)))
     assert [outcome.status for outcome in outcomes] == ["done", "failed"]
     assert "gone.mrc" in outcomes[1].reason
@@ -285,6 +287,11 @@ def test_a_script_predicts_a_table_and_skips_what_is_done(trained, files, tmp_pa
     expected = predicted(files, trained[1], tmp_path / "alone.mrc", *OPTIONS)
     assert np.array_equal(read_volume(tmp_path / "out" / "even.mrc").data, expected)
     assert [outcome.status for outcome in table.write()] == ["skipped", "failed"]
+
+
+def test_the_prediction_of_a_table_needs_a_table(trained, tmp_path):
+    with pytest.raises(ValueError, match="give a `table` of many"):
+        TablePrediction(Run.open(trained[1]), PredictionTable("even.mrc"), tmp_path / "out")
 
 
 # Parts of one's own -----------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from equitomo.cli import options
 from equitomo.cli.progress import TableBar, step_bar, tile_bar
 from equitomo.cli.wording import with_options
 from equitomo.datasets import TomogramPair, require_usable
-from equitomo.diagnosis import diagnose
 from equitomo.geometry import TiltGeometry
 from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
@@ -34,7 +33,7 @@ from equitomo.run.prediction import require_other
 from equitomo.run.record import Invocation
 from equitomo.run.settings import TomogramFiles
 from equitomo.run.summary import agreement, correlations, filling
-from equitomo.run.table import Tomogram, tomograms_of
+from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, join, leave
 
@@ -107,7 +106,7 @@ def run(command: options.Command, arguments: Sequence[str], names: Collection[st
             call.say(f"{error}: free some space and {remedy}" if is_full else error)
             return 74
         except (MemoryError, RuntimeError) as error:
-            # The host says so in several ways.
+            # The host's memory is reported by several kinds of error.
             if not is_out_of_memory(error):
                 raise
             call.say(f"out of memory: a smaller `tile` or `batch` needs less ({error})")
@@ -116,7 +115,7 @@ def run(command: options.Command, arguments: Sequence[str], names: Collection[st
 
 @singledispatch
 def prepare(command: options.Command, call: Call) -> Job:
-    """Check everything that a command was given; return the work that is left."""
+    """Check the whole input of a command; return the work that is left."""
     raise NotImplementedError(type(command))
 
 
@@ -124,7 +123,7 @@ def prepare(command: options.Command, call: Call) -> Job:
 @prepare.register(options.Reconstruct)
 def _(command: options.Train | options.Reconstruct, call: Call) -> Job:
     folder = call.hold(command.folder)
-    run = call.run(command, folder, _pairs(command))
+    run = call.run(command, folder, read_pairs(_tomograms(command), warn=join().is_first))
     if isinstance(command, options.Reconstruct):
         run.require_reconstruction(command.result)
     return lambda: _work(command, run)
@@ -173,13 +172,13 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
 def _(command: options.Predict, call: Call) -> Job:
     result, given = command.result, command.files
     if given.table is not None:
-        return _prepare_table(command, call, given.table)
+        return _prepare_table(command, call)
     # Before anything is read: a name that cannot be written is soon refused.
     require_writable(valid_path(result.out), overwrite=result.overwrite)
     require_other(valid_path(result.out), given.first, given.second)
     run = Run.open(result.run)
     pair = run.read_pair(given)
-    _warn_of(pair)
+    warn_of_findings(pair)
     plan = run.plan(pair, result.out, command.prediction, overwrite=result.overwrite, devices=result.device)
 
     def job() -> None:
@@ -192,26 +191,19 @@ def _(command: options.Predict, call: Call) -> Job:
     return job
 
 
-def _prepare_table(command: options.Predict, call: Call, path: str) -> Job:
-    result = command.result
-    table = TablePrediction(
-        Run.open(result.run),
-        path,
-        result.out,
-        command.prediction,
-        part=command.files.part or "1/1",
-        like=command.files,
-        overwrite=result.overwrite,
-        devices=result.device,
-    )
+def _prepare_table(command: options.Predict, call: Call) -> Job:
+    """Check the prediction of a table; return the work that is left."""
+    result, files, settings = command.result, command.files, command.prediction
+    run = Run.open(result.run)
+    table = TablePrediction(run, files, result.out, settings, overwrite=result.overwrite, devices=result.device)
 
     def job() -> int:
         n_tasks, outcomes = len(table.tasks), list[Outcome]()
-        print(f"{n_tasks} of the {table.n_tomograms} tomograms of {path}, into {result.out}")
+        print(f"{n_tasks} of the {table.n_tomograms} tomograms of {files.table}, into {result.out}")
         bar = TableBar(n_tasks)
 
         def planned(plan: Plan) -> None:
-            _warn_of(plan.pair)
+            warn_of_findings(plan.pair)
             _announce(plan)
 
         def finished(outcome: Outcome) -> None:
@@ -291,32 +283,9 @@ def _(command: options.Check, call: Call) -> Job:
 
 def _tomograms(command: options.Looking) -> list[Tomogram]:
     """Return the tomograms that a command names, itself or by a table."""
-    table, config = getattr(command.files, "table", None), command.config
+    config = command.config
     need_second = config.method != "equivariant_imaging"
-    return tomograms_of(command.files, table, normalization=config.normalization, need_second=need_second)
-
-
-def _pairs(command: options.Train | options.Reconstruct) -> list[TomogramPair]:
-    """Read the tomograms of a training, those of a table lazily, and warn of what is odd about them."""
-    pairs = []
-    for tomogram in _tomograms(command):
-        with tomogram.naming_the_line():
-            pair = tomogram.read(lazy=tomogram.table is not None)
-            _warn_of(pair)
-        if pair.is_lazy:
-            pair.release()
-        pairs.append(pair)
-    return pairs
-
-
-def _warn_of(pair: TomogramPair) -> None:
-    """Warn of the findings on a pair that is used all the same."""
-    # A pair that cannot be used is refused, and not warned of.
-    _ = pair.scale
-    for finding in diagnose(pair) if join().is_first else ():
-        # A spectrum that does not tell the wedge is a note for `check`: nothing can be done about it.
-        if finding.severity != "ok" and (finding.severity, finding.subject) != ("note", "wedge"):
-            warnings.warn(f"{pair.name}: {finding.text}", stacklevel=2)
+    return tomograms_of(command.files, normalization=config.normalization, need_second=need_second)
 
 
 def _announce(plan: Plan) -> None:

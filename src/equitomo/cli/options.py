@@ -5,51 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from equitomo.run.settings import Prediction, ReconstructionSettings, SpecimenSettings, TomogramFiles, TrainingFiles
+from equitomo.run.settings import (
+    Prediction,
+    PredictionTable,
+    ReconstructionSettings,
+    SpecimenSettings,
+    TomogramFiles,
+    TrainingFiles,
+    TrainingTable,
+)
 from equitomo.training.config import TrainingConfig
-
-
-@dataclass(frozen=True)
-class TrainingTable(TrainingFiles):
-    """The tomograms to train on.
-
-    Parameters
-    ----------
-    table
-        Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
-        tilts, tilt_axis and mask; paths are relative to its folder.
-    """
-
-    first: str | None = None  # type: ignore[assignment]
-    table: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.table is None) == (self.first is None):
-            raise ValueError("give the two half tomograms FIRST and SECOND, or a `table` of many, not both")
-
-
-@dataclass(frozen=True)
-class PredictionTable(TomogramFiles):
-    """The tomograms to predict.
-
-    Parameters
-    ----------
-    table
-        Many tomograms in place of one: a file (.csv, .tsv, .star) as for training, which may lack second halves;
-        results that exist are skipped.
-    part
-        K/N, such as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
-    """
-
-    first: str | None = None  # type: ignore[assignment]
-    table: str | None = None
-    part: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.table is None) == (self.first is None):
-            raise ValueError("give a tomogram FIRST, with its SECOND if there are halves, or a `table` of many")
-        if self.part is not None and self.table is None:
-            raise ValueError("`part` is a part of a table: give a `table`")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -17,9 +17,9 @@ import docstring_parser
 from docstring_parser import DocstringStyle
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from equitomo.cli.configuration import settings_in
 from equitomo.cli.options import COMMANDS, COMMON, POSITIONS, Command, Demo
 from equitomo.cli.wording import option_of, plain, with_options
+from equitomo.run.configuration import read_configuration
 from equitomo.training.config import TrainingConfig
 
 
@@ -151,6 +151,25 @@ def _descriptions(group: type[Any]) -> dict[str, str]:
     return {name: one.description or "" for one in described for name in one.arg_name.split(", ")}
 
 
+def settings_in(arguments: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """Return some settings by name, as far as they are texts: from the configuration files and the command line."""
+    found: dict[str, str] = {}
+    for path in _values_of(arguments, "--config"):
+        try:
+            values = read_configuration(path)
+        except ValueError as error:
+            raise ValueError(f"--config {error}") from error
+        found |= {name: values[name] for name in names if isinstance(values.get(name), str)}
+    return found | {name: given[-1] for name in names if (given := _values_of(arguments, f"--{name}"))}
+
+
+def _values_of(arguments: Sequence[str], option: str) -> list[str]:
+    """Return the values that an option has on the command line, in order."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    found = ((argument.partition("="), following) for argument, following in pairs)
+    return [value if equals else following for (name, equals, value), following in found if name == option]
+
+
 def _settings(name: str, kind: Any, default: Any, is_required: bool, is_position: bool) -> dict[str, Any]:
     """Return what the parser has to know of an option or a position."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
@@ -171,7 +190,7 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         name, equals, value = word.partition("=")
         word = name.replace("_", "-") + equals + value if word.startswith("--") else word
-        if result and result[-1] in ("--tilts", "--side") and re.match(r"-?[\d.]", word):
+        if result and result[-1] in ("--tilts", "--second-axis-tilts", "--side") and re.match(r"-?[\d.]", word):
             word = f"{result.pop()}={word}"
         result.append(re.sub(r"^--side=(\d+,[\d, ]+)$", r"--side=[\1]", word))
     return result

@@ -157,6 +157,7 @@ class TomogramPair:
         tilts: Tilts,
         tilt_axis: TiltAxis = "y",
         second_tilts: Tilts | None = None,
+        second_axis_tilts: Tilts | None = None,
         mask: str | Path | VolumeLike | None = None,
         normalization: Normalization = "robust",
         nan: Nan = "refuse",
@@ -176,6 +177,8 @@ class TomogramPair:
             The tilt axis, unless ``tilts`` is a geometry.
         second_tilts
             The tilts of the second half where they differ.
+        second_axis_tilts
+            The tilts about the other axis of a dual-axis series, in both halves.
         mask
             A file, a volume, ``"auto"`` or ``None``.
         permissive
@@ -203,12 +206,12 @@ class TomogramPair:
         def volume(path: str | Path) -> Volume:
             return read_volume(path, permissive=permissive)
 
-        paths = {"tilts": tilts, "second tilts": second_tilts}
+        paths = {"tilts": tilts, "second tilts": second_tilts, "second-axis tilts": second_axis_tilts}
         return cls(
             volume(first),
             None if second is None else volume(second),
-            read_geometry(tilts, tilt_axis),
-            second_geometry=None if second_tilts is None else read_geometry(second_tilts, tilt_axis),
+            read_geometry(tilts, tilt_axis, second_axis_tilts),
+            second_geometry=None if second_tilts is None else read_geometry(second_tilts, tilt_axis, second_axis_tilts),
             mask=volume(mask) if isinstance(mask, (str, Path)) and mask != "auto" else mask,  # type: ignore[arg-type]
             normalization=normalization,
             nan=nan,
@@ -345,14 +348,21 @@ class TomogramPair:
         self._fills = tuple(one.mean if one.n_invalid else None for one in statistics)
 
 
-def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y") -> Geometry:
+def read_geometry(tilts: Tilts, tilt_axis: TiltAxis = "y", second_axis_tilts: Tilts | None = None) -> Geometry:
     """Return the geometry that a file of tilts, a range of degrees or a geometry stands for.
+
+    With ``second_axis_tilts`` it is the union with a second series, which was tilted about the other axis, y or x.
 
     Examples
     --------
     >>> read_geometry("-60,50", "x").tilt_range
     (-60.0, 50.0)
+    >>> [part.tilt_axis for part in read_geometry("-60,50", "x", "-55,55").parts]
+    ['x', 'y']
     """
+    if second_axis_tilts is not None:
+        other: TiltAxis = "x" if tilt_axis == "y" else "y"
+        return read_geometry(tilts, tilt_axis) | read_geometry(second_axis_tilts, other)
     if isinstance(tilts, str) and re.fullmatch(r"[-+\d.,\s]+", tilts) and not Path(tilts).exists():
         try:
             low, high = map(float, tilts.split(","))

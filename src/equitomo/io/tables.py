@@ -13,7 +13,7 @@ from .errors import FileFormatError, FileFormatWarning
 from .opening import read_text
 from .star import star_tables
 
-COLUMNS = ("first", "second", "tilts", "tilt_axis", "mask")
+COLUMNS = ("first", "second", "tilts", "tilt_axis", "second_axis_tilts", "mask")
 # The names of these columns in RELION 5 and in programs that follow it.
 LABELS = {
     "rlnTomoReconstructedTomogramHalf1": "first",
@@ -46,6 +46,8 @@ class TableRow:
         ``"y"`` or ``"x"``; ``None`` if the table does not say.
     mask
         A file, or ``"auto"``; ``None`` if the table does not say.
+    second_axis_tilts
+        The tilts about the other axis of a dual-axis series; ``None`` if the table does not say.
     """
 
     line: int
@@ -54,6 +56,7 @@ class TableRow:
     tilts: str | None
     tilt_axis: Literal["y", "x"] | None
     mask: str | None
+    second_axis_tilts: str | None = None
 
 
 def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
@@ -179,10 +182,16 @@ def _row(path: Path, line: int, values: dict[str, str], needed: Needed) -> Table
         line,
         _place(path, line, given["first"]),
         _place(path, line, given["second"]) if "second" in given else None,
-        tilts if tilts is None or re.fullmatch(r"[-+\d.,\s]+", tilts) else str(_place(path, line, tilts)),
+        _tilts(path, line, tilts),
         axis,  # type: ignore[arg-type]
         mask if mask in (None, "auto") else str(_place(path, line, mask)),
+        _tilts(path, line, given.get("second_axis_tilts")),
     )
+
+
+def _tilts(path: Path, line: int, tilts: str | None) -> str | None:
+    """Return a range of tilts as it is, and a file of tilts with its folder."""
+    return tilts if tilts is None or re.fullmatch(r"[-+\d.,\s]+", tilts) else str(_place(path, line, tilts))
 
 
 def _place(path: Path, line: int, name: str) -> Path:

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from equitomo.run.run import Run
     from equitomo.run.settings import (
         Prediction,
+        PredictionTable,
         ReconstructionSettings,
         SpecimenSettings,
         TomogramFiles,
+        TomogramTable,
         TrainingFiles,
+        TrainingTable,
     )
     from equitomo.run.table import Tomogram, tomograms_of
 
@@ -27,13 +30,16 @@ __all__ = [
     "Outcome",
     "Plan",
     "Prediction",
+    "PredictionTable",
     "ReconstructionSettings",
     "Run",
     "SpecimenSettings",
     "TablePrediction",
     "Tomogram",
     "TomogramFiles",
+    "TomogramTable",
     "TrainingFiles",
+    "TrainingTable",
     "check_training",
     "tomograms_of",
 ]

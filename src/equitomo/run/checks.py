@@ -1,4 +1,4 @@
-"""Findings before a training: on its tomograms, and on what it needs of the machine, measured on a few steps."""
+"""Findings before a training: on its tomograms, and on the memory, disk and time that it will need."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def check_training(
     *,
     picture: str | Path | None = None,
 ) -> Iterator[Finding]:
-    """Yield the findings on tomograms and on the machine before the long work, as they come.
+    """Yield the findings on tomograms and on the machine before the long work, each as soon as it is known.
 
-    A tomogram of a table has its line as the subject: findings that are not in order, or a single one if all are.
+    For a tomogram of a table the subject is its line. Such a tomogram has one finding if all is in order, and otherwise
+    only those that are not.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def check_training(
 def _examined(
     tomogram: Tomogram, config: TrainingConfig, picture: str | Path | None, name: str | None
 ) -> Iterator[Finding | TomogramPair]:
-    """Yield the findings on one tomogram as it is read and judged, and in the end the pair if it can be used."""
+    """Yield the findings on one tomogram, and in the end the pair if it can be used."""
     geometry = yield from _attempt("tilts", tomogram.geometry)
     # Without tilts the files can be looked at all the same.
     tilts = geometry or TiltGeometry.from_range(-60, 60)
@@ -169,6 +170,7 @@ def _of_machine(pairs: Sequence[TomogramPair], config: TrainingConfig, out: str 
 
 
 def _of_memory(pairs: Sequence[TomogramPair], config: TrainingConfig, trial: Trial | None) -> Finding:
+    """Return whether the host's memory suffices for a training."""
     sizes = [4 * math.prod(pair.shape) for pair in pairs]
     # Both halves of all tomograms, and the other copies of the one that is being read or reconstructed.
     needed = min(2 * sum(sizes), config.memory * 2**30 or math.inf) + (_COPIES - 2) * max(sizes) + _PROGRAM
@@ -183,34 +185,18 @@ def _of_memory(pairs: Sequence[TomogramPair], config: TrainingConfig, trial: Tri
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few steps of a training took: all of it on a GPU, scaled from a small cube on a CPU.
-
-    Parameters
-    ----------
-    device
-        The device of the training.
-    seconds
-        The time of a step.
-    activations
-        Bytes that are kept for the backward pass of a step.
-    written
-        Bytes that the run will write into its folder.
-    """
+    """The time and memory of a training step, measured on a GPU and scaled from a small cube on a CPU."""
 
     device: torch.device
     seconds: float
+    # Bytes that are kept for the backward pass of a step.
     activations: float
+    # Bytes that the run will write into its folder.
     written: int
 
     @classmethod
     def of(cls, pair: TomogramPair, config: TrainingConfig) -> Self:
-        """Train a few steps.
-
-        Raises
-        ------
-        ValueError
-            If the device cannot be used, or its memory does not hold a step.
-        """
+        """Measure a few steps, and refuse a device that cannot be used or whose memory does not hold a step."""
         # Whether enough cubes lie within a mask is another question.
         tried = replace(_small(config) if _on_cpu(config) else config, min_specimen=0.0)
         trainer = IcecreamTrainer(pair, tried)
@@ -241,6 +227,7 @@ def _on_cpu(config: TrainingConfig) -> bool:
 
 
 def _small(config: TrainingConfig) -> TrainingConfig:
+    """Return a configuration whose steps are quick enough to be timed on a CPU."""
     side, smallest = _TIMED_STRIDES * 2 ** (config.levels - 1), min(config.cube_shape)
     side = min(side, smallest)
     return replace(config, side=side, margin=config.margin * side // smallest, batch=_TIMED_CUBES)

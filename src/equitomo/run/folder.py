@@ -25,14 +25,9 @@ RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "reconstruct
 
 
 class RunFolder:
-    """A folder that holds one run, and that one process at a time works in.
+    """A folder, which need not exist, for one run; one process at a time works in it.
 
-    Parameters
-    ----------
-    path
-        The folder, which need not exist.
-    names
-        The names of the files and folders that the run writes there.
+    The run writes the files and folders in ``names`` there, and no others are touched.
 
     Examples
     --------
@@ -55,22 +50,17 @@ class RunFolder:
         Of several processes that train together the first one holds the folder. They meet here, so that the others
         notice if the first one refuses the folder and ends.
 
-        Parameters
-        ----------
-        resume
-            The folder must hold a run, which is to be continued.
-        overwrite
-            The folder may hold a run.
-        break_lock
-            Take the folder from a process that seems to use it.
+        With ``resume`` the folder must hold a run to be continued, with ``overwrite`` it may hold one, and with
+        ``break_lock`` it is taken from a process that seems to use it. A folder that was made here is removed again if
+        it is refused, or if nothing was written into it in the end.
 
         Raises
         ------
         ValueError
             If both ``resume`` and ``overwrite`` are given.
         OSError
-            If another process uses the folder, it holds a run without leave or no run to resume, or it cannot be
-            written. A folder that was made here is removed again, also at the end if nothing was written into it.
+            If another process uses the folder, it holds a run and neither option is given, it holds no run to resume,
+            or it cannot be written.
         """
         if resume and overwrite:
             raise ValueError("`resume=True` continues a run and `overwrite=True` replaces it: pass one of them")
@@ -91,7 +81,7 @@ class RunFolder:
             self._depth -= 1
 
     def clear(self) -> None:
-        """Remove what an earlier run left."""
+        """Remove the files of an earlier run."""
         for path in (self.path / name for name in self.names):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -99,14 +89,9 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def require_space(self, n_bytes: int) -> None:
-        """Refuse, before any work, a disk that the run would fill.
+        """Refuse, before any work, a disk with less room than ``n_bytes``.
 
-        The files that it left so far count as free: they are replaced.
-
-        Raises
-        ------
-        OSError
-            If the disk has less than ``n_bytes`` left.
+        The space of the files that the run has written so far counts as free, because they are replaced.
         """
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
         free = shutil.disk_usage(existing).free + sum(_size(self.path / name) for name in self.names)
@@ -120,13 +105,7 @@ class RunFolder:
             )
 
     def require_apart(self, inputs: Iterable[str | Path]) -> None:
-        """Refuse inputs that the run itself would replace or remove.
-
-        Raises
-        ------
-        ValueError
-            Naming the first such input.
-        """
+        """Refuse inputs that the run itself would replace or remove."""
         own = [(self.path / name).resolve() for name in self.names]
         for path in inputs:
             resolved = Path(path).resolve()
@@ -159,6 +138,7 @@ class RunFolder:
 
     @contextmanager
     def _locked(self, break_lock: bool) -> Iterator[None]:
+        """Lock the folder, or say which process has locked it."""
         path = self.path / _LOCK
         with ExitStack() as stack:
             if break_lock:
@@ -180,6 +160,7 @@ class RunFolder:
             yield
 
     def _check(self, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that holds a run although none is expected, or none although one is to be resumed."""
         left = [name for name in self.names if os.path.lexists(self.path / name)]
         # The manifest is written before all other files: there may be no checkpoint yet.
         is_run = has_checkpoint(self.path) or (self.path / MANIFEST).is_file()
@@ -206,7 +187,7 @@ class RunFolder:
             )
 
     def _remove_partials(self) -> None:
-        """Remove what a process left that was killed while it wrote."""
+        """Remove the partial files of a process that was killed while it wrote."""
         for name in self.names:
             for pattern in (name, f"{name}/*"):
                 for path in self.path.glob(pattern + PARTIAL):
@@ -215,12 +196,9 @@ class RunFolder:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out by a file. The system frees the lock when a process dies, however that happens.
+    """Keep other processes out by a file, or raise :class:`filelock.Timeout` if one has the lock.
 
-    Raises
-    ------
-    filelock.Timeout
-        If another process has the lock.
+    The operating system frees the lock when a process dies, however that happens.
     """
     lock = FileLock(path, blocking=False)
     lock.acquire()
@@ -233,6 +211,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _owner(path: Path) -> str:
+    """Return the process that has the lock, as it described itself."""
     try:
         return path.read_text(errors="replace").strip()[:200] or "another process"
     except OSError:
@@ -240,5 +219,6 @@ def _owner(path: Path) -> str:
 
 
 def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder, without following links."""
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())

@@ -1,4 +1,4 @@
-"""Signals while a program works."""
+"""Signals that end the work of a program."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ from equitomo.io import read_volume, require_place, valid_path
 from equitomo.resources import computing_threads
 from equitomo.run.prediction import Plan, chosen_devices, require_other
 from equitomo.run.run import Devices, Run
-from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
+from equitomo.run.settings import Prediction, PredictionTable, ReconstructionSettings
 from equitomo.run.table import ResultRecord, Tomogram, claimed, result_names, tomograms_of
 
 TableProgress = Callable[[Path, int, int], None]
+_PREDICTION = Prediction()
 # Settings of a run on which a result depends.
 _SETTINGS = ("passes", "average_first", "test_time_mirrors", "flips", "precision", "normalization")
 
@@ -50,7 +51,7 @@ class Outcome:
 
 
 def listed(outcomes: Sequence[Outcome], n_tasks: int) -> str:
-    """Return the outcome of each tomogram in a line, and how many there are of each kind."""
+    """Return a line with the outcome of each tomogram, and one with the number of each kind of outcome."""
     counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed", "held")}
     numbers = [f"{counts[status]} {status}" for status in ("done", "skipped", "failed")]
     numbers += [f"{counts['held']} still with other processes"] * (counts["held"] > 0)
@@ -70,17 +71,12 @@ class TablePrediction:
     ----------
     run
         The run with the network.
-    table
-        A file as for :func:`equitomo.io.read_table`; second halves may be missing.
+    files
+        The table, and the tilts for the tomograms for which it names none; ``None`` stands for those of the run.
     folder
         The folder for the results, which are named after the first halves. It is made if it does not exist.
     settings
         As for :meth:`Run.predictor`.
-    part
-        ``"K/N"``: only every N-th line, from the K-th on.
-    like
-        The tilts and tilt axis for the tomograms for which the table names none, ``None`` for those of the run; and how
-        the volumes are read.
     overwrite
         As for :meth:`Run.plan`, but only results that were made from something else are replaced.
     devices
@@ -102,22 +98,21 @@ class TablePrediction:
     def __init__(
         self,
         run: Run,
-        table: str | Path,
+        files: PredictionTable,
         folder: str | Path,
-        settings: ReconstructionSettings | None = None,
+        settings: ReconstructionSettings = _PREDICTION,
         *,
-        part: str = "1/1",
-        like: TomogramFiles | None = None,
         overwrite: bool = False,
         devices: Devices = "auto",
     ) -> None:
-        number, count = _part(part)
-        tomograms, folder = tomograms_of(like or TomogramFiles(""), table, need_second=False), valid_path(folder)
-        results = [folder / name for name in result_names(table, tomograms)]
+        if files.table is None:
+            raise ValueError("these are the files of one tomogram: give a `table` of many")
+        number, count = _part(files.part or "1/1")
+        tomograms, folder = tomograms_of(files, need_second=False), valid_path(folder)
+        results = [folder / name for name in result_names(files.table, tomograms)]
         for result in results:
             require_other(result, *(half for tomogram in tomograms for half in tomogram.halves.values()))
-        self.run, self.settings = run, Prediction() if settings is None else settings
-        self.devices = chosen_devices(devices)
+        self.run, self.settings, self.devices = run, settings, chosen_devices(devices)
         # Settings that fit no tomogram are refused now; any tilts do for that.
         run.predictor(TiltGeometry.from_range(-60, 60), self.settings, devices=self.devices[:1])
         _make_folder(folder)
@@ -149,15 +144,10 @@ class TablePrediction:
     ) -> str | None:
         """Make one result with a run whose network is on one device; or return why there is no need to."""
         declared = tomogram.declared
-        geometry = run.geometry(declared.tilts, declared.tilt_axis)
+        geometry = run.geometry(declared.tilts, declared.tilt_axis, declared.second_axis_tilts)
         settings = self._recorded_settings() | {"nan": declared.nan, "tilts": geometry.as_dict()}
-        record = ResultRecord(
-            result,
-            tomogram.halves,
-            run.weight_hashes,
-            settings,
-            indifferent={"tile"} if self._is_seamless else (),
-        )
+        indifferent = {"tile"} if self._is_seamless else set()
+        record = ResultRecord(result, tomogram.halves, run.weight_hashes, settings, indifferent=indifferent)
         overwrite = self._overwrite
         if result.exists():
             differences = record.differences()
@@ -198,7 +188,7 @@ class TablePrediction:
 
 
 class _StoppedError(Exception):
-    """The work was told to end."""
+    """Raised in the threads of the other devices when one of them failed or was interrupted."""
 
 
 class _Work:
@@ -227,7 +217,7 @@ class _Work:
 
     def do(self) -> list[Outcome]:
         self._work_through(self._table.tasks)
-        # The other processes may have failed since, or been killed.
+        # Meanwhile the other processes may have failed or been killed.
         self._is_retry = True
         self._work_through(self._held)
         return sorted(self._outcomes, key=lambda outcome: outcome.tomogram.line)
@@ -270,7 +260,7 @@ class _Work:
                 reason = self._table.make(run, tomogram, result, self._planned, self._report)
         except _StoppedError:
             raise
-        # Whatever it is that one tomogram meets, the others are made.
+        # Whatever error one tomogram causes, the others are made.
         except Exception as error:
             is_known = isinstance(error, ValueError | OSError)
             return Outcome(tomogram, result, "failed", str(error) if is_known else f"{type(error).__name__}: {error}")

@@ -12,25 +12,16 @@ LESS_MEMORY = "`micro_batch=1`, `checkpointing=True` or a smaller `side` or `wid
 
 
 def require_memory(n_bytes: float, task: str, remedy: str) -> None:
-    """Refuse work that takes more of the host's memory than is free: the system would kill it halfway.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
-    """
+    """Refuse work that takes more of the host's memory than is free: the operating system would kill it halfway."""
     free = resources.free_memory()
     if free is not None and n_bytes > free:
         raise ValueError(f"{task} takes about {readable(n_bytes)} of memory and {readable(free)} are free: {remedy}")
 
 
 def require_memory_of_step(trainer: Trainer) -> None:
-    """Refuse a training whose steps cannot fit, and warn if fewer cubes than configured will go through at once.
+    """Refuse a training whose steps do not fit, and warn if fewer cubes than configured will be processed at once.
 
-    Raises
-    ------
-    ValueError
-        If the host's memory does not hold a step as configured, or a GPU's not even one cube.
+    On the host a step must fit as configured, on a GPU at least one cube must.
     """
     config, device = trainer.config, trainer.device
     n_cubes, free = trainer.plan.n_at_once, resources.free_memory(device)

@@ -13,13 +13,7 @@ StepProgress = Callable[[int, dict[str, float]], None]
 
 
 class TrainingWatch:
-    """Draws a fixed cube while a network is trained, and measures how much it changes.
-
-    Parameters
-    ----------
-    folder
-        The folder for the pictures.
-    """
+    """Draws a fixed cube into a folder while a network is trained, and measures how much it changes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -41,28 +40,8 @@ def predictor_for(
 ) -> TiledPredictor:
     """Return the predictor of a run.
 
-    Parameters
-    ----------
-    network
-        The trained network.
-    geometry
-        The tilts of the tomogram.
-    settings
-        How the tomogram is cut into tiles.
-    config
-        The settings of the run, some of which tell how it predicts.
-    physics
-        Makes the operator that empties the wedge, for a run with one of its own; ``None`` takes that of the geometry.
-    devices
-        The devices to use; ``None`` uses that of the network.
-    pair
-        The tomogram on which a margin is measured. Without one no margin is measured, which suffices to see whether
-        the other settings fit.
-
-    Raises
-    ------
-    ValueError
-        If tiles, margins and the network do not fit.
+    ``physics`` makes the operator of a run that has its own; otherwise the geometry does. A ``tile_margin`` of "auto"
+    is measured on ``pair``. Without one it stays zero, which suffices to see whether the other settings fit.
     """
     make = partial(
         TiledPredictor,
@@ -106,7 +85,6 @@ def _measured_margin(predictor: TiledPredictor, settings: ReconstructionSettings
         raise ValueError(message) from error
 
 
-@dataclass(frozen=True)
 class Plan:
     """The prediction of a tomogram, for which inputs and settings are checked and the disk has room.
 
@@ -118,49 +96,41 @@ class Plan:
         The file to write.
     predictor
         The predictor.
-    needs
-        The memory and the disk that the prediction takes.
     settings
         The settings of the prediction.
     overwrite
         Replace the file if it exists.
+
+    Attributes
+    ----------
+    needs : Footprint
+        The memory and the disk that the prediction takes.
+
+    Raises
+    ------
+    ValueError
+        If the result would replace an input, the intensities do not fit into 16 bits, or the memory does not suffice.
+    OSError
+        If the file cannot be written, or the disk has too little room.
     """
 
-    pair: TomogramPair
-    out: Path
-    predictor: TiledPredictor
-    needs: Footprint
-    settings: ReconstructionSettings
-    overwrite: bool
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         pair: TomogramPair,
         out: str | Path,
         predictor: TiledPredictor,
         settings: ReconstructionSettings,
         *,
-        overwrite: bool,
-    ) -> Plan:
-        """Check a prediction before the work.
-
-        Raises
-        ------
-        ValueError
-            If the result would replace an input, the intensities do not fit into 16 bits, or the memory does not
-            suffice.
-        OSError
-            If the file cannot be written, or the disk has too little room.
-        """
-        out = valid_path(out)
-        require_other(out, *input_paths(pair))
+        overwrite: bool = False,
+    ) -> None:
+        self.pair, self.out, self.predictor = pair, valid_path(out), predictor
+        self.settings, self._overwrite = settings, overwrite
+        require_other(self.out, *(file if isinstance(file, Path) else file.path for file in pair.files.values()))
         require_range(pair, settings.dtype)
-        needs = Footprint.of(predictor, pair.shape, halves=len(pair.halves), sources=pair.halves)
-        n_bytes = bytes_to_create(out, pair.shape, settings.dtype) + needs.disk
-        require_writable(out, overwrite=overwrite, n_bytes=n_bytes)
-        require_memory(needs.memory, f"{out}: prediction", "a smaller `tile` or `local_tile` needs less")
-        return cls(pair, out, predictor, needs, settings, overwrite)
+        self.needs = Footprint.of(predictor, pair.shape, halves=len(pair.halves), sources=pair.halves)
+        n_bytes = bytes_to_create(self.out, pair.shape, settings.dtype) + self.needs.disk
+        require_writable(self.out, overwrite=overwrite, n_bytes=n_bytes)
+        require_memory(self.needs.memory, f"{self.out}: prediction", "a smaller `tile` or `local_tile` needs less")
 
     def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:
         """Predict into the file, and return its path.
@@ -175,7 +145,7 @@ class Plan:
         pair = self.pair
         first = pair.files.get("first")
         header: dict[str, Any] = {"like": first} if isinstance(first, Volume) else {"voxel_size": pair.voxel_size}
-        header |= {"dtype": self.settings.dtype, "overwrite": self.overwrite}
+        header |= {"dtype": self.settings.dtype, "overwrite": self._overwrite}
         with creating_volume(self.out, pair.shape, **header) as data:
             intensities = (pair.scale.mean, pair.scale.scale)
             self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)
@@ -184,13 +154,7 @@ class Plan:
 
 
 def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.device]:
-    """Return devices, given as such or as names with commas between them, after trying each.
-
-    Raises
-    ------
-    ValueError
-        If one cannot be used, or they are of several kinds.
-    """
+    """Return devices, given as such or as names with commas between them, after trying each; refuse several kinds."""
     names = devices.split(",") if isinstance(devices, str) else [str(device) for device in devices]
     chosen = [chosen_device(name.strip()) for name in names]
     if len({device.type for device in chosen}) > 1:
@@ -198,19 +162,8 @@ def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.de
     return chosen
 
 
-def input_paths(pair: TomogramPair) -> list[Path]:
-    """Return the files that a pair was read from."""
-    return [file if isinstance(file, Path) else file.path for file in pair.files.values()]
-
-
 def require_other(out: Path, *inputs: str | Path | None) -> None:
-    """Refuse to put the result in the place of what it is made from.
-
-    Raises
-    ------
-    ValueError
-        If it would be.
-    """
+    """Refuse to put the result in the place of what it is made from."""
     # A level of an OME-Zarr store is a folder in it.
     resolved = [Path(path).resolve() for path in inputs if path is not None]
     if any(out.resolve() in (path, *path.parents) for path in resolved):
@@ -218,13 +171,7 @@ def require_other(out: Path, *inputs: str | Path | None) -> None:
 
 
 def require_one_wedge(pair: TomogramPair, config: TrainingConfig) -> None:
-    """Refuse halves of different tilts where a prediction depends on the wedge.
-
-    Raises
-    ------
-    ValueError
-        If that is so.
-    """
+    """Refuse halves of different tilts where a prediction depends on the wedge."""
     if len(set(pair.geometries)) > 1 and (config.passes > 1 or config.test_time_mirrors):
         raise ValueError(
             f"{pair.name}: the halves have different tilts, and a prediction with several passes or with mirror images "
@@ -234,16 +181,9 @@ def require_one_wedge(pair: TomogramPair, config: TrainingConfig) -> None:
 
 
 def require_range(pair: TomogramPair, dtype: VoxelType) -> None:
-    """Refuse 16 bits for intensities that they cannot hold, before and not after the work.
-
-    Raises
-    ------
-    ValueError
-        If the intensities are too large.
-    """
-    if dtype == "float16" and (largest := _largest(half.extremes for half in pair.statistics)) > _LARGEST_FLOAT16:
+    """Refuse 16 bits for intensities that they cannot hold, before and not after the work."""
+    if dtype == "float32":
+        return
+    largest = max(abs(end) for half in pair.statistics for end in half.extremes)
+    if largest > _LARGEST_FLOAT16:
         raise ValueError(f"intensities reach {largest:g}, more than `dtype='float16'` can hold: write float32")
-
-
-def _largest(extremes: Iterable[tuple[float, float]]) -> float:
-    return max(abs(end) for ends in extremes for end in ends)

@@ -52,26 +52,11 @@ class Invocation:
 class Manifest:
     """The content of a run's ``manifest.json``, with an entry for each time the run was started or resumed.
 
-    Parameters
-    ----------
-    folder
-        The run's folder.
-    trainer
-        The trainer of the run.
-    inputs
-        The files that were read, by role.
-    init
-        A description of the weights that the training began with, ``None`` if they were drawn from the seed.
+    Inputs are the files that were read, by role. ``init`` describes the weights that the training began with; it is
+    ``None`` if they were drawn from the seed.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        trainer: Trainer,
-        *,
-        inputs: Mapping[str, Volume | Path],
-        init: Any = None,
-    ) -> None:
+    def __init__(self, folder: Path, trainer: Trainer, *, inputs: Mapping[str, Volume | Path], init: Any) -> None:
         self._path, self._config = folder / MANIFEST, trainer.config
         self._on_disk = self._read()
         self._content: dict[str, Any] = {
@@ -84,14 +69,10 @@ class Manifest:
         }
 
     def resume(self) -> None:
-        """Take over the record of the run that is resumed.
+        """Continue the record of the run that is resumed, and refuse inputs that have changed, are missing or are new.
 
-        Raises
-        ------
-        ValueError
-            If an input of the run has changed, is missing or is new. Where the run has no checkpoint that says them,
-            settings, tilts,
-            method and initial weights are compared too.
+        Where the run has no checkpoint that contains them, settings, tilts, method and initial weights are compared
+        too.
         """
         try:
             before = json.loads(self._path.read_bytes())
@@ -128,13 +109,7 @@ class Manifest:
             )
 
     def require_unchanged(self) -> None:
-        """Refuse to continue a run that another process worked on since this record was made.
-
-        Raises
-        ------
-        OSError
-            If that is so.
-        """
+        """Refuse to continue a run that another process worked on since this record was made."""
         if self._read() != self._on_disk:
             raise OSError(
                 errno.EBUSY, "another process worked on this run in the meantime: resume it anew", str(self._path)
@@ -213,6 +188,7 @@ def versions() -> dict[str, str]:
 
 
 def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
+    """Return how an input differs from the one that the run was started with, and the remedy."""
     remedy = "give what the run was started with, or start another one with it as `init` in another `folder`"
     if before is None or now is None:
         given = f"was {before['path']}, now there is none" if before else f"was none, now {(now or {}).get('path')}"
@@ -225,6 +201,7 @@ def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | Non
 
 
 def _weights(init: dict[str, Any] | None) -> str:
+    """Return words for the weights that a run began with."""
     return f"those of {init['path']}, step {init['step']}" if init else "weights drawn from the seed"
 
 

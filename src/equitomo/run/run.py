@@ -20,7 +20,7 @@ from equitomo.inference import Footprint, TiledPredictor
 from equitomo.io import bytes_to_create, read_volume
 from equitomo.methods import IcecreamTrainer
 from equitomo.run.folder import RunFolder
-from equitomo.run.initial import Initial
+from equitomo.run.initial import initial_network
 from equitomo.run.pictures import StepProgress, TrainingWatch
 from equitomo.run.prediction import (
     Plan,
@@ -33,7 +33,7 @@ from equitomo.run.prediction import (
 from equitomo.run.record import Invocation
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
-from equitomo.run.training import RunTraining, inputs_of
+from equitomo.run.training import RunTraining, inputs_of, prepared_record
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 from equitomo.training.method import Operator
@@ -41,6 +41,9 @@ from equitomo.volumes import VolumeLike
 
 _RECONSTRUCTION = "reconstruction.mrc"
 Devices = str | Sequence[str | torch.device]
+_PREDICTION = Prediction()
+# With the precision of the training.
+_OF_TRAINING = ReconstructionSettings()
 
 
 class Run:
@@ -139,14 +142,14 @@ class Run:
             If cubes do not fit, an input is among the files that the run writes or is not that of the resumed run,
             settings differ from those of the resumed run, or a step does not fit into the memory.
         OSError
-            If another process uses the folder, it holds a run without leave or none to resume, cannot be written, or
-            its disk has too little room.
+            If another process uses the folder, it holds a run and neither ``resume`` nor ``overwrite`` is given, it
+            holds no run to resume, it cannot be written, or its disk has too little room.
         """
         place = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
         with place.held(resume=resume, overwrite=overwrite, break_lock=break_lock):
             restored = resume and has_checkpoint(place.path)
-            initial = Initial.of(init, restored=restored, network=network)
+            initial, description = initial_network(init, restored=restored, network=network)
             watch = TrainingWatch(place.path / "previews")
             trainer = IcecreamTrainer(
                 pairs,
@@ -157,13 +160,15 @@ class Run:
                 out=place.path,
                 resume=resume,
                 overwrite=overwrite,
-                init=initial.network,
+                init=initial,
                 preview=watch.preview,
             )
-            training = RunTraining(trainer, place, watch, invocation or Invocation(), resume, overwrite)
+            record = None
             if trainer.world.is_first:
                 inputs = inputs_of(pairs) | dict(further_inputs or {})
-                training.prepare(inputs, initial.description, None if isinstance(init, nn.Module) else init)
+                origin = None if isinstance(init, nn.Module) else init
+                record = prepared_record(trainer, place, inputs, origin, description, resume=resume)
+            training = RunTraining(trainer, place, watch, record, invocation or Invocation(), resume, overwrite)
         geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
         return cls(place.path, trainer.config, geometries, physics=physics, training=training)
 
@@ -233,7 +238,12 @@ class Run:
         network = self.trainer.network if self._network is None else self._network
         return network.to(memory_format=torch.channels_last_3d)
 
-    def geometry(self, tilts: str | Path | Geometry | None = None, tilt_axis: TiltAxis | None = None) -> Geometry:
+    def geometry(
+        self,
+        tilts: str | Path | Geometry | None = None,
+        tilt_axis: TiltAxis | None = None,
+        second_axis_tilts: str | Path | None = None,
+    ) -> Geometry:
         """Return the tilts of a tomogram to predict, by default those of the run.
 
         Parameters
@@ -242,15 +252,19 @@ class Run:
             A file, ``"LOW,HIGH"`` in degrees or a geometry; ``None`` for those of the run.
         tilt_axis
             ``None`` for that of the run.
+        second_axis_tilts
+            The tilts about the other axis of a dual-axis series.
 
         Raises
         ------
         ValueError
-            If the run knows no tilts or several, and none are given.
+            If the run has no tilts or several ones, and none are given.
         """
         if tilts is not None:
             axes = {part.tilt_axis for geometry in self._geometries for part in geometry.parts}
-            return read_geometry(tilts, tilt_axis or (axes.pop() if len(axes) == 1 else "y"))
+            return read_geometry(tilts, tilt_axis or (axes.pop() if len(axes) == 1 else "y"), second_axis_tilts)
+        if second_axis_tilts is not None:
+            raise ValueError("`second_axis_tilts` are the second of two series: pass the `tilts` of the first one too")
         if not self._geometries:
             raise ValueError("the checkpoint was converted and knows no tilts: pass `tilts`")
         if len(self._geometries) > 1:
@@ -275,7 +289,7 @@ class Run:
         return TomogramPair.read(
             files.first,
             files.second,
-            tilts=self.geometry(files.tilts, files.tilt_axis),
+            tilts=self.geometry(files.tilts, files.tilt_axis, files.second_axis_tilts),
             normalization=self.config.normalization,
             nan=files.nan,
             permissive=files.permissive,
@@ -284,7 +298,7 @@ class Run:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Hold the folder and keep the record while the block works. :meth:`train` does by itself."""
+        """Hold the folder and keep the record until the block ends. :meth:`train` does so by itself."""
         if self._training is None:
             yield
         else:
@@ -297,10 +311,10 @@ class Run:
         Parameters
         ----------
         until
-            The step to stop after.
+            The step to stop after; ``None`` for the last one.
         progress
-            Called with the number of steps done and the latest losses by name, which a ``"change"`` may be among: the
-            relative change of the cube in the last picture.
+            Called with the number of steps done and the latest losses by name. ``"change"`` is among them after the
+            second picture: the relative change of the cube in it.
 
         Raises
         ------
@@ -320,7 +334,7 @@ class Run:
     def predictor(
         self,
         geometry: Geometry | tuple[float, float] | None = None,
-        settings: ReconstructionSettings | None = None,
+        settings: ReconstructionSettings = _PREDICTION,
         *,
         devices: Devices | None = "auto",
         pair: TomogramPair | None = None,
@@ -333,7 +347,7 @@ class Run:
             The tilts of the tomogram; ``None`` for those of the run.
         settings
             :class:`~equitomo.run.ReconstructionSettings`, or a :class:`~equitomo.run.Prediction` that also replaces
-            settings of the run; ``None`` for the defaults.
+            settings of the run.
         devices
             Devices of one kind, or their names with commas between them; ``None`` for that of the network.
         pair
@@ -344,7 +358,6 @@ class Run:
         ValueError
             If the settings and the network do not fit, or a device cannot be used.
         """
-        settings = Prediction() if settings is None else settings
         chosen = None if devices is None else chosen_devices(devices)
         geometry = self.geometry() if geometry is None else as_geometry(geometry)
         network = self.network if chosen is None else self.network.to(chosen[0])
@@ -365,7 +378,7 @@ class Run:
         self,
         pair: TomogramPair,
         out: str | Path,
-        settings: ReconstructionSettings | None = None,
+        settings: ReconstructionSettings = _PREDICTION,
         *,
         overwrite: bool = False,
         devices: Devices | None = "auto",
@@ -386,38 +399,29 @@ class Run:
         Raises
         ------
         ValueError, OSError
-            As :meth:`equitomo.run.Plan.of` and :meth:`predictor`.
+            As :class:`equitomo.run.Plan` and :meth:`predictor`.
         """
-        settings = Prediction() if settings is None else settings
         require_one_wedge(pair, self.config_with(settings))
         predictor = self.predictor(pair.geometry, settings, devices=devices, pair=pair)
-        return Plan.of(pair, out, predictor, settings, overwrite=overwrite)
+        return Plan(pair, out, predictor, settings, overwrite=overwrite)
 
     def predict(
         self,
         pair: TomogramPair,
         out: str | Path,
-        settings: ReconstructionSettings | None = None,
+        settings: ReconstructionSettings = _PREDICTION,
         *,
         overwrite: bool = False,
         devices: Devices | None = "auto",
         progress: Progress | None = None,
     ) -> Path:
-        """Reconstruct a tomogram into a file, and return its path. The parameters are those of :meth:`plan`.
+        """Reconstruct a tomogram into a file as :meth:`plan` describes, and return its path.
 
-        Parameters
-        ----------
-        progress
-            Called with the number of tiles done and their total.
-
-        Raises
-        ------
-        ValueError, OSError
-            As :meth:`plan`.
+        ``progress`` is called with the number of tiles done and their total.
         """
         return self.plan(pair, out, settings, overwrite=overwrite, devices=devices).write(progress)
 
-    def require_reconstruction(self, settings: ReconstructionSettings | None = None, *, n_volumes: int = 1) -> None:
+    def require_reconstruction(self, settings: ReconstructionSettings = _OF_TRAINING, *, n_volumes: int = 1) -> None:
         """Refuse, before the training, a reconstruction that could not be written after it.
 
         Parameters
@@ -434,7 +438,7 @@ class Run:
         OSError
             If the disk has too little room.
         """
-        settings, pair = ReconstructionSettings() if settings is None else settings, self._pair()
+        pair = self._pair()
         require_range(pair, settings.dtype)
         require_one_wedge(pair, self.config_with(settings))
         predictor = self.predictor(pair.geometry, settings, devices=[self.trainer.device])
@@ -445,7 +449,7 @@ class Run:
 
     def reconstruct(
         self,
-        settings: ReconstructionSettings | None = None,
+        settings: ReconstructionSettings = _OF_TRAINING,
         *,
         truth: VolumeLike | None = None,
         step_progress: StepProgress | None = None,
@@ -457,7 +461,7 @@ class Run:
         Parameters
         ----------
         settings
-            How the reconstruction is made; ``None`` for the defaults, with the precision of the training.
+            How the reconstruction is made.
         truth
             The specimen, if it is known, to be drawn too.
         step_progress
@@ -472,9 +476,9 @@ class Run:
         ValueError, OSError
             As :meth:`require_reconstruction`, :meth:`train` and :meth:`predict`.
         """
-        settings = ReconstructionSettings() if settings is None else settings
-        self.require_reconstruction(settings)
         pair, out = self._pair(), self.path / _RECONSTRUCTION
+        if self.step < self.config.steps:
+            self.require_reconstruction(settings)
         with self.recorded():
             if self.step < self.config.steps:
                 self.train(progress=step_progress)

@@ -18,11 +18,15 @@ class TomogramFiles:
         The other half: the same specimen from the other tilts, frames or doses. Methods that learn from one volume do
         without, and so does a prediction.
     tilts
-        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star), or LOW,HIGH such as -60,60. A table
-        may name others for its tomograms; a prediction takes those of its run by default.
+        The tilts in degrees: a file (.tlt, .rawtlt, .txt, .xf, .mdoc, .aln, .star, or .mrc with tilts in its extended
+        header), or LOW,HIGH such as -60,60. A table may name others for its tomograms; a prediction takes those of its
+        run by default.
     tilt_axis
         The axis of the volume about which the specimen was tilted, while the beam is along z; by default that of the
         table or of the run, or y.
+    second_axis_tilts
+        The tilts of the second series of a dual-axis tomogram, about the other axis (x if the first is y), as for
+        ``tilts``.
     permissive
         Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
     nan
@@ -33,6 +37,7 @@ class TomogramFiles:
     second: str | None = None
     tilts: str | None = None
     tilt_axis: Literal["y", "x"] | None = None
+    second_axis_tilts: str | None = None
     permissive: bool = False
     nan: Literal["refuse", "mean"] = "refuse"
 
@@ -49,6 +54,57 @@ class TrainingFiles(TomogramFiles):
     """
 
     mask: str | None = None
+
+
+@dataclass(frozen=True)
+class TomogramTable(TomogramFiles):
+    """The files of one tomogram, or a table of many.
+
+    With a table, the other fields are for all its tomograms: tilts and axes for those for which the table names none.
+
+    Parameters
+    ----------
+    table
+        Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
+        tilts, tilt_axis, second_axis_tilts and mask; paths are relative to its folder. For a prediction the second
+        halves may be missing, and results that exist are skipped.
+    """
+
+    first: str | None = None  # type: ignore[assignment]
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.table is None) == (self.first is None):
+            raise ValueError("give a tomogram as FIRST, with its other half as SECOND, or a `table` of many, not both")
+
+
+@dataclass(frozen=True)
+class TrainingTable(TomogramTable, TrainingFiles):
+    """The files of a tomogram to train on, or a table of many.
+
+    Parameters
+    ----------
+    table
+        As for :class:`~equitomo.run.TomogramTable`; its column ``mask`` is read too.
+    """
+
+
+@dataclass(frozen=True)
+class PredictionTable(TomogramTable):
+    """The files of a tomogram to predict, or a table of many.
+
+    Parameters
+    ----------
+    part
+        K/N, such as 3/10: only every N-th line of the table, from the K-th on; for N processes that share a table.
+    """
+
+    part: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.part is not None and self.table is None:
+            raise ValueError("`part` is a part of a table: give a `table`")
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,7 @@ _LARGEST = 256
 
 
 class MeanOfHalves:
-    """The mean of a pair's halves in the intensities of the input, computed where it is read.
-
-    Parameters
-    ----------
-    pair
-        The halves.
-    """
+    """The mean of a pair's halves in the intensities of the input, computed where it is read."""
 
     dtype = np.dtype(np.float32)
 
@@ -66,7 +60,7 @@ def draw_reconstruction(
 
 
 def agreement(pair: TomogramPair) -> str:
-    """Return a sentence that tells down to which resolution the middles of the halves agree."""
+    """Return the resolution down to which the middles of the halves agree, as a sentence."""
     first, second = map(_middle, pair.halves)
     size = None if pair.voxel_size is None else min(pair.voxel_size)
     curve = fourier_shell_correlation(first, second, voxel_size=size)
@@ -75,7 +69,7 @@ def agreement(pair: TomogramPair) -> str:
 
 
 def correlations(pair: TomogramPair, geometry: Geometry | None = None) -> dict[str, FourierShellCorrelation]:
-    """Return the correlation of two volumes: of the whole, and with a geometry of the measured part and the wedge."""
+    """Return the correlation of two volumes: in all of Fourier space, and with a geometry also in each region."""
     first, second = (np.asarray(half[:, :, :], np.float32) for half in pair.halves)
     masks: dict[str, Tensor | None] = {"whole": None}
     if geometry is not None:
@@ -86,7 +80,7 @@ def correlations(pair: TomogramPair, geometry: Geometry | None = None) -> dict[s
 
 
 def filling(pair: TomogramPair, reconstruction: VolumeLike) -> str:
-    """Return sentences that tell how full the wedge is in the mean of the halves and in the reconstruction."""
+    """Return the power in the missing wedge of the mean of the halves and of the reconstruction, as sentences."""
     before, after = (
         wedge_energy_fraction(_middle(volume), pair.geometry).relative
         for volume in (MeanOfHalves(pair), reconstruction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,11 +15,12 @@ from typing import Any
 from filelock import Timeout
 
 from equitomo.datasets import Normalization, TomogramPair, read_geometry
+from equitomo.diagnosis import diagnose
 from equitomo.geometry import Geometry
 from equitomo.io import PARTIAL, read_table, write_atomically
 from equitomo.run.folder import locked
 from equitomo.run.record import described, file_hash, versions
-from equitomo.run.settings import TomogramFiles, TrainingFiles
+from equitomo.run.settings import TomogramFiles, TomogramTable, TrainingFiles
 
 
 @dataclass(frozen=True)
@@ -52,35 +54,18 @@ class Tomogram:
         return " and ".join(map(str, self.halves.values()))
 
     def geometry(self) -> Geometry:
-        """Return the tilts.
-
-        Raises
-        ------
-        ValueError, OSError
-            If they are not declared, or cannot be read.
-        """
+        """Return the declared tilts, or say in an error that they are missing or cannot be read."""
         if self.declared.tilts is not None:
-            return read_geometry(self.declared.tilts, self.declared.tilt_axis or "y")
+            return read_geometry(self.declared.tilts, self.declared.tilt_axis or "y", self.declared.second_axis_tilts)
         if self.table is None:
             raise ValueError("`tilts` is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
         raise ValueError("no tilts: name them in the column tilts, or pass `tilts` for all")
 
     def read(self, geometry: Geometry | None = None, *, lazy: bool, name: str | None = None) -> TomogramPair:
-        """Read the pair.
+        """Read the pair, or no more than its headers if ``lazy``.
 
-        Parameters
-        ----------
-        geometry
-            The tilts; ``None`` takes the declared ones.
-        lazy
-            Read no more than the headers now.
-        name
-            The name of the pair in messages; ``None`` takes its files and its line.
-
-        Raises
-        ------
-        ValueError, OSError
-            As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
+        A ``geometry`` replaces the declared tilts, and a ``name`` replaces the files and the line in messages. Errors
+        are those of :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
         """
         given = self.declared
         line = "" if self.table is None else f" (line {self.line} of {self.table})"
@@ -90,6 +75,7 @@ class Tomogram:
             # The name of a file is passed on, which then belongs to the files of the pair.
             tilts=geometry or given.tilts or self.geometry(),
             tilt_axis=given.tilt_axis or "y",
+            second_axis_tilts=None if geometry else given.second_axis_tilts,
             mask=getattr(given, "mask", None),
             normalization=self.normalization,
             nan=given.nan,
@@ -98,33 +84,46 @@ class Tomogram:
             name=name or f"{self.files}{line}",
         )
 
-    @contextmanager
-    def naming_the_line(self) -> Iterator[None]:
-        """Put the table and the line in front of the message of an error."""
+
+def read_pairs(tomograms: Sequence[Tomogram], *, warn: bool = True) -> list[TomogramPair]:
+    """Read the tomograms of a training, those of a table lazily, and warn of the findings on them.
+
+    Where a tomogram of a table cannot be used, the error names its line.
+    """
+    pairs = []
+    for tomogram in tomograms:
         try:
-            yield
+            pair = tomogram.read(lazy=tomogram.table is not None)
+            warn_of_findings(pair, warn=warn)
         except (ValueError, OSError) as error:
-            if self.table is None:
+            if tomogram.table is None:
                 raise
-            raise ValueError(f"{self.table}: line {self.line}: {error}") from error
+            raise ValueError(f"{tomogram.table}: line {tomogram.line}: {error}") from error
+        if pair.is_lazy:
+            pair.release()
+        pairs.append(pair)
+    return pairs
+
+
+def warn_of_findings(pair: TomogramPair, *, warn: bool = True) -> None:
+    """Refuse a pair that cannot be used, and warn of the findings on one that can."""
+    _ = pair.scale
+    for finding in diagnose(pair) if warn else ():
+        # A spectrum that does not show the wedge is a note for `check`: nothing can be done about it.
+        if finding.severity != "ok" and (finding.severity, finding.subject) != ("note", "wedge"):
+            warnings.warn(f"{pair.name}: {finding.text}", stacklevel=2)
 
 
 def tomograms_of(
-    files: TomogramFiles,
-    table: str | Path | None = None,
-    *,
-    normalization: Normalization = "robust",
-    need_second: bool = True,
+    files: TomogramFiles, *, normalization: Normalization = "robust", need_second: bool = True
 ) -> list[Tomogram]:
-    """Return the tomograms of a table, or the one whose files are named.
+    """Return the tomogram whose files are named, or those of a table.
 
     Parameters
     ----------
     files
-        The files. With a table, the tilts, tilt axis and mask of the tomograms for which it names none, and all other
-        settings; masks are taken from it if these are :class:`~equitomo.run.TrainingFiles`.
-    table
-        A file as for :func:`equitomo.io.read_table`, or ``None``.
+        The files of one tomogram, or a :class:`~equitomo.run.TomogramTable`. Masks are taken from the table only for a
+        :class:`~equitomo.run.TrainingTable`.
     normalization
         As for :class:`~equitomo.TomogramPair`.
     need_second
@@ -135,6 +134,7 @@ def tomograms_of(
     ValueError, OSError
         If halves or tilts are missing, the table cannot be used, or one mask is given for all of it.
     """
+    table = files.table if isinstance(files, TomogramTable) else None
     if table is None:
         one = Tomogram(files, normalization)
         if need_second and files.second is None:
@@ -149,7 +149,7 @@ def tomograms_of(
     shared = {field.name: getattr(files, field.name) for field in fields(kind)}
     tomograms = []
     for row in read_table(table, need_second=need_second):
-        own = {"tilts": row.tilts, "tilt_axis": row.tilt_axis}
+        own = {name: getattr(row, name) for name in ("tilts", "tilt_axis", "second_axis_tilts")}
         own |= {"mask": row.mask} if kind is TrainingFiles else {}
         own = {name: value or shared[name] for name, value in own.items()}
         halves = {"first": str(row.first), "second": None if row.second is None else str(row.second)}
@@ -160,12 +160,8 @@ def tomograms_of(
 def result_names(table: str | Path, tomograms: Sequence[Tomogram]) -> list[str]:
     """Return for each tomogram the name of its first half, with as many folders before it as make the names differ.
 
-    ``one/even.mrc`` and ``two/even.mrc`` give ``one_even.mrc`` and ``two_even.mrc``.
-
-    Raises
-    ------
-    ValueError
-        If two names are the same with all folders; the message has the lines.
+    ``one/even.mrc`` and ``two/even.mrc`` give ``one_even.mrc`` and ``two_even.mrc``. Two names that are the same with
+    all their folders are refused.
     """
     places = [_place(Path(tomogram.declared.first)) for tomogram in tomograms]
     lengths = [1] * len(tomograms)
@@ -195,18 +191,8 @@ def _place(path: Path) -> list[str]:
 class ResultRecord:
     """The record beside a result, ``NAME.json``, of the inputs, weights and settings that it was made from.
 
-    Parameters
-    ----------
-    result
-        The file.
-    inputs
-        Files, by role.
-    weights
-        Hashes of the network's weights.
-    settings
-        All other values on which the result depends, as JSON can hold them.
-    indifferent
-        Names of settings that are recorded but need not be the same.
+    Inputs are files by role, weights are hashes by name, and settings are all other values on which the result depends,
+    as JSON can hold them. Settings that are ``indifferent`` are recorded but need not be the same.
     """
 
     def __init__(
@@ -247,24 +233,23 @@ class ResultRecord:
         return found
 
     def content(self) -> bytes:
-        """Return what the record says, with the inputs as they are now: it is asked for before they are used."""
-        inputs = {role: described(path) | {"modified_ns": _modified(path)} for role, path in self._inputs.items()}
+        """Return the content of the record, with the inputs as they are now. Call it before they are used."""
+        inputs = {
+            role: described(path) | {"modified_ns": path.stat().st_mtime_ns} for role, path in self._inputs.items()
+        }
         content = {"inputs": inputs, "weights": self._weights, "settings": self._settings, "versions": versions()}
         return json.dumps(content, indent=1).encode() + b"\n"
 
     def write(self, content: bytes) -> None:
-        """Write what :meth:`content` returned."""
+        """Write the content that :meth:`content` returned."""
         write_atomically(self._path, content, overwrite=True)
 
 
 def _is_same(path: Path, saved: dict[str, Any]) -> bool:
+    """Return whether a file is the recorded one, by its size and its time of change or its hash."""
     if path.stat().st_size != saved["bytes"]:
         return False
-    return bool(_modified(path) == saved["modified_ns"] or file_hash(path) == saved["sha256"])
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns
+    return bool(path.stat().st_mtime_ns == saved["modified_ns"] or file_hash(path) == saved["sha256"])
 
 
 @contextmanager

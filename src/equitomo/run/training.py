@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +17,22 @@ from equitomo.run.pictures import TrainingWatch
 from equitomo.run.record import Invocation, Manifest
 
 
+@dataclass
 class RunTraining:
-    """The part of a run that trains: the trainer, with the folder and the record.
+    """The part of a run that trains: the trainer, with the folder that it writes into and the record.
 
-    Parameters
-    ----------
-    trainer
-        The trainer, which writes into the folder.
-    folder
-        The folder.
-    watch
-        Receives what the trainer reports.
-    invocation
-        The command that this is part of.
-    resume, overwrite
-        What is allowed to be in the folder.
+    The record is ``None`` in all but the first of several processes. ``resume`` and ``overwrite`` say what may be in
+    the folder.
     """
 
-    def __init__(
-        self,
-        trainer: IcecreamTrainer,
-        folder: RunFolder,
-        watch: TrainingWatch,
-        invocation: Invocation,
-        resume: bool,
-        overwrite: bool,
-    ) -> None:
-        self.trainer, self.folder, self.watch = trainer, folder, watch
-        self._invocation, self._resume, self._overwrite = invocation, resume, overwrite
-        self._manifest: Manifest | None = None
-        self._is_recorded = False
-
-    def prepare(self, inputs: Mapping[str, Volume | Path], init: Any, init_path: str | Path | None) -> None:
-        """Make the record, after all checks that the first process does for all."""
-        paths = [file if isinstance(file, Path) else file.path for file in inputs.values()]
-        self.folder.require_apart([*paths, *([] if init_path is None else [init_path])])
-        self.folder.require_space(self.trainer.bytes_to_write)
-        require_memory_of_step(self.trainer)
-        self._manifest = Manifest(self.folder.path, self.trainer, inputs=inputs, init=init)
-        if self._resume:
-            self._manifest.resume()
+    trainer: IcecreamTrainer
+    folder: RunFolder
+    watch: TrainingWatch
+    record: Manifest | None
+    invocation: Invocation
+    resume: bool
+    overwrite: bool
+    _is_recorded: bool = False
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -63,21 +40,41 @@ class RunTraining:
         if self._is_recorded:
             yield
             return
-        with self.folder.held(resume=self._resume, overwrite=self._overwrite):
-            if self._manifest is None:  # another process writes
+        with self.folder.held(resume=self.resume, overwrite=self.overwrite):
+            if self.record is None:  # another process writes
                 yield
                 return
-            if self._overwrite:
+            if self.overwrite:
                 self.folder.clear()
             else:
-                self._manifest.require_unchanged()
+                self.record.require_unchanged()
             # From here on the folder holds this run.
-            self._resume, self._overwrite, self._is_recorded = True, False, True
+            self.resume, self.overwrite, self._is_recorded = True, False, True
             try:
-                with self._manifest.kept(self._invocation):
+                with self.record.kept(self.invocation):
                     yield
             finally:
                 self._is_recorded = False
+
+
+def prepared_record(
+    trainer: IcecreamTrainer,
+    folder: RunFolder,
+    inputs: Mapping[str, Volume | Path],
+    init_path: str | Path | None,
+    init: Any,
+    *,
+    resume: bool,
+) -> Manifest:
+    """Return the record of a run, after all checks that the first process does for all."""
+    paths = [file if isinstance(file, Path) else file.path for file in inputs.values()]
+    folder.require_apart(paths if init_path is None else [*paths, init_path])
+    folder.require_space(trainer.bytes_to_write)
+    require_memory_of_step(trainer)
+    record = Manifest(folder.path, trainer, inputs=inputs, init=init)
+    if resume:
+        record.resume()
+    return record
 
 
 def inputs_of(pairs: Sequence[TomogramPair]) -> dict[str, Volume | Path]:
