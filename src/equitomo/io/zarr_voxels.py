@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ _AT_ONCE, _COPIES, _GIVEN_BACK = 10, 4, 1 << 25
 class ZarrVoxels:
     """The voxels of a Zarr array, decoded where they are read.
 
-    An object that is indexed like an array, by integers and slices without steps, and returns arrays ``(z, y, x)``;
-    ``numpy.asarray`` reads all voxels. Reading section by section from front to back keeps one row of chunks in memory
-    and decodes each chunk once; :meth:`slabs` keeps a few chunks.
+    An object that is indexed like an array, by integers and slices without steps, and returns arrays ``(z, y, x)``.
+    Every access decodes all chunks that it touches: :meth:`slabs` reads the whole volume and decodes each chunk once,
+    and ``numpy.asarray`` keeps the result.
 
     Parameters
     ----------
@@ -43,8 +43,6 @@ class ZarrVoxels:
     array: Any
     level: Level
     permissive: bool = False
-    # The first section of a row of chunks, and the row.
-    _row: list[tuple[int, Array]] = field(default_factory=list, init=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,16 +54,6 @@ class ZarrVoxels:
         """Type of the voxels as they are read, in native byte order."""
         stored: np.dtype[Any] = self.array.dtype
         return stored.newbyteorder("=")
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return 3
-
-    @property
-    def size(self) -> int:
-        """Number of voxels."""
-        return math.prod(self.shape)
 
     @property
     def chunks(self) -> tuple[int, int, int]:
@@ -86,9 +74,6 @@ class ZarrVoxels:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __iter__(self) -> Iterator[Array]:
-        return (self._section(z) for z in range(len(self)))
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError(f"{self.path}: the voxels are decoded from chunks, which copies them")
@@ -97,14 +82,10 @@ class ZarrVoxels:
             whole[place] = block
         return whole
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Any, /) -> Array:
         index = index if isinstance(index, tuple) else (index,)
-        if not index:
-            return self
         if at := [k for k, part in enumerate(index) if part is Ellipsis]:
             index = index[: at[0]] + (slice(None),) * (4 - len(index)) + index[at[0] + 1 :]
-        if not isinstance(index[0], slice):
-            return self._section(_span(index[0], len(self)).start)[index[1:]]
         index += (slice(None),) * (3 - len(index))
         z, y, x = (_span(part, n) for part, n in zip(index, self.shape, strict=True))
         return self._read((z, y, x))[tuple(slice(None) if isinstance(part, slice) else 0 for part in index)]
@@ -131,22 +112,6 @@ class ZarrVoxels:
             if not chunk.is_file():
                 return chunk
         return None
-
-    def _section(self, z: int) -> Array:
-        """Return one section, from the row of chunks that was decoded last if that contains it."""
-        n_sections, n_rows, n_columns = self.shape
-        height = self._reordered(self.array.chunks)[0]
-        start = z - z % height
-        if not self._row or self._row[0][0] != start:
-            self._row.clear()
-            box = slice(start, min(start + height, n_sections)), slice(0, n_rows), slice(0, n_columns)
-            self._row.append((start, self._read(box)))
-        row = self._row[0][1]
-        if z == start + len(row) - 1:
-            # A pass from front to back does not need this row any more.
-            self._row.clear()
-        section: Array = row[z - start]
-        return section
 
     def _read(self, box: Index) -> Array:
         """Return a box of voxels, or raise an error that names the store."""
@@ -177,11 +142,8 @@ class ZarrVoxels:
 def _grid(spans: list[range]) -> Iterator[tuple[int, ...]]:
     """Yield the product of ranges lazily, unlike itertools.product: a file decides how long they are."""
     if not spans:
-        yield ()
-        return
-    for first in spans[0]:
-        for rest in _grid(spans[1:]):
-            yield (first, *rest)
+        return iter([()])
+    return ((first, *rest) for first in spans[0] for rest in _grid(spans[1:]))
 
 
 def _span(part: Any, n: int) -> slice:
