@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .mapped import Array
+from .mapped import Array, scratch_array
 from .mrc import read_mrc
 from .mrc_header import Axes
 from .mrc_write import creating_mrc, write_mrc
 from .opening import valid_path
 from .placing import require_place
 from .volume import Volume
-from .writing import Precision, plan_writing
+from .writing import Precision, WritingPlan, plan_writing
 from .zarr_metadata import is_zarr
 from .zarr_read import read_zarr
-from .zarr_write import creating_zarr, require_zarr_place, stored_bytes, write_zarr
+from .zarr_write import require_zarr_place, stored_bytes, write_zarr
 
 # Room for the header of an MRC file, and for all but the longest extended headers.
 _HEADER_BYTES = 1 << 20
@@ -145,7 +145,7 @@ def write_volume(
         raise TypeError(f"`data` must hold real numbers, got {data.dtype}")
     plan = plan_writing(path, data.shape, like, voxel_size, dtype, label, overwrite)
     require_writable(path, overwrite=overwrite)
-    (write_zarr if _names_zarr(path) else write_mrc)(plan, data)
+    _write(plan, data)
     return path
 
 
@@ -194,9 +194,17 @@ def creating_volume(
     """
     path = valid_path(path)
     plan = plan_writing(path, tuple(shape), like, voxel_size, dtype, label, overwrite)
-    require_writable(path, overwrite=overwrite)
-    with (creating_zarr if _names_zarr(path) else creating_mrc)(plan) as data:
-        yield data
+    if not _names_zarr(path) and dtype == "float32":
+        require_writable(path, overwrite=overwrite)
+        with creating_mrc(plan) as data:
+            yield data
+        return
+    # In float16 sums of weighted pieces would be rounded at every step, and a chunk that is written in parts would be
+    # packed anew for every part.
+    require_writable(path, overwrite=overwrite, n_bytes=bytes_to_create(path, shape, dtype))
+    data = scratch_array(path.parent, plan.shape)
+    yield data
+    _write(plan, data)
 
 
 def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
@@ -216,6 +224,11 @@ def bytes_to_create(target: str | Path, shape: tuple[int, ...], dtype: Precision
     if _names_zarr(valid_path(target)):
         return stored_bytes(shape, dtype) + floats
     return _HEADER_BYTES + (floats if dtype == "float32" else floats + math.prod(shape) * np.dtype(dtype).itemsize)
+
+
+def _write(plan: WritingPlan, data: Array) -> None:
+    """Write the voxels in the format that the name of the target means."""
+    (write_zarr if _names_zarr(plan.path) else write_mrc)(plan, data)
 
 
 def _names_zarr(path: Path) -> bool:

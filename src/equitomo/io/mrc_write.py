@@ -9,7 +9,7 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import machine_stamp_from_byte_order
 
-from .mapped import SLAB_BYTES, Array, allocate, release, scratch_array
+from .mapped import SLAB_BYTES, Array, allocate, release
 from .mrc_header import byte_order, stated_size, stored_dtype
 from .placing import atomic_file
 from .writing import WritingPlan, as_stored
@@ -23,21 +23,14 @@ def write_mrc(plan: WritingPlan, data: Array) -> None:
 
 @contextmanager
 def creating_mrc(plan: WritingPlan) -> Iterator[Array]:
-    """Write a volume as an MRC file piece by piece; see :func:`creating_volume`."""
+    """Yield a map of a new MRC file in float32, and complete the file at the end; see :func:`creating_volume`."""
     with _new_file(plan) as (file, record):
-        dtype = stored_dtype(record, [])
-        if plan.dtype == "float16":
-            # In float16 sums of weighted pieces would be rounded at every step.
-            data = scratch_array(plan.path.parent, plan.shape)
-            yield data
-            _finish(file, record, _write_slabs(file, data, dtype))
-        else:
-            offset = file.tell()
-            allocate(file, offset + math.prod(plan.shape) * dtype.itemsize)
-            data = np.memmap(cast(Any, file), dtype, "r+", offset, plan.shape)
-            yield data
-            _finish(file, record, _statistics(data))
-            data.flush()
+        dtype, offset = stored_dtype(record, []), file.tell()
+        allocate(file, offset + math.prod(plan.shape) * dtype.itemsize)
+        data = np.memmap(cast(Any, file), dtype, "r+", offset, plan.shape)
+        yield data
+        _finish(file, record, _statistics(data))
+        data.flush()
 
 
 @contextmanager
@@ -88,13 +81,10 @@ def _new_header(plan: WritingPlan) -> Array:
     return record
 
 
-def _add_label(record: Array, label: str | None) -> None:
+def _add_label(record: Array, label: str) -> None:
     """Add a label after the others, without gaps, or in place of the last if there are ten."""
-    text = "Written by equitomo" if label is None else label
-    if len(text) > 80 or not (text.isascii() and text.isprintable() and text.strip()):
-        raise ValueError(f"`label` must be 1 to 80 printable ASCII characters, got {len(text)}: {text!r}")
     labels = [bytes(old) for old in record["label"] if bytes(old).strip(b" \0")][:9]
-    labels.append(text.ljust(80).encode("ascii"))
+    labels.append(label.ljust(80).encode("ascii"))
     record["nlabl"] = len(labels)
     record["label"] = labels + [b""] * (10 - len(labels))
 

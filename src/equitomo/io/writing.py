@@ -20,7 +20,7 @@ class WritingPlan(NamedTuple):
     like: Volume | None
     voxel_size: Axes
     dtype: Precision
-    label: str | None
+    label: str
     overwrite: bool
 
 
@@ -38,6 +38,9 @@ def plan_writing(
         raise ValueError(f"`data` must have three axes (z, y, x), none empty, got shape {shape}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f'`dtype` must be "float32" or "float16", got {dtype!r}')
+    label = "Written by equitomo" if label is None else label
+    if len(label) > 80 or not (label.isascii() and label.isprintable() and label.strip()):
+        raise ValueError(f"`label` must be 1 to 80 printable ASCII characters, got {len(label)}: {label!r}")
     z, y, x = shape
     return WritingPlan(path, (z, y, x), like, _three_sizes(voxel_size, like), dtype, label, overwrite)
 

@@ -13,7 +13,7 @@ from .mrc_header import Axes
 from .opening import read_text
 
 # The files that make a folder a group or an array of Zarr, in formats 3 and 2.
-_NODES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+NODES = ("zarr.json", ".zgroup", ".zarray")
 _ANGSTROM = {
     "picometer": 1e-2,
     "angstrom": 1.0,
@@ -154,8 +154,8 @@ def _attributes(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_node(folder: Path) -> bool:
-    """Return whether a folder is a group or an array of Zarr."""
-    return any((folder / name).is_file() for name in _NODES)
+    """Return whether a folder is a group or an array of Zarr, or holds at least the attributes of one."""
+    return any((folder / name).is_file() for name in (*NODES, ".zattrs"))
 
 
 def _one_image(group: Path, images: Any) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .mapped import Array, release, scratch_array
-from .opening import valid_path
+from .mapped import Array, release
 from .placing import atomic_folder, require_place
 from .writing import Precision, WritingPlan, as_stored
+from .zarr_metadata import NODES
 from .zarr_read import import_zarr
 
 # Full resolution, and two coarser levels for viewers.
@@ -25,31 +24,17 @@ def write_zarr(plan: WritingPlan, data: Array) -> None:
     """Write a volume as an OME-Zarr store; see :func:`write_volume`."""
     n_bytes = stored_bytes(plan.shape, plan.dtype)
     with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
-        _write(folder, plan, data)
-
-
-@contextmanager
-def creating_zarr(plan: WritingPlan) -> Iterator[Array]:
-    """Write a volume as an OME-Zarr store piece by piece; see :func:`creating_volume`."""
-    n_bytes = stored_bytes(plan.shape, plan.dtype) + 4 * math.prod(plan.shape)
-    with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
-        # A chunk that is written in parts would be packed anew for every part.
-        data = scratch_array(plan.path.parent, plan.shape)
-        yield data
-        _write(folder, plan, data)
+        _write_levels(folder, plan, data)
 
 
 def require_zarr_place(target: Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
     """Raise an error, before any work, if a store could not be written."""
     import_zarr(target)
-    require_place(valid_path(target), overwrite=overwrite, n_bytes=n_bytes, folder=True)
+    require_place(target, overwrite=overwrite, n_bytes=n_bytes, folder=True)
     # A folder of that name with any other content must not be removed.
-    if target.is_symlink() or (target.is_dir() and not _is_store(target)) or target.is_file():
+    is_store = not target.is_symlink() and any((target / name).is_file() for name in NODES)
+    if os.path.lexists(target) and not is_store:
         raise FileExistsError(f"{target}: exists and is not a Zarr store, so it is not replaced; choose another name")
-
-
-def _is_store(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: Precision) -> int:
@@ -62,7 +47,7 @@ def _halved(shape: tuple[int, ...], times: int) -> tuple[int, ...]:
     return tuple(-(-n // 2**times) for n in shape)
 
 
-def _write(folder: Path, plan: WritingPlan, data: Array) -> None:
+def _write_levels(folder: Path, plan: WritingPlan, data: Array) -> None:
     """Write all levels, then the metadata."""
     group = import_zarr(plan.path).open_group(folder, mode="a", zarr_format=2)
     finer: Any = data
@@ -120,5 +105,5 @@ def _image(plan: WritingPlan) -> dict[str, Any]:
         "axes": axes,
         "datasets": datasets,
         "type": "mean",
-        "metadata": {"description": plan.label or "Written by equitomo"},
+        "metadata": {"description": plan.label},
     }
