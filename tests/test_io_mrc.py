@@ -93,7 +93,7 @@ def test_every_mode_byte_order_and_packing_reads_the_same_voxels(tmp_path, mode,
     np.testing.assert_array_equal(volume.data, mrcfile.read(path))
     assert volume.data.dtype.isnative
     assert volume.voxel_size == (30.0, 20.0, 10.0)
-    np.testing.assert_array_equal(volume.as_float32(), values(TYPES[mode]).astype("f4"), strict=True)
+    np.testing.assert_array_equal(np.asarray(volume.data, np.float32), values(TYPES[mode]).astype("f4"), strict=True)
 
 
 @pytest.mark.parametrize("extension", [".mrc", ".rec", ".st", ".ali", ".map", ".MRC", ""])
@@ -105,7 +105,6 @@ def test_a_plain_native_file_is_memory_mapped_read_only(tmp_path):
     volume = read_volume(put(tmp_path, content()))
     assert isinstance(volume.data, np.memmap)
     assert not volume.data.flags.writeable
-    assert volume.as_float32() is volume.data
 
 
 def test_without_memory_map_the_array_belongs_to_the_caller(tmp_path):
@@ -823,7 +822,7 @@ def test_a_real_old_header_is_read_from_a_packed_file(tmp_path, packed):
 @pytest.mark.parametrize("name", ["files/old_style_header.mrc", "files/EMD-3001.map", "cryo_tiny_mid/even.mrc"])
 def test_a_real_file_is_kept_through_a_round_trip(tmp_path, name):
     before = read_volume(DATA / name)
-    path = write_volume(tmp_path / "out.mrc", before.as_float32(), like=before)
+    path = write_volume(tmp_path / "out.mrc", np.asarray(before.data, np.float32), like=before)
     assert_valid(path)
     after = read_volume(path)
     np.testing.assert_array_equal(after.data, before.data)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .mapped import SLAB_BYTES, Array, Index, slabs_of
 from .mrc_header import Axes, MrcHeader
@@ -80,7 +79,3 @@ class Volume:
             If a packed file or a chunk is damaged.
         """
         return slabs_of(self.voxels, n_bytes) if isinstance(self.voxels, np.ndarray) else self.voxels.slabs(n_bytes)
-
-    def as_float32(self) -> npt.NDArray[np.float32]:
-        """Return the voxels as float32: ``data`` itself if it has that type, else a converted copy."""
-        return np.asanyarray(self.data).astype(np.float32, copy=False)
