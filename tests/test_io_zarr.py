@@ -339,7 +339,7 @@ BROKEN = {
     ),
     "a path to nothing": (
         break_metadata(lambda c: image_of(c)["datasets"][0].update(path="5")),
-        "names an array .*5, but none is there",
+        "names an array .*5, but there is none",
     ),
     "a scale of words": (
         break_metadata(
@@ -372,8 +372,8 @@ BROKEN = {
     "a huge shape": (break_array(shape=[10**9] * 3), "chunk .* is missing"),
     "huge chunks": (break_array(shape=[10**5] * 3, chunks=[10**5] * 3), "chunks of .* take .* bytes"),
     "complex numbers": (break_array(dtype="<c8", fill_value=[0.0, 0.0]), "expected real numbers"),
-    "a pickle": (break_array(compressor={"id": "pickle"}), "packed by pickle, which is not read"),
-    "a filter": (break_array(filters=[{"id": "pickle"}]), "packed by pickle, which is not read"),
+    "a pickle": (break_array(compressor={"id": "pickle"}), "packed by pickle, which cannot be read"),
+    "a filter": (break_array(filters=[{"id": "pickle"}]), "packed by pickle, which cannot be read"),
     "a missing chunk": (lambda path: (path / "0" / "1.2.3").unlink(), "chunk .*1.2.3 is missing; copy the store again"),
 }
 
@@ -417,7 +417,7 @@ def test_a_chunk_that_is_lost_after_opening_is_an_error(tmp_path):
 def test_chunks_that_were_left_out_are_read_if_asked_for(tmp_path):
     path = make_store(tmp_path / "a.zarr", fill_value=0)
     (path / "0" / "0.0.0").unlink()
-    with pytest.warns(FileFormatWarning, match="chunks are missing, 0.0.0 first"):
+    with pytest.warns(FileFormatWarning, match="chunks are missing, the first is 0.0.0"):
         volume = read_volume(path, permissive=True)
     assert not volume.data[:4, :4, :4].any()
     np.testing.assert_array_equal(volume.data[4:], VALUES[4:])

@@ -43,12 +43,12 @@ def _new_file(plan: WritingPlan) -> Iterator[tuple[BinaryIO, Array]]:
 
 
 def _finish(file: BinaryIO, record: Array, statistics: tuple[float, float, float, float]) -> None:
-    """Write the header again, this time with the statistics of the voxels."""
+    """Write the header again with the statistics of the voxels."""
     for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
         record[name] = value
     if record["mode"] == 12:
-        # A program that computes the deviation in half floats overflows from some ten thousand voxels on, and would
-        # call the true one wrong: a negative value means "not known" in MRC2014.
+        # A program that computes the deviation in float16 overflows above some ten thousand voxels, and would report
+        # the right value as wrong. In MRC2014 a negative value means that the deviation is not known.
         record["rms"] = -1
     file.seek(0)
     file.write(record.tobytes())
@@ -74,15 +74,15 @@ def _new_header(plan: WritingPlan) -> Array:
     extended = like.header.extended if like else b""
     record["nsymbt"] = len(extended)
     if extended and not record["exttyp"].tobytes().strip(b" \0"):
-        # MRC2014 requires a kind and has no code for an unknown one. Text was CCP4's, its symmetry operators; anything
-        # else dates from the time of a single format. The numbers per section are in nint and nreal, which are kept.
+        # MRC2014 requires a kind and has no code for an unknown one. Text is that of CCP4, which held symmetry
+        # operators; anything else is older than the codes. How many numbers each section has stays in nint and nreal.
         record["exttyp"] = b"CCP4" if extended.isascii() else b"MRCO"
     _add_label(record, plan.label)
     return record
 
 
 def _add_label(record: Array, label: str) -> None:
-    """Add a label after the others, without gaps, or in place of the last if there are ten."""
+    """Add a label after the others, or replace the last if there are ten, and leave no gaps."""
     labels = [bytes(old) for old in record["label"] if bytes(old).strip(b" \0")][:9]
     labels.append(label.ljust(80).encode("ascii"))
     record["nlabl"] = len(labels)
@@ -90,7 +90,7 @@ def _add_label(record: Array, label: str) -> None:
 
 
 def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
-    """Write voxels a few sections at a time, and return their minimum, maximum, mean and deviation."""
+    """Write the voxels a few sections at a time, and return their minimum, maximum, mean and deviation."""
 
     def write(slab: Array) -> Array:
         stored = as_stored(slab, dtype)
@@ -107,7 +107,7 @@ def _statistics(data: Array, store: Callable[[Array], Array] = np.asarray) -> tu
     for begin in range(0, len(data), step):
         stored = store(data[begin : begin + step])
         with np.errstate(over="ignore", invalid="ignore"):
-            # Means and centred squares of two parts combine exactly; plain sums of squares would cancel.
+            # Combining means and centred squares of two parts is exact; sums of plain squares would lose digits.
             n, centre = stored.size, float(stored.mean(dtype=np.float64))
             square += float(np.square(np.subtract(stored, centre, dtype=np.float64)).sum())
             square += (centre - mean) ** 2 * count * n / (count + n)
@@ -116,5 +116,5 @@ def _statistics(data: Array, store: Callable[[Array], Array] = np.asarray) -> tu
             low, high = min(low, float(stored.min())), max(high, float(stored.max()))
         release(data)
     if not np.isfinite([low, high, mean, square]).all():
-        return 0.0, -1.0, -2.0, -1.0  # these mean "not known" in MRC2014
+        return 0.0, -1.0, -2.0, -1.0  # in MRC2014 these mean that nothing is known
     return low, high, mean, float(np.sqrt(square / count))

@@ -33,7 +33,7 @@ def plan_writing(
     label: str | None,
     overwrite: bool,
 ) -> WritingPlan:
-    """Return the plan, or raise a ValueError that names the wrong argument."""
+    """Return the checked arguments, or raise a ValueError that names the wrong one."""
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"`data` must have three axes (z, y, x), none empty, got shape {shape}")
     if dtype not in ("float32", "float16"):
@@ -58,7 +58,7 @@ def as_stored(slab: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _three_sizes(voxel_size: float | Axes | None, like: Volume | None) -> Axes:
-    """Return the voxel size along (z, y, x), checked."""
+    """Return the voxel size along (z, y, x), or raise an error if it is not valid."""
     if voxel_size is None:
         return like.voxel_size if like else (0.0, 0.0, 0.0)
     sizes = np.broadcast_to(np.asarray(voxel_size, dtype=float), 3) if np.size(voxel_size) in (1, 3) else [np.nan]

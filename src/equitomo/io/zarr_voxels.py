@@ -13,9 +13,9 @@ from .errors import FileFormatError
 from .mapped import SLAB_BYTES, Array, Index
 from .zarr_metadata import Level
 
-# The number of chunks that the package decodes at the same time by default, and of copies of each: packed, unpacked,
-# and two in between. The threads that decode keep as much again for the next chunks, except for blocks of 32 MiB and
-# more, which the allocator frees at once.
+# The package zarr decodes ten chunks at the same time by default, and holds four copies of each: packed, unpacked, and
+# two in between. Its threads keep as much again for the next chunks, except for blocks of 32 MiB and more, which the
+# allocator frees at once.
 _AT_ONCE, _COPIES, _GIVEN_BACK = 10, 4, 1 << 25
 
 
@@ -34,7 +34,7 @@ class ZarrVoxels:
     array
         The array, a :class:`zarr.Array`.
     level
-        Its folder, and which of its axes are z, y and x. The other axes have length 1.
+        The folder of the array, and which of its axes are z, y and x. The other axes have length 1.
     permissive
         Read missing chunks as the fill value.
     """
@@ -62,12 +62,12 @@ class ZarrVoxels:
         return z, y, x
 
     def bytes_to_read(self, box: tuple[int, int, int]) -> int:
-        """Return the peak memory of decoding, without the result, while a box of these lengths is read anywhere."""
+        """Return the peak memory of decoding, without the result, while any box of these lengths is read."""
         along = zip(box, self._reordered(self.array.chunks), self.shape, strict=True)
         touched = math.prod(min(-(-(n - 1) // chunk) + 1, -(-length // chunk)) for n, chunk, length in along)
-        # The requested part of a shard is read as a whole first.
+        # All requested chunks of a shard are read before the first is decoded.
         n_chunks = touched if self.array.shards else min(touched, _AT_ONCE)
-        # Chunks at the end of an axis are stored in full.
+        # A chunk at the end of an axis is stored with its full lengths.
         n_bytes = int(math.prod(self.array.chunks)) * self.dtype.itemsize
         return n_chunks * n_bytes * _COPIES * (1 if n_bytes >= _GIVEN_BACK else 2)
 
@@ -101,8 +101,8 @@ class ZarrVoxels:
             yield (z, y, x), self._read((z, y, x))
 
     def first_missing(self, box: Index) -> Path | None:
-        """Return the first missing chunk of a box, or None; a huge number of chunks costs no memory."""
-        # Inside a shard a chunk that was lost cannot be distinguished from one that was left out.
+        """Return the file of the first missing chunk of a box, or None."""
+        # Within a shard a lost chunk cannot be distinguished from one that was left out as empty.
         sizes = self.array.shards or self.array.chunks
         spans = [range(1)] * self.level.n_axes
         for axis, part in zip(self.level.axes, box, strict=True):
@@ -115,7 +115,7 @@ class ZarrVoxels:
 
     def _read(self, box: Index) -> Array:
         """Return a box of voxels, or raise an error that names the store."""
-        # The package would put the fill value in place of a chunk that was lost since the store was opened.
+        # A chunk may be lost after the store was opened, and the package would return the fill value in its place.
         if not self.permissive and (missing := self.first_missing(box)) is not None:
             raise FileFormatError(f"{self.path}: the chunk {missing} is missing; copy the store again")
         selection: list[slice | int] = [0] * self.level.n_axes
@@ -126,7 +126,7 @@ class ZarrVoxels:
         except Exception as error:
             if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
-            # Each codec raises errors of its own.
+            # Every codec has its own kinds of errors.
             raise FileFormatError(
                 f"{self.path}: a chunk of {self.level.folder.name!r} is damaged ({error}); copy the store again"
             ) from error
@@ -140,7 +140,7 @@ class ZarrVoxels:
 
 
 def _grid(spans: list[range]) -> Iterator[tuple[int, ...]]:
-    """Yield the product of ranges lazily, unlike itertools.product: a file decides how long they are."""
+    """Yield the product of ranges without storing them, as itertools.product does: a file states their lengths."""
     if not spans:
         return iter([()])
     return ((first, *rest) for first in spans[0] for rest in _grid(spans[1:]))

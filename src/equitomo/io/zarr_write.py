@@ -44,6 +44,7 @@ def stored_bytes(shape: tuple[int, ...], dtype: Precision) -> int:
 
 
 def _halved(shape: tuple[int, ...], times: int) -> tuple[int, ...]:
+    """Return the shape of a coarser level."""
     return tuple(-(-n // 2**times) for n in shape)
 
 
@@ -60,7 +61,7 @@ def _write_levels(folder: Path, plan: WritingPlan, data: Array) -> None:
             dtype=plan.dtype,
             fill_value=0,
             chunk_key_encoding={"name": "v2", "separator": "/"},
-            # A chunk that is left out because it holds zeros cannot be distinguished from one that was lost.
+            # A chunk that is left out because it holds only zeros could not be distinguished from a lost one.
             config={"write_empty_chunks": True},
         )
         for z, y, x in product(*(range(0, n, _CHUNK) for n in shape)):
@@ -76,7 +77,7 @@ def _write_levels(folder: Path, plan: WritingPlan, data: Array) -> None:
 
 
 def _mean_of_eight(block: Array) -> Array:
-    """Return the means over 2 x 2 x 2 voxels, over fewer at the end of an axis of odd length."""
+    """Return the means over 2 x 2 x 2 voxels, or over fewer at the end of an axis of odd length."""
     block = np.pad(block.astype(np.float32), [(0, n % 2) for n in block.shape], mode="edge")
     z, y, x = (n // 2 for n in block.shape)
     means: Array = block.reshape(z, 2, y, 2, x, 2).mean((1, 3, 5))
@@ -88,11 +89,11 @@ def _image(plan: WritingPlan) -> dict[str, Any]:
     origin = plan.like.header.origin if plan.like else (0.0, 0.0, 0.0)
     axes, sizes = [], [size or 1.0 for size in plan.voxel_size]
     for name, size in zip("zyx", plan.voxel_size, strict=True):
-        # A scale must be positive: a scale without a unit means that the voxel size is not known.
+        # A scale must be positive, so an unknown voxel size is written as a scale of 1 without a unit.
         axes.append({"name": name, "type": "space"} | ({"unit": "angstrom"} if size else {}))
     datasets = []
     for level in range(_LEVELS):
-        # The centre of the first 2, 4, ... voxels is shifted from that of the first voxel.
+        # The first voxel of a coarser level has its centre between those of the first 2, 4, ... fine voxels.
         shifts = [start + (2**level - 1) / 2 * size for start, size in zip(origin, sizes, strict=True)]
         transforms = [
             {"type": "scale", "scale": [size * 2**level for size in sizes]},
