@@ -66,10 +66,10 @@ class Scorer:
         spec.loader.exec_module(self._evaluate)
         meta = json.loads((folder / "meta.json").read_text())
         self._range = meta["tilt_min"], meta["tilt_max"]
-        self._truth = read_volume(folder / "gt.mrc").as_float32()
+        self._truth = np.asarray(read_volume(folder / "gt.mrc").data, np.float32)
         gold = folder / "gold_mask.mrc"
-        self._gold = read_volume(gold).as_float32() > 0 if gold.exists() else None
-        first, second = (read_volume(folder / f"{name}.mrc").as_float32() for name in ("even", "odd"))
+        self._gold = np.asarray(read_volume(gold).data, np.float32) > 0 if gold.exists() else None
+        first, second = (np.asarray(read_volume(folder / f"{name}.mrc").data, np.float32) for name in ("even", "odd"))
         self.pair = TomogramPair(first, second, self._range)
 
     def score(self, volume: np.ndarray[Any, Any]) -> str:

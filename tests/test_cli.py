@@ -486,7 +486,7 @@ def printed_table(text):
 def test_fsc_prints_the_numbers_of_the_library(halves, capsys):
     assert run("fsc", *halves, *TILTS) == 0
     found = printed_table(capsys.readouterr().out)
-    first, second = (read_volume(path).as_float32() for path in halves)
+    first, second = (np.asarray(read_volume(path).data, np.float32) for path in halves)
     regions = region_masks(SHAPE, TiltGeometry.from_range(-60, 60))
     masks = {"whole": None, "measured": regions.measured, "wedge": regions.wedge}
     assert found.keys() == masks.keys()

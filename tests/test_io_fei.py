@@ -68,7 +68,7 @@ def test_the_pixel_size_is_read_where_the_header_states_none(tmp_path, kind, ord
     y = 33.6 if kind == "old" else 16.8
     np.testing.assert_allclose(volume.voxel_size, (33.6, y, 33.6), rtol=1e-6)
     assert len(said) == 1
-    assert "voxel size of 33.6 Å comes from the FEI extended header" in said[0]
+    assert "33.6 Å is taken from the FEI extended header" in said[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

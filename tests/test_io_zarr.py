@@ -57,8 +57,7 @@ def test_a_store_is_read_like_an_mrc_file(version, dtype, tmp_path):
     assert volume.voxel_size == (10.0, 9.0, 8.0)
     assert volume.data.dtype == np.dtype(dtype).newbyteorder("=")
     np.testing.assert_array_equal(np.asarray(volume.data), values)
-    np.testing.assert_array_equal(volume.as_float32(), values.astype(np.float32))
-    assert volume.as_float32().dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(volume.data, np.float32), values.astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -109,25 +108,19 @@ def test_slabs_cover_the_volume_once(n_bytes, order, tmp_path):
     np.testing.assert_array_equal(found, VALUES)
 
 
-@pytest.mark.parametrize("reading", ["slabs", "sections"])
-def test_reading_holds_chunks_and_not_the_volume(reading, tmp_path):
+def test_reading_holds_chunks_and_not_the_volume(tmp_path):
     values = np.random.default_rng(1).standard_normal((64, 128, 128)).astype(np.float32)
     volume = read_volume(make_store(tmp_path / "a.zarr", values, chunks=(8, 64, 64)))
     for _ in range(2):  # the first time the package imports its codecs
         total = 0.0
         tracemalloc.start()
-        if reading == "slabs":
-            for _, block in volume.slabs(1 << 18):
-                total += float(block.sum(dtype=np.float64))
-        else:
-            for z in range(64):
-                total += float(volume.data[z].sum(dtype=np.float64))
+        for _, block in volume.slabs(1 << 18):
+            total += float(block.sum(dtype=np.float64))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert total == pytest.approx(float(values.sum(dtype=np.float64)), abs=1e-3)
     row = 8 * 128 * 128 * 4
     assert peak < 3.5 * row < values.nbytes / 2
-    assert volume.data._row == []
 
 
 @pytest.mark.parametrize(
@@ -346,7 +339,7 @@ BROKEN = {
     ),
     "a path to nothing": (
         break_metadata(lambda c: image_of(c)["datasets"][0].update(path="5")),
-        "names an array .*5, but none is there",
+        "names an array .*5, but there is none",
     ),
     "a scale of words": (
         break_metadata(
@@ -379,8 +372,8 @@ BROKEN = {
     "a huge shape": (break_array(shape=[10**9] * 3), "chunk .* is missing"),
     "huge chunks": (break_array(shape=[10**5] * 3, chunks=[10**5] * 3), "chunks of .* take .* bytes"),
     "complex numbers": (break_array(dtype="<c8", fill_value=[0.0, 0.0]), "expected real numbers"),
-    "a pickle": (break_array(compressor={"id": "pickle"}), "packed by pickle, which is not read"),
-    "a filter": (break_array(filters=[{"id": "pickle"}]), "packed by pickle, which is not read"),
+    "a pickle": (break_array(compressor={"id": "pickle"}), "packed by pickle, which cannot be read"),
+    "a filter": (break_array(filters=[{"id": "pickle"}]), "packed by pickle, which cannot be read"),
     "a missing chunk": (lambda path: (path / "0" / "1.2.3").unlink(), "chunk .*1.2.3 is missing; copy the store again"),
 }
 
@@ -424,7 +417,7 @@ def test_a_chunk_that_is_lost_after_opening_is_an_error(tmp_path):
 def test_chunks_that_were_left_out_are_read_if_asked_for(tmp_path):
     path = make_store(tmp_path / "a.zarr", fill_value=0)
     (path / "0" / "0.0.0").unlink()
-    with pytest.warns(FileFormatWarning, match="chunks are missing, 0.0.0 first"):
+    with pytest.warns(FileFormatWarning, match="chunks are missing, the first is 0.0.0"):
         volume = read_volume(path, permissive=True)
     assert not volume.data[:4, :4, :4].any()
     np.testing.assert_array_equal(volume.data[4:], VALUES[4:])

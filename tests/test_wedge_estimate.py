@@ -293,7 +293,7 @@ SETS = ["cryo_tiny_mid", "cryo_dose_mid", "real_mt13pf"]
 def tomogram(request):
     folder = DATA / request.param
     # A part is enough, and quicker.
-    halves = [read_volume(folder / f"{name}.mrc").as_float32()[:, :96, :96].copy() for name in ("even", "odd")]
+    halves = [np.array(read_volume(folder / f"{name}.mrc")[:, :96, :96], np.float32) for name in ("even", "odd")]
     return halves, TiltGeometry(read_tilts(folder / f"{request.param}.tlt"))
 
 
@@ -329,4 +329,4 @@ def test_a_part_taken_out_of_the_range_raises_the_alarm_until_its_sign_is_right(
 @pytest.mark.parametrize("name", ["cryo_tiny_mid/gt.mrc", "cryo_dose_mid/gt.mrc", "files/EMD-3001.map"])
 @pytest.mark.filterwarnings("ignore::equitomo.io.FileFormatWarning")
 def test_volumes_without_a_wedge_raise_none(name):
-    assert judge_geometry(estimate_wedge(read_volume(DATA / name).as_float32()), (-60, 60)).kind == "unclear"
+    assert judge_geometry(estimate_wedge(read_volume(DATA / name)), (-60, 60)).kind == "unclear"

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules use."""
+"""Check arguments that several modules take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and a counter alone, so that a resumed run repeats them."""
+"""Draw random numbers that depend only on a seed and a counter, so that a resumed run draws the same ones."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# One stream per purpose: a change in how one is used leaves the others alone.
+# Each purpose has its own stream, so that a change in the use of one does not change the others.
 CUBES, ELEMENTS, SLOTS, TOMOGRAMS, MIRRORS, EXCHANGES = range(6)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for the samples of a batch, which depend on the seed and on each sample's index alone.
+    """Random numbers for the samples of a batch, which depend only on the seed and on the index of each sample.
 
-    However a run divides its samples into batches, and wherever it is resumed, a sample gets the same numbers.
+    A sample gets the same numbers in whatever batches a run divides its samples, and wherever it is resumed.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Draws:
 
 
 def draw_integers(seed: int, indices: Sequence[int], bound: int, stream: int) -> list[int]:
-    """Return one uniform integer from 0 to ``bound - 1`` for each index, whatever was drawn before.
+    """Return one uniform integer from 0 to ``bound - 1`` for each index, independent of earlier draws.
 
     Examples
     --------
@@ -53,10 +53,10 @@ def draw_integers(seed: int, indices: Sequence[int], bound: int, stream: int) ->
     True
     """
     drawn = []
-    # numpy would turn a list of such integers into floats, but a seed needs all of its 64 bits.
+    # Without the type numpy would convert integers of 64 bits to floats, which have fewer digits.
     key = np.array([seed, stream], dtype=np.uint64)
     for index in indices:
-        # A counter-based generator (Salmon et al. 2011); the high words keep the indices' sequences apart.
+        # In a counter-based generator (Salmon et al. 2011) the highest word keeps the sequences of the indices apart.
         bits = np.random.Philox(key=key, counter=[0, 0, 0, index])
         drawn.append(int(np.random.Generator(bits).integers(bound)))
     return drawn

@@ -1,8 +1,8 @@
-r"""The one Fourier convention of the package.
+r"""Fourier transforms in the convention of the package.
 
-Transforms are real, orthonormal and unshifted, over the last three axes ``(z, y, x)``; a spectrum is
-the half with ``kx >= 0``. Frequencies are in cycles per voxel, Nyquist is 0.5. Under autocast and for
-half-precision input the transforms run in float32, because sixteen bits do not hold the range of a spectrum.
+Transforms are real, orthonormal and unshifted, over the last three axes ``(z, y, x)``, and a spectrum is the half with
+``kx >= 0``. Frequencies are in cycles per voxel, and Nyquist is 0.5. Under autocast and for half-precision input the
+transforms are computed in float32, because 16 bits do not hold the range of a spectrum.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from equitomo.checks import Shape, spatial_shape
 
 _AXES = (-3, -2, -1)
-# Masks that are computed from angles, such as contrast transfer functions with astigmatism, have their symmetries only
-# up to this part of their largest value.
+# Masks that are computed from angles, such as contrast transfer functions with astigmatism, are symmetric only up to
+# this fraction of their largest value.
 ROUNDING = 1e-5
-# The voxels of a grid above which a CPU filters one volume after the other: the spectra of a batch would fit neither
-# into the cache nor into the memory that the allocator has at hand, and would take up to twice the time.
+# On larger grids a CPU filters one volume after the other: the spectra of a batch would fit neither into the cache nor
+# into the memory that the allocator keeps, and would take up to twice the time.
 LARGEST_TOGETHER = 1 << 19
 
 
@@ -62,23 +62,23 @@ def irfftn(spectrum: Tensor, shape: Shape) -> Tensor:
 
 
 def filtered(x: Tensor, mask: Tensor, grid: Shape, shape: Shape | None = None) -> Tensor:
-    r"""Zero-pad volumes to ``grid``, multiply their spectrum by a mask, cut them back to ``shape``.
+    r"""Zero-pad volumes to ``grid``, multiply their spectrum by a mask, and crop them to ``shape``.
 
     .. math:: A x = C\, F^{-1} \operatorname{diag}(m)\, F P x
 
-    Each axis is transformed on its own, so that lines of zeros are not transformed and what is cut off is not computed.
-    With a real mask and the shape of ``x`` the operator is self-adjoint. Its gradient is the adjoint, the same filter
-    with the conjugate mask and the shapes exchanged, and no spectrum is kept for it; its forward derivative is the
-    filter itself.
+    The axes are transformed one after the other, so that lines of zeros are not transformed and cropped lines are not
+    computed. With a real mask and the shape of ``x`` the operator is self-adjoint. Its gradient is the adjoint, which
+    is the same filter with the conjugate mask and the shapes exchanged, and needs no stored spectrum. Its forward
+    derivative is the filter itself.
 
     Parameters
     ----------
     x
         Real volumes ``(..., z, y, x)``.
     mask
-        The mask of a real filter on the half spectrum of ``grid``, ``m(-k)`` the conjugate of ``m(k)``; it may
-        have length 1 along axes where it is constant. Along y it then leaves the volumes alone, which must have the
-        length of ``shape`` there.
+        The mask of a real filter on the half spectrum of ``grid``, with ``m(-k)`` the conjugate of ``m(k)``. It may
+        have length 1 along axes where it is constant. With length 1 along y no transform is needed there, and the
+        volumes must have the length of ``shape`` along y.
     grid
         The lengths of the transform, none below those of the volumes.
     shape
@@ -106,8 +106,8 @@ def filtered_mean_square(x: Tensor, mask: Tensor) -> Tensor:
 
     .. math:: \frac1N \lVert F^{-1} \operatorname{diag}(m)\, F x \rVert^2 = \frac1N \sum_k m(k)^2 |\hat x(k)|^2
 
-    This is Parseval's theorem; nothing may be cut off or padded. It takes one transform, and one more for the gradient
-    :math:`\frac2N F^{-1} \operatorname{diag}(m^2) F x`, where :func:`filtered` needs two and two.
+    This is Parseval's theorem, which holds without padding and cropping. It takes one transform, and one more for the
+    gradient :math:`\frac2N F^{-1} \operatorname{diag}(m^2) F x`, where :func:`filtered` takes two for each.
 
     Parameters
     ----------
@@ -169,12 +169,12 @@ def frequency_radius(
 
 def mirrored(mask: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return a mask on the full, unshifted spectrum reversed along ``axes``; along all axes it is ``mask(-k)``."""
-    # Index 0 holds k = 0 and stays; index i becomes N - i. A broadcast axis of length 1 is its own mirror.
+    # Index 0 holds k = 0 and stays, and index i becomes N - i. An axis of length 1 is its own mirror.
     return mask.flip(axes).roll((1,) * len(axes), axes)
 
 
 def full_spectrum(half: Tensor, length_x: int) -> Tensor:
-    """Return an even mask on the full spectrum ``(..., z, y, x)`` that is given on the half ``kx >= 0``.
+    """Return an even mask on the full spectrum ``(..., z, y, x)`` from its half with ``kx >= 0``.
 
     A mask that is constant along x, where it has length 1, stays as it is.
 
@@ -192,7 +192,7 @@ def full_spectrum(half: Tensor, length_x: int) -> Tensor:
 def is_even(half: Tensor, length_x: int) -> bool:
     """Return whether a mask on the half spectrum is that of a real operator, ``m(k) = m(-k)`` up to rounding.
 
-    Only the planes that hold their own mirror images can break it: ``kx = 0`` and, on an even axis, Nyquist.
+    It can differ only in planes that contain their own mirror images: ``kx = 0`` and, on an even axis, Nyquist.
     """
     own = [0] if length_x % 2 or half.shape[-1] == 1 else [0, -1]
     planes = half[..., own]
@@ -217,7 +217,7 @@ def multiplicity(length_x: int, device: torch.device | str | None = None) -> Ten
 def hann(shape: Sequence[int]) -> Tensor:
     """Return a Hann window ``(z, y, x)`` in float32 that is zero just outside the faces.
 
-    Without it the jumps between opposite faces would put a cross over the spectrum.
+    It prevents the cross that the jumps between opposite faces would cause in the spectrum.
     """
     z, y, x = (torch.hann_window(n + 2, periodic=False)[1:-1] for n in shape)
     return z[:, None, None] * y[:, None] * x
@@ -250,6 +250,7 @@ def cosine_edges(shape: Sequence[int], width: int = 8) -> tuple[Tensor, Tensor, 
 
 
 def _filter(x: Tensor, mask: Tensor, grid: Shape, shape: Shape) -> Tensor:
+    """Return filtered volumes; see :func:`filtered`."""
     leading = torch.broadcast_shapes(x.shape[:-3], mask.shape[:-3])  # type: ignore[no-untyped-call]
     if math.prod(leading) > 1 and math.prod(grid) > LARGEST_TOGETHER and x.device.type == "cpu":
         x, mask = (t.expand(*leading, *t.shape[-3:]) for t in (x, mask))
@@ -258,8 +259,8 @@ def _filter(x: Tensor, mask: Tensor, grid: Shape, shape: Shape) -> Tensor:
     return _inverse(_forward(x, grid, along_y) * _reordered(mask, along_y), grid, shape, along_y)
 
 
-# The axis that is transformed next comes last: a transform along another one would copy twice, to pad and to reorder. A
-# mask that is constant along y commutes with the transform along y, which is then left out.
+# The axis that is transformed next is the last one, because a transform along another one would copy twice, to pad and
+# to reorder. A mask that is constant along y commutes with the transform along y, which is then omitted.
 
 
 def _forward(x: Tensor, grid: Shape, along_y: bool) -> Tensor:
@@ -272,14 +273,14 @@ def _forward(x: Tensor, grid: Shape, along_y: bool) -> Tensor:
 
 
 def _inverse(spectrum: Tensor, grid: Shape, shape: Shape, along_y: bool) -> Tensor:
-    """Return the volumes of a spectrum from :func:`_forward`, cut to a shape."""
+    """Return the volumes of a spectrum from :func:`_forward`, cropped to a shape."""
     spectrum = torch.fft.ifft(spectrum)[..., : shape[0]]
     if along_y:
         spectrum = torch.fft.ifft(spectrum.transpose(-1, -2))[..., : shape[1]].movedim(-3, -1)
     else:
         spectrum = spectrum.movedim(-1, -3)
     volume: Tensor = torch.fft.irfft(spectrum, n=grid[2])
-    # A copy frees the memory of the part that was cut off; and torch's forward mode accepts no view here.
+    # The copy frees the memory of the cropped part, and torch's forward mode accepts no view here.
     return volume if shape[2] == grid[2] else volume[..., : shape[2]].contiguous()
 
 
@@ -289,19 +290,21 @@ def _reordered(mask: Tensor, along_y: bool) -> Tensor:
 
 
 def laid_out(mask: Tensor) -> Tensor:
-    """Return the same mask with z innermost in memory, the order in which :func:`filtered` reads it."""
+    """Return the mask with z innermost in memory, which is the order in which :func:`filtered` reads it."""
     return mask.transpose(-3, -1).contiguous().transpose(-3, -1)
 
 
 @dataclass(frozen=True)
 class _Lengths:
-    """The grid of a filter and the shape of its result; torch would take tuples for so many arguments."""
+    """The grid of a filter and the shape of its result, because torch would unpack tuples into arguments."""
 
     grid: Shape
     shape: Shape
 
 
 class _Filter(torch.autograd.Function):
+    """The filter with its adjoint as gradient."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -357,7 +360,7 @@ class _MeanSquare(torch.autograd.Function):
         z, y, n = x.shape[-3:]
         scale = 2 * gradient[:, None, None, None, None] / x[0].numel()
         if torch.is_grad_enabled():
-            # A second derivative follows: it passes through x, which the spectrum does not know.
+            # The second derivative depends on x, and the stored spectrum has no derivative with respect to x.
             return scale * _Filter.apply(x, _power(mask), _Lengths((z, y, n), (z, y, n))), None
         along_y = mask.shape[-2] > 1
         filtered_twice = _inverse(spectrum * _reordered(_power(mask), along_y), (z, y, n), (z, y, n), along_y)
@@ -372,10 +375,12 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def _power(mask: Tensor) -> Tensor:
+    """Return the squared magnitude of a mask."""
     return mask.abs().square()
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
+    """Return volumes in float64 as they are, and others in float32."""
     if not torch.is_floating_point(x):
         raise TypeError(f"a real floating-point volume is needed, got {x.dtype}: call .float() first")
     return x if x.dtype == torch.float64 else x.float()

@@ -1,4 +1,4 @@
-"""The device and the number format in which a network computes."""
+"""Choose the device and the number format in which a network computes, and test them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def chosen_device(name: str) -> torch.device:
     Raises
     ------
     ValueError
-        If the name is unknown, or the device is not there.
+        If the name is unknown, or there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    # torch raises an AssertionError if it was built without CUDA.
+    # If torch was built without CUDA, it raises an AssertionError.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"
@@ -36,7 +36,7 @@ def chosen_device(name: str) -> torch.device:
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the number format of a name.
 
-    ``"auto"`` is bfloat16 where the hardware computes in it, else float16 on a GPU and float32 on a CPU.
+    ``"auto"`` is bfloat16 if the hardware computes in it, else float16 on a GPU and float32 on a CPU.
 
     Raises
     ------
@@ -60,13 +60,13 @@ def checked_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the number format of a name, after a test that the device computes correctly in it.
 
     Some releases compute 3-D convolutions wrongly or slowly in 16 bits. The versions are compared with those known to
-    be faulty, and a small convolution, forward and backward, with float32. With ``"auto"`` a failure leads to float32
-    and a warning.
+    be faulty, and a small convolution and its gradients are compared with those in float32. With ``"auto"`` a fault
+    leads to float32 and a warning.
 
     Raises
     ------
     ValueError
-        If a format that was asked for by name is faulty here; the message has the versions and what to do.
+        If a format that was chosen by name is faulty here; the message names the versions and the remedy.
     """
     dtype = dtype_of(precision, device)
     if dtype == torch.float32:
@@ -81,10 +81,7 @@ def checked_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def known_fault(torch_version: str, cudnn_version: int | None) -> str | None:
-    """Return the known fault of 16-bit 3-D convolutions in these versions, or None.
-
-    ``cudnn_version`` is an integer such as 91002 for 9.10.2, or ``None`` without a GPU.
-    """
+    """Return the known fault of 16-bit 3-D convolutions in these versions (91002 is cuDNN 9.10.2), or None."""
     if cudnn_version is None:
         return None
     names = f"torch {torch_version} with cuDNN {cudnn_version}"
@@ -96,18 +93,19 @@ def known_fault(torch_version: str, cudnn_version: int | None) -> str | None:
 
 
 def _cudnn_version(device: torch.device) -> int | None:
+    """Return the version of cuDNN, or None on a device without it."""
     version = torch.backends.cudnn.version() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     return None if version is None else int(version)
 
 
 def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return the fault of one convolution and its gradients, if they differ from float32; this takes milliseconds."""
+    """Return the fault of a small convolution and its gradients, or None if they agree with those in float32."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 24, 24, 24, generator=generator).to(device, memory_format=torch.channels_last_3d)
     weight = torch.randn(16, 16, 3, 3, 3, generator=generator).to(device) / 21
     results = []
     for enabled in (False, True):
-        # This needs gradients, even if the caller has switched them off.
+        # Gradients are needed even if the caller has disabled them.
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
             with torch.autocast(device.type, dtype=dtype, enabled=enabled):
@@ -123,5 +121,5 @@ def _measured_fault(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Return a context that casts to ``dtype`` automatically; float32 means no cast."""
+    """Return a context that casts to ``dtype`` automatically, or that does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

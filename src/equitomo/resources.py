@@ -1,4 +1,4 @@
-"""Free memory, and retrying with less when it runs out."""
+"""Find free memory, and retry with less when it runs out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ Result = TypeVar("Result")
 
 
 def free_memory(device: torch.device | str = "cpu") -> int | None:
-    """Return the bytes that are free on a device, or ``None`` if the device does not say.
-
-    On the host these are the bytes that can be had without swapping.
-    """
+    """Return the free bytes of a device, on the host those available without swapping, or ``None`` if unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -33,9 +30,10 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device or the host had no memory left, which torch words in several ways."""
+    """Return whether an error means that a device or the host had no memory left."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
+    # torch raises a RuntimeError with one of several texts where it cannot allocate memory.
     text = str(error)
     return any(sign in text for sign in ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED"))
 
@@ -43,25 +41,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 def computing_threads(n: int) -> ThreadPoolExecutor:
     """Return a pool of ``n`` threads, each of which computes with as many cores as the calling thread.
 
-    A new thread would count the cores anew, and sums that are shared out among another number of cores are rounded
-    differently.
+    A new thread would use all cores, and a sum that is divided among another number of cores is rounded differently.
     """
     return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
 
 
 class Retry(Generic[Plan]):
-    """Retry an attempt with smaller plans for as long as memory runs out.
+    """Retry an attempt with smaller plans while memory runs out.
 
-    A plan that did not fit is not tried again: later calls begin with the plan that fitted last.
+    Later calls begin with the plan that fitted last, so that a plan that did not fit is not tried again.
 
     Parameters
     ----------
     plan
         The plan of the first attempt, for example the number of cubes at once.
     smaller
-        Returns a plan that takes less memory than the given one, or ``None`` if there is none.
+        A function that returns a plan that uses less memory than the given one, or ``None`` if there is none.
     describe
-        Returns the words for a plan in the log.
+        A function that returns the description of a plan for the log.
 
     Attributes
     ----------
@@ -84,7 +81,7 @@ class Retry(Generic[Plan]):
         self._smaller, self._describe = smaller, describe
 
     def __call__(self, attempt: Callable[[Plan], Result]) -> Result:
-        """Return the result of the first attempt that fits; an attempt that fails must leave no trace.
+        """Return the result of the first attempt that fits; an attempt that fails must not change anything.
 
         Raises
         ------
@@ -100,5 +97,6 @@ class Retry(Generic[Plan]):
                     raise
             _log.warning("out of memory with %s: retrying with %s", self._describe(self.plan), self._describe(smaller))
             self.plan = smaller
-            # Outside the handler, which keeps alive what the failed attempt had allocated. Does nothing without a GPU.
+            # Inside the handler the error would keep the memory of the failed attempt in use. Without a GPU this does
+            # nothing.
             torch.cuda.empty_cache()

@@ -18,30 +18,30 @@ Border = Literal["reflect", "zero"]
 class Tiling:
     r"""Overlapping tiles over a volume, each with a margin that is computed and discarded.
 
-    The tile at origin :math:`o` reads ``tile`` voxels per axis, padded beyond the faces of the volume, and writes its
-    core, which is the tile without the margin. Origins are multiples of ``stride``, so that pooling falls on the same
-    voxels in every tile. Where cores overlap they are blended linearly; the weights of all tiles add up to one at every
-    voxel (a partition of unity).
+    A tile reads ``tile`` voxels per axis, padded beyond the faces of the volume, and writes its core, which is the tile
+    without the margin. Tiles begin at multiples of ``stride``, so that pooling combines the same voxels in every tile.
+    Cores are blended linearly where they overlap, and the weights of all tiles add up to one at every voxel (a
+    partition of unity).
 
     Parameters
     ----------
     shape
         Voxels ``(z, y, x)`` of the volume.
     tile
-        Voxels per axis of a tile, a multiple of ``stride``; one number, or one per axis.
+        Voxels of a tile along each axis, or one number for all axes; multiples of ``stride``.
     margin
-        Voxels discarded at every face of a tile, less than half of the tile.
+        Number of voxels that are discarded at every face of a tile, less than half of the tile.
     stride
-        The stride of the network, see :attr:`equitomo.ScaleEquivariantUNet3D.stride`.
+        The stride of the network, as in :attr:`equitomo.ScaleEquivariantUNet3D.stride`.
     blend
-        Least number of voxels over which neighbouring cores overlap.
+        Minimum number of voxels over which neighbouring cores overlap.
     border
-        Padding beyond the volume: its reflection, or zeros as in the reference program.
+        What the volume is padded with: its reflection, or zeros as in the reference program.
 
     Raises
     ------
     ValueError
-        If the tile is not a multiple of the stride, or has no core left.
+        If the tile is not a multiple of the stride, or is too small for a core.
 
     Examples
     --------
@@ -93,7 +93,7 @@ class Tiling:
             yield Placement((rz, ry, rx), (tz, ty, tx), (cz, cy, cx), weight)
 
     def _origins(self, axis: int) -> list[int]:
-        """Return ascending origins whose cores cover the axis; the first one is zero or negative."""
+        """Return the ascending indices at which the tiles begin; the first is zero or negative."""
         length, tile = self.shape[axis], self._tile(axis)
         step = (tile - 2 * self.margin - self.blend) // self.stride * self.stride
         origins = [-self._first()]
@@ -102,6 +102,7 @@ class Tiling:
         return origins
 
     def _axis_placements(self, axis: int) -> list[tuple[NDArray[np.intp], slice, slice, NDArray[np.float32]]]:
+        """Return source, target, core and weight along one axis for every tile."""
         length, tile = self.shape[axis], self._tile(axis)
         origins = self._origins(axis)
         weights = np.stack([_core_weight(o, tile, self.margin, self.blend, length) for o in origins])
@@ -126,12 +127,13 @@ class Tiling:
         return -(-self.margin // self.stride) * self.stride
 
     def _tile(self, axis: int) -> int:
+        """Return the voxels of a tile along an axis."""
         assert isinstance(self.tile, tuple)
         return self.tile[axis]
 
 
 class _Sliceable(Protocol):
-    """An array, or voxels that are read as float32 where they are sliced."""
+    """An array, or an object that returns float32 arrays where it is sliced."""
 
     def __getitem__(self, index: Any, /) -> NDArray[np.float32]: ...
 
@@ -143,13 +145,13 @@ class Placement:
     Parameters
     ----------
     source
-        Indices of the voxels that the tile reads, along each axis; -1 stands for a zero.
+        The indices of the voxels that the tile reads along each axis; -1 stands for a zero.
     target
-        The part of the volume that the core is written to.
+        The part of the volume to which the core is written.
     core
         The part of the tile that is the core.
     weight
-        The weight of the core's voxels in the volume.
+        The weights of the core's voxels in the volume.
     """
 
     source: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
@@ -161,9 +163,9 @@ class Placement:
         """Return the tile's voxels."""
         if all(bool((np.diff(index) == 1).all()) and index[0] >= 0 for index in self.source):
             z, y, x = (slice(int(index[0]), int(index[-1]) + 1) for index in self.source)
-            # A plain copy is many times faster than reading voxel by voxel from a memory map.
+            # Copying a box is many times faster than reading a memory map by lists of indices.
             return np.ascontiguousarray(volume[z, y, x])
-        # Read the box of all needed voxels the same way, then reflect in memory.
+        # The box of all needed voxels is read in the same way, and reflected in memory.
         starts = [int(index[index >= 0].min()) for index in self.source]
         z, y, x = (slice(start, int(index.max()) + 1) for start, index in zip(starts, self.source, strict=True))
         places = (np.maximum(index - start, 0) for start, index in zip(starts, self.source, strict=True))
@@ -197,7 +199,7 @@ def shortest_tile(length: int, tile: int, margin: int, stride: int = 1, blend: i
 
 
 def reflected(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:
-    """Reflect indices beyond the ends of an axis about the outermost voxels, as often as needed.
+    """Return indices within an axis, reflected about the outermost voxels where they lie beyond its ends.
 
     Examples
     --------
@@ -212,7 +214,7 @@ def reflected(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:
 
 
 def _core_weight(origin: int, tile: int, margin: int, blend: int, length: int) -> NDArray[np.float64]:
-    """Return a weight along the whole axis that ramps up and down over ``blend`` voxels in the core, zero outside."""
+    """Return a weight along the axis that rises and falls over ``blend`` voxels and is zero outside the core."""
     position = np.arange(length)
     rise = position - (origin + margin) + 1
     fall = (origin + tile - margin) - position

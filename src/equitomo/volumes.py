@@ -34,7 +34,7 @@ class Voxels(Protocol):
         """Type of the voxels as they are read."""
 
     def __getitem__(self, index: Any, /) -> NDArray[Any]:
-        """Return the voxels at an index of integers and slices without steps as an array."""
+        """Return the voxels at an index, which consists of integers and slices without steps, as an array."""
 
     def slabs(self, n_bytes: int = ...) -> Iterator[tuple[Index, NDArray[Any]]]:
         """Yield the whole volume in pieces of about ``n_bytes``, each with its place, in the fastest order.
@@ -49,7 +49,7 @@ VolumeLike = Tensor | NDArray[Any] | Voxels
 def as_voxels(volume: VolumeLike) -> Voxels:
     """Return the volume itself if it satisfies :class:`Voxels`, else a view of the tensor or array that does.
 
-    Slices of a tensor are arrays on the CPU, bfloat16 as float32. Nothing is copied beforehand.
+    Slices of a tensor are arrays on the CPU, with float32 in place of bfloat16. The volume is not copied.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def as_voxels(volume: VolumeLike) -> Voxels:
 
 
 def middle_of(volume: VolumeLike, most: int) -> Tensor:
-    """Return the middle ``most`` voxels along each axis, float32 on the CPU; no more is read from a file."""
+    """Return at most the middle ``most`` voxels along each axis as float32 on the CPU; only these are read."""
     voxels = as_voxels(volume)
     z, y, x = (slice((n - min(n, most)) // 2, (n + min(n, most)) // 2) for n in voxels.shape)
     return torch.from_numpy(np.array(voxels[z, y, x], np.float32))
@@ -124,7 +124,7 @@ class Filled:
         return self._filled(self.voxels[index])
 
     def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, NDArray[Any]]]:
-        """Yield the pieces of ``voxels``, filled."""
+        """Yield the pieces of ``voxels`` with their values replaced."""
         for place, block in self.voxels.slabs(n_bytes):
             yield place, self._filled(block)
 
@@ -133,7 +133,7 @@ class Filled:
 
 
 class _InMemory:
-    """A tensor or an array that satisfies the protocol."""
+    """Voxels in a tensor or an array, which satisfy :class:`Voxels`."""
 
     def __init__(self, volume: Tensor | NDArray[Any]) -> None:
         if isinstance(volume, Tensor):

@@ -1,4 +1,4 @@
-"""Files: tomograms in the MRC and OME-Zarr formats, and tilt angles. Numpy arrays, never tensors."""
+"""Read and write tomograms in the MRC and OME-Zarr formats, as NumPy arrays, and read tilt angles and tables."""
 
 from .errors import FileFormatError, FileFormatWarning
 from .files import bytes_to_create, creating_volume, read_volume, require_writable, write_volume

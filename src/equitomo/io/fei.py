@@ -1,4 +1,4 @@
-"""Metadata of each section that microscopes of FEI (Thermo Fisher) write into the extended header of an MRC file."""
+"""Read the metadata of each section that microscopes of FEI (Thermo Fisher) write into the extended header."""
 
 import numpy as np
 from mrcfile.dtypes import get_ext_header_dtype
@@ -6,15 +6,12 @@ from mrcfile.dtypes import get_ext_header_dtype
 from .mapped import Array
 from .mrc_header import Axes, MrcHeader, byte_order
 
-# Before MRC2014 there were 32 numbers for each of 1024 sections, and the kind of the header was not declared.
+# Before MRC2014 the header had 32 numbers for each of 1024 sections, and its kind was not declared.
 _OLD_FIELDS = {"Alpha tilt": 0, "Pixel size X": 44, "Pixel size Y": 44}
 
 
 def fei_metadata(header: MrcHeader, n_sections: int) -> Array | None:
-    """Return the metadata of the first sections, or None if the extended header holds none of FEI.
-
-    Among the fields are ``Alpha tilt`` in degrees and ``Pixel size X`` and ``Pixel size Y`` in metres.
-    """
+    """Return the metadata of the first sections (tilts in degrees, sizes in metres), or None if FEI wrote none."""
     order = byte_order(header.record)
     dtype = get_ext_header_dtype(bytes(header.record["exttyp"]), order)
     if dtype is None and _is_old(header, order):

@@ -7,63 +7,61 @@ from pathlib import Path
 
 import numpy as np
 
-from .mapped import Array
+from .mapped import Array, scratch_array
 from .mrc import read_mrc
 from .mrc_header import Axes
 from .mrc_write import creating_mrc, write_mrc
 from .opening import valid_path
 from .placing import require_place
 from .volume import Volume
-from .writing import Precision, plan_writing
+from .writing import Precision, WritingPlan, plan_writing
 from .zarr_metadata import is_zarr
 from .zarr_read import read_zarr
-from .zarr_write import creating_zarr, require_zarr_place, stored_bytes, write_zarr
+from .zarr_write import require_zarr_place, stored_bytes, write_zarr
 
-# Room for the header of an MRC file, and for all but the longest extended headers.
+# This is enough for the header of an MRC file and all but the longest extended headers.
 _HEADER_BYTES = 1 << 20
 
 
 def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool = False) -> Volume:
-    r"""Read a tomogram from an MRC file, plain or packed by gzip or bzip2, or from an OME-Zarr store.
+    """Read a tomogram from an MRC file, plain or packed by gzip or bzip2, or from an OME-Zarr store.
 
-    The content decides how it is read, not the extension (``.mrc .rec .st .ali .map``, ``.gz .bz2``). Modes 0, 1, 2, 6
-    and 12 of either byte order are read, with MRC2014 headers or older ones. The header is checked against the size of
-    the file before anything is allocated. Axes stored in another order (``mapc, mapr, maps``) are brought into
-    ``(z, y, x)``. Where the header states no voxel size, that of an FEI extended header is taken.
+    The content of a file decides how it is read, and not its extension. MRC files may have modes 0, 1, 2, 6 and 12,
+    either byte order, MRC2014 or older headers, and axes in any order (``mapc, mapr, maps``), which are brought into
+    ``(z, y, x)``. The header is checked against the size of the file before memory is allocated. If it states no voxel
+    size, that of an FEI extended header is used.
 
-    OME-Zarr stores (OME-NGFF 0.3 to 0.5, Zarr formats 2 and 3) need the package ``zarr``: ``pip install
-    'equitomo[zarr]'``. ``FILE.zarr`` is the image at full resolution, ``FILE.zarr/1`` its level of the path ``1``,
-    ``FILE.zarr/NAME`` an image in a group of the store. Axes are ordered by their names; all but z, y and x must have
-    length 1. Lengths are converted to ångström, and the translation becomes the origin of the header. A missing chunk
-    is an error, because a chunk that was lost cannot be distinguished from one that was left out as empty.
+    OME-Zarr stores (OME-NGFF 0.3 to 0.5, Zarr formats 2 and 3) need ``pip install 'equitomo[zarr]'``. ``FILE.zarr`` is
+    the image at full resolution, ``FILE.zarr/1`` is its level with the path ``1``, and ``FILE.zarr/NAME`` is an image
+    in a group of the store. Axes are ordered by their names, and all but z, y and x must have length 1. Lengths are
+    converted to ångström, and the translation becomes the origin in the header.
 
     Parameters
     ----------
     path
-        The file.
+        The file or store.
     memory_map
-        True: the voxels stay in the file until they are needed. ``data`` is a read-only :class:`numpy.memmap` of an MRC
-        file that is not packed and has the native byte order, so volumes larger than the memory can be opened; the
-        voxels of a Zarr store are decoded where they are indexed. False: ``data`` is an ordinary array that belongs to
-        the caller.
+        If True, the voxels stay in the file until they are needed, so volumes larger than the memory can be opened:
+        ``data`` is a read-only :class:`numpy.memmap` of an MRC file that is not packed and has the native byte order,
+        and the voxels of a Zarr store are decoded where they are indexed. If False, ``data`` is an ordinary array.
     permissive
-        Read a file without the ``MAP`` mark whenever the sizes agree, not only if its header is otherwise a valid old
-        one; and read a store with missing chunks, which then hold its fill value.
+        Also read a file without the ``MAP`` mark if only its sizes agree with an old header, and a store with missing
+        chunks, which then have its fill value.
 
     Raises
     ------
     FileFormatError
-        If the file is not MRC or OME-Zarr, is damaged, or holds something other than one real volume; or if the package
-        ``zarr`` is needed and not installed. The message says what was expected and what to do.
+        If the file is not MRC or OME-Zarr, is damaged, or does not hold one real volume; if a chunk is missing, because
+        a lost chunk cannot be distinguished from an empty one; or if ``zarr`` is needed and not installed.
     OSError
         If the file cannot be opened.
 
     Warns
     -----
     FileFormatWarning
-        If the header is old, contradicts itself or leaves out the voxel size (in OME-Zarr: the unit of an axis), if
-        chunks are missing and ``permissive`` is given, or if the header describes a stack of images (``ispg`` 0 with
-        ``mz`` 1; with ``mz`` equal to ``nz``, as IMOD writes tomograms, a file is read as a volume without a warning).
+        If the header is old, contradicts itself or states no voxel size (in OME-Zarr: no unit of an axis), if chunks
+        are missing and ``permissive`` is given, or if the header describes a stack of images (``ispg`` 0 with ``mz``
+        1). With ``mz`` equal to ``nz``, as IMOD writes tomograms, such a file is a volume, and no warning is issued.
 
     Examples
     --------
@@ -89,37 +87,33 @@ def write_volume(
     label: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a volume as an MRC file or an OME-Zarr store, whole or not at all.
+    """Write a volume as a complete MRC file or OME-Zarr store, or leave nothing behind.
 
-    The voxels are written slab by slab to a temporary file (or folder) beside the target, which takes the target's name
-    only when it is complete and on the disk. If anything goes wrong before, it is removed.
+    The voxels are written to a temporary file or folder, which gets the name of the target only when it is complete and
+    on the disk, and is removed after an error.
 
     Parameters
     ----------
     path
-        The target. A name that ends in ``.zarr`` gives an OME-Zarr store (OME-NGFF 0.4, Zarr format 2, chunks of 128,
-        and two coarser levels of means over 2 x 2 x 2 voxels), any other name an MRC file; ``.gz`` and ``.bz2`` are
-        refused.
+        The target. If the name ends in ``.zarr``, an OME-Zarr store is written (OME-NGFF 0.4, Zarr format 2, chunks of
+        128, and two coarser levels of means over 2 x 2 x 2 voxels), else an MRC file. Packed files (``.gz``, ``.bz2``)
+        are not written.
     data
         Real numbers with axes ``(z, y, x)``, in memory or memory-mapped.
     like
-        A volume from which voxel size, origin, start, cell, labels, extended header and byte order are taken; an
-        OME-Zarr store keeps voxel size and origin, as its translation. None writes a plain header.
+        A volume from which voxel size, origin, start, cell, labels, extended header and byte order are taken. An
+        OME-Zarr store keeps the voxel size, and the origin as its translation. None writes a plain header.
     voxel_size
-        Along ``(z, y, x)`` in ångström, or one number for all. None takes it from ``like``, or leaves it unknown (0).
+        Voxel size along ``(z, y, x)`` in ångström, or one number for all axes. None takes that of ``like``, or leaves
+        it unknown (0).
     dtype
         ``"float32"`` (mode 2) or ``"float16"`` (mode 12).
     label
-        At most 80 ASCII characters, added after the labels of ``like``. If there are ten labels already, it replaces
-        the last one, because the first ones describe the acquisition. None writes ``"Written by equitomo"``. In
-        OME-Zarr it is the description of the image.
+        At most 80 ASCII characters, which follow the labels of ``like``. If there are ten labels, it replaces the last
+        one, because the first ones describe the acquisition. In OME-Zarr it is the description of the image. None
+        writes ``"Written by equitomo"``.
     overwrite
-        Allow replacing an existing file, or a folder that is a Zarr store.
-
-    Returns
-    -------
-    Path
-        The target.
+        Allow an existing file, or a folder that is a Zarr store, to be replaced.
 
     Raises
     ------
@@ -145,7 +139,7 @@ def write_volume(
         raise TypeError(f"`data` must hold real numbers, got {data.dtype}")
     plan = plan_writing(path, data.shape, like, voxel_size, dtype, label, overwrite)
     require_writable(path, overwrite=overwrite)
-    (write_zarr if _names_zarr(path) else write_mrc)(plan, data)
+    _write(plan, data)
     return path
 
 
@@ -160,11 +154,11 @@ def creating_volume(
     label: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[Array]:
-    """Write a volume as an MRC file or an OME-Zarr store piece by piece, whole or not at all.
+    """Write a volume piece by piece as a complete MRC file or OME-Zarr store, or leave nothing behind.
 
-    The ``with`` block gets an array of zeros ``(z, y, x)`` to fill in any order, a map of a temporary file beside the
-    target. At the end of the block the header is completed and the file takes the target's name; if the block is left
-    by an error or an interrupt the file is removed.
+    The ``with`` block gets an array of zeros ``(z, y, x)``, which it can fill in any order, as a map of a temporary
+    file. At the end of the block the file is completed and gets the name of the target. After an error or an interrupt
+    it is removed.
 
     Parameters
     ----------
@@ -173,13 +167,13 @@ def creating_volume(
     shape
         Voxels ``(z, y, x)``.
     like, voxel_size, dtype, label, overwrite
-        As for :func:`write_volume`. The array is float32 even with ``"float16"``: then, and for OME-Zarr, it lies in a
-        second file without a name in the same folder.
+        As for :func:`write_volume`. The array is always float32. With ``"float16"`` and for OME-Zarr it lies in a file
+        without a name in the same folder, and the target is written at the end.
 
     Raises
     ------
     ValueError, FileExistsError, OSError
-        As for :func:`write_volume`; the space on the disk is allocated at the beginning.
+        As for :func:`write_volume`. The space for the array is allocated on the disk at the beginning.
 
     Examples
     --------
@@ -194,9 +188,17 @@ def creating_volume(
     """
     path = valid_path(path)
     plan = plan_writing(path, tuple(shape), like, voxel_size, dtype, label, overwrite)
-    require_writable(path, overwrite=overwrite)
-    with (creating_zarr if _names_zarr(path) else creating_mrc)(plan) as data:
-        yield data
+    if not _names_zarr(path) and dtype == "float32":
+        require_writable(path, overwrite=overwrite)
+        with creating_mrc(plan) as data:
+            yield data
+        return
+    # In float16 sums of weighted pieces would be rounded at every step, and a chunk that is written in parts would be
+    # packed anew for every part.
+    require_writable(path, overwrite=overwrite, n_bytes=bytes_to_create(path, shape, dtype))
+    data = scratch_array(path.parent, plan.shape)
+    yield data
+    _write(plan, data)
 
 
 def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
@@ -211,13 +213,18 @@ def require_writable(target: str | Path, *, overwrite: bool = False, n_bytes: in
 
 
 def bytes_to_create(target: str | Path, shape: tuple[int, ...], dtype: Precision = "float32") -> int:
-    """Return about how many bytes of the disk :func:`creating_volume` takes, temporary files included."""
+    """Return about how many bytes :func:`creating_volume` uses on the disk, including temporary files."""
     floats = 4 * math.prod(shape)
     if _names_zarr(valid_path(target)):
         return stored_bytes(shape, dtype) + floats
     return _HEADER_BYTES + (floats if dtype == "float32" else floats + math.prod(shape) * np.dtype(dtype).itemsize)
 
 
+def _write(plan: WritingPlan, data: Array) -> None:
+    """Write the voxels in the format that the name of the target means."""
+    (write_zarr if _names_zarr(plan.path) else write_mrc)(plan, data)
+
+
 def _names_zarr(path: Path) -> bool:
-    """Return whether a path means a Zarr store; the extension decides, since the file does not exist yet."""
+    """Return whether a Zarr store is to be written; the extension decides, because the target does not exist yet."""
     return path.suffix.lower() == ".zarr"

@@ -1,4 +1,4 @@
-"""Arrays in memory and in maps of files, for volumes larger than the memory."""
+"""Arrays in memory and in maps of files, for volumes that are larger than the memory."""
 
 import errno
 import math
@@ -14,14 +14,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Index = tuple[slice, slice, slice]
-# Small enough for the allocator to use one block again and again: fresh memory costs more than reading.
+# The allocator reuses blocks of this size, and getting new memory takes longer than reading.
 SLAB_BYTES = 1 << 22
 
 
 def slabs_of(volume: Any, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
     """Yield pieces of about ``n_bytes`` of an array ``(z, y, x)``, each with its place, in the order of the memory.
 
-    An object that is sliced like an array is cut along z. After each piece the memory of a map is released.
+    An object without strides that is sliced like an array is cut along z. The memory of a map is released after each
+    piece.
     """
     axis = int(np.argmax(np.abs(getattr(volume, "strides", (1, 0, 0)))))
     n = volume.shape[axis]
@@ -40,8 +41,8 @@ def scratch_array(folder: str | Path | None, shape: Sequence[int], dtype: npt.DT
     Parameters
     ----------
     folder
-        The folder of the file; ``None`` uses memory. The space on the disk is allocated now, and freed when the array
-        is no longer used or the process ends, in whatever way.
+        The folder of the file; ``None`` uses memory. The space on the disk is allocated at once. It is freed when the
+        array is no longer used or the process ends, even if it is killed.
     shape, dtype
         Shape and type of the array.
 
@@ -66,22 +67,20 @@ def scratch_array(folder: str | Path | None, shape: Sequence[int], dtype: npt.DT
             # The map keeps a descriptor of its own.
             return np.memmap(file, dtype, "r+", 0, tuple(shape))
     except OSError as error:
-        remedy = f"cannot keep {n_bytes} bytes of intermediate results there: {error.strerror}. Name another folder"
+        remedy = f"cannot keep {n_bytes} bytes of intermediate results there: {error.strerror}. Give another folder"
         raise type(error)(error.errno, remedy, str(folder)) from error
 
 
 def allocate(file: BinaryIO, n_bytes: int) -> None:
-    """Give a file its final size, and allocate the space on the disk.
-
-    Writing to the map of a file for which the disk has no room would kill the process.
-    """
+    """Give a file its final size, and allocate the space on the disk."""
+    # Without the allocation a full disk would kill the process when it writes to a map of the file.
     file.flush()
     file.truncate(n_bytes)
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         except OSError as error:
-            # Some file systems cannot; the check of the free space must do there.
+            # Some file systems cannot allocate; there the earlier check of the free space must be enough.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
 
@@ -89,8 +88,8 @@ def allocate(file: BinaryIO, n_bytes: int) -> None:
 def release(*arrays: Any) -> None:
     """Release the memory that maps of files use; the voxels stay in the file.
 
-    Pages of a map that were read or written count as memory of the process until the system needs them. Voxels in a
-    file are released if they are mapped. Anything but a shared map of a file is left alone.
+    Pages of a map that were read or written count as memory of the process until the system needs them. Arguments that
+    are not shared maps of files, nor voxels in one, are ignored.
     """
     for array in arrays:
         array = getattr(array, "mapped", array)

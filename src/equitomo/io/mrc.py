@@ -23,7 +23,10 @@ def read_mrc(path: Path, *, memory_map: bool = True, permissive: bool = False) -
     voxels = MrcVoxels(path, head, offset, shape, stored_dtype(record, notes), axis_order(record))
     voxel_size = _voxel_size(header, notes)
     if voxels.order != (0, 1, 2):
-        notes.append(f"axes are stored in another order (mapc, mapr, maps = {axis_numbers(record)}); made (z, y, x)")
+        notes.append(
+            f"the axes are stored in another order (mapc, mapr, maps = {axis_numbers(record)}); they are reordered to "
+            "(z, y, x)"
+        )
     for note in notes:
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=3)
     return Volume(voxels if memory_map else voxels.read(), voxel_size, header, path)
@@ -39,7 +42,7 @@ def read_header(path: Path, permissive: bool, notes: list[str]) -> tuple[MrcHead
 
 
 def _require_one_volume(path: Path, header: MrcHeader, notes: list[str]) -> None:
-    """Refuse pictures and stacks of volumes; note a file whose header declares a stack of images."""
+    """Raise an error for a picture or a stack of volumes, and add a note for a declared stack of images."""
     nz, mz = field(header.record, "nz"), field(header.record, "mz")
     if header.ispg >= 401:
         raise FileFormatError(
@@ -50,7 +53,7 @@ def _require_one_volume(path: Path, header: MrcHeader, notes: list[str]) -> None
             f"{path}: a single section (nz = 1), expected a volume; give the tomogram, not a projection or a slice"
         )
     if header.ispg == 0 and mz == 1:
-        notes.append(f"the header declares a stack of {nz} images (ispg 0, mz 1); used as a volume")
+        notes.append(f"the header declares a stack of {nz} images (ispg 0, mz 1); it is used as a volume")
 
 
 def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
@@ -63,14 +66,14 @@ def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
         cell, sampling = float(record["cella"][axis]), field(record, f"m{axis}")
         sizes.append(cell / sampling if 0 < cell < float("inf") and sampling > 0 else 0.0)
     z, y, x = sizes
-    # In a stack of images mz is 1 by rule, yet many programs let the cell span all sections.
+    # In a stack of images mz is 1 by rule, but in many files the cell nevertheless spans all sections.
     nz, mz = field(record, "nz"), field(record, "mz")
     if header.ispg == 0 and mz == 1 and abs(z / nz - x) <= 0.01 * x:
         z /= nz
-    # Programs write 1 Å where they do not know it.
+    # Some programs write 1 Å if they do not know the voxel size.
     if (0.0 in sizes or sizes == [1.0] * 3) and (known := fei_voxel_size(header)):
-        notes.append(f"the voxel size of {known[2]:.4g} Å comes from the FEI extended header; the header has none")
+        notes.append(f"the header states no voxel size; {known[2]:.4g} Å is taken from the FEI extended header")
         return known
     if 0.0 in sizes:
-        notes.append("no voxel size in the header; give it where ångström matter")
+        notes.append("no voxel size in the header, so lengths are stated in voxels")
     return z, y, x

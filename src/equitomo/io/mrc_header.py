@@ -32,8 +32,7 @@ class MrcHeader:
     Parameters
     ----------
     record
-        The 1024 bytes as a structured array without axes, in the file's byte order, its
-        fields named as in MRC2014.
+        The 1024 bytes as a structured array without axes in the file's byte order, with the field names of MRC2014.
     extended
         The extended header, byte for byte.
     """
@@ -61,12 +60,12 @@ class MrcHeader:
 
     @property
     def ispg(self) -> int:
-        """Space group number: 0 an image stack, 1 a volume."""
+        """Space group number: 0 for an image stack, 1 for a volume."""
         return field(self.record, "ispg")
 
     @property
     def exttyp(self) -> str:
-        """Kind of the extended header, four letters, or empty."""
+        """Kind of the extended header in four letters, or an empty text."""
         return bytes(self.record["exttyp"]).decode("latin-1").strip()
 
     @property
@@ -77,14 +76,14 @@ class MrcHeader:
 
 
 def header_at(origin: Axes) -> MrcHeader:
-    """Return a header for a file of another format, which knows its origin ``(z, y, x)`` in ångström alone."""
+    """Return a header that holds only an origin ``(z, y, x)`` in ångström, for a file of another format."""
     record = np.zeros((), HEADER_DTYPE.newbyteorder("="))
     record["origin"]["z"], record["origin"]["y"], record["origin"]["x"] = origin
     return MrcHeader(record)
 
 
 def checked_record(path: Path, head: bytes, size: int, permissive: bool, notes: list[str]) -> Array:
-    """Return the header of a file of ``size`` bytes in its byte order, or raise an error that says what is wrong."""
+    """Return the header of a file of ``size`` bytes in its byte order, or raise an error if it is not valid."""
     if len(head) < HEADER_BYTES:
         what = "is empty" if not head else f"has only {size} bytes{_looks_like(head)}"
         raise FileFormatError(
@@ -110,7 +109,7 @@ def checked_record(path: Path, head: bytes, size: int, permissive: bool, notes: 
 
 
 def stated_size(head: bytes) -> int | None:
-    """Return the bytes that a header asks for, 0 if it cannot be used, None if it is not an MRC header."""
+    """Return the bytes of the file that a header states, 0 for an invalid one, None if it is not an MRC header."""
     if len(head) < HEADER_BYTES:
         return None
     orders = _byte_orders(head)
@@ -120,7 +119,7 @@ def stated_size(head: bytes) -> int | None:
 
 
 def stored_dtype(record: Array, notes: list[str]) -> np.dtype[Any]:
-    """Return the type of the voxels as stored; note bytes that are unsigned."""
+    """Return the type of the voxels as they are stored, and add a note if bytes are read as unsigned."""
     dtype: np.dtype[Any] = dtype_from_mode(field(record, "mode")).newbyteorder(byte_order(record))
     if dtype == np.int8 and (reason := _reason_for_unsigned_bytes(record)):
         notes.append(f"mode 0 read as unsigned bytes, because {reason}")
@@ -129,7 +128,7 @@ def stored_dtype(record: Array, notes: list[str]) -> np.dtype[Any]:
 
 
 def field(record: Array, name: str) -> int:
-    """Return a field as a Python integer, which does not overflow."""
+    """Return a field as a Python integer, which cannot overflow."""
     return int(record[name])
 
 
@@ -139,13 +138,13 @@ def byte_order(record: Array) -> str:
 
 
 def axis_numbers(record: Array) -> tuple[int, ...]:
-    """Return the fields mapc, mapr and maps, where an unset header means 1, 2, 3."""
+    """Return the fields mapc, mapr and maps, or 1, 2, 3 if they are not set."""
     axes = tuple(field(record, name) for name in ("mapc", "mapr", "maps"))
     return axes if axes != (0, 0, 0) else (1, 2, 3)
 
 
 def axis_order(record: Array) -> tuple[int, ...]:
-    """Return which stored axis (section, row, column) is z, y and x."""
+    """Return the stored axes (0 section, 1 row, 2 column) that are z, y and x."""
     stored = axis_numbers(record)[::-1]
     return tuple(stored.index(axis) for axis in (3, 2, 1))
 
@@ -156,6 +155,7 @@ def _as_record(head: bytes, order: str) -> Array:
 
 
 def _is_marked(head: bytes) -> bool:
+    """Return whether a header has the mark of MRC2014."""
     return head[208:211] == b"MAP"
 
 
@@ -168,7 +168,7 @@ def _byte_orders(head: bytes) -> str:
 
 
 def _stated_size(record: Array) -> int | None:
-    """Return the bytes of the file that the header describes, or None if it describes none."""
+    """Return the bytes of the file that a record states, or None if it is not valid."""
     nx, ny, nz, mode, nsymbt = (field(record, name) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
     if min(nx, ny, nz) < 1 or mode not in _MODES or nsymbt < 0:
         return None
@@ -178,34 +178,34 @@ def _stated_size(record: Array) -> int | None:
 def _settled_by_size(
     path: Path, head: bytes, size: int, records: list[Array], permissive: bool, notes: list[str]
 ) -> Array:
-    """Return the one of two byte orders whose sizes agree with the file, of a header without mark or known stamp."""
+    """Return the record whose sizes agree with the file, for a header that does not state its byte order."""
     fitting = [record for record in records if _stated_size(record) == size]
     if _is_marked(head):
         shown = head[212:216].hex(" ")
         if len(fitting) != 1:
             raise FileFormatError(
-                f"{path}: unknown machine stamp {shown} (expected 44 44 or 11 11), and the size of the file does not "
-                "tell the byte order either; write the file again with a program that sets it"
+                f"{path}: unknown machine stamp {shown} (expected 44 44 or 11 11), and the size of the file "
+                "does not show the byte order either; write the file again with a program that sets it"
             )
         order = byte_order(fitting[0])
-        notes.append(f"unknown machine stamp {shown}; the size of the file tells the byte order {order!r}")
+        notes.append(f"unknown machine stamp {shown}; the byte order {order!r} fits the size of the file")
     elif len(fitting) != 1:
         raise FileFormatError(
             f"{path}: not an MRC file{_looks_like(head)}: no MAP mark at byte 208, and its {size} bytes are "
-            "not what an old header would ask for. Export the tomogram as MRC"
+            "not those that an old header would state. Export the tomogram as MRC"
         )
     elif not permissive and not _is_plain(fitting[0]):
         raise FileFormatError(
-            f"{path}: no MAP mark at byte 208 of the header. The sizes agree, so if you know that it is an "
-            "MRC file, pass `permissive=True`"
+            f"{path}: no MAP mark at byte 208 of the header. The size of the file agrees with the header, so "
+            "if you know that it is an MRC file, pass `permissive=True`"
         )
     else:
-        notes.append("old header without the MAP mark; read because its sizes agree with the file")
+        notes.append("the file has an old header without the MAP mark; its sizes agree with the file")
     return fitting[0]
 
 
 def _is_plain(record: Array) -> bool:
-    """Return whether everything that an unmarked header says makes sense."""
+    """Return whether all fields of a header without the mark have plausible values."""
     n_labels = field(record, "nlabl")
     labels = [bytes(label) for label in record["label"][: max(n_labels, 0)]]
     return (
@@ -218,7 +218,7 @@ def _is_plain(record: Array) -> bool:
 
 
 def _looks_like(head: bytes) -> str:
-    """Return what a file seems to be instead, for messages."""
+    """Return what a file that is not an MRC file seems to be, for messages."""
     kinds = {
         b"\x89HDF": "HDF5",
         b"II*\0": "TIFF",
@@ -233,7 +233,7 @@ def _looks_like(head: bytes) -> str:
 
 
 def _check_numbers(path: Path, record: Array) -> None:
-    """Refuse a header by which no volume can be read."""
+    """Raise an error for a header with a mode, sizes or axes that cannot be read."""
     nx, ny, nz, mode, nsymbt = (field(record, name) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
     is_packed = mode == 0 and (_imod_flags(record) or 0) & 16
     if mode not in _MODES or is_packed:
@@ -243,20 +243,20 @@ def _check_numbers(path: Path, record: Array) -> None:
         )
     if min(nx, ny, nz) < 1 or nsymbt < 0:
         raise FileFormatError(
-            f"{path}: the header states sizes nx, ny, nz = {nx}, {ny}, {nz} and an extended header of "
-            f"{nsymbt} bytes; sizes must be positive. The header is damaged: export the file again"
+            f"{path}: the header states sizes nx, ny, nz = {nx}, {ny}, {nz} and an extended header of {nsymbt} bytes, "
+            "but sizes must be positive. The header is damaged: export the file again"
         )
     if sorted(axis_numbers(record)) != [1, 2, 3]:
         raise FileFormatError(
-            f"{path}: mapc, mapr, maps = {axis_numbers(record)} must be 1, 2, 3 in some order; mend the header"
+            f"{path}: mapc, mapr, maps = {axis_numbers(record)} must be 1, 2, 3 in some order; correct the header"
         )
 
 
 def _reason_for_unsigned_bytes(record: Array) -> str:
-    """Return why bytes are read as unsigned, or an empty text: they are signed in MRC2014 and were not in old IMOD."""
+    """Return why bytes are read as unsigned, as in old IMOD, or an empty text if they are signed, as in MRC2014."""
     flags = _imod_flags(record)
     if flags is not None:
-        return "" if flags & 1 else "IMOD's flag says so"
+        return "" if flags & 1 else "IMOD's flag states it"
     return f"the header states a maximum of {float(record['dmax']):g}" if 127 < record["dmax"] <= 255 else ""
 
 

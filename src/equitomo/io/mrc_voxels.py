@@ -25,13 +25,13 @@ class MrcVoxels:
     path
         The file.
     head
-        The first bytes of the file; if they differ later, another file has taken its place.
+        The first bytes of the file. If they have changed when the file is opened again, another file has replaced it.
     offset
-        Bytes before the first voxel.
+        The number of bytes before the first voxel.
     stored_shape, stored_dtype
-        Sections, rows and columns, and the type of the numbers, as they are stored.
+        The numbers of sections, rows and columns, and the type of the voxels, as they are stored.
     order
-        Which of the stored axes are z, y and x.
+        The stored axes that are z, y and x.
     """
 
     path: Path
@@ -54,9 +54,9 @@ class MrcVoxels:
 
     @cached_property
     def array(self) -> Array:
-        """The voxels ``(z, y, x)`` as an array, made when it is first asked for.
+        """The voxels ``(z, y, x)`` as an array, which is made at the first access.
 
-        It is a read-only map of the file, or a copy in memory of a file that is packed, in the other byte order, or has
+        It is a read-only map of the file; or a copy in memory if the file is packed, has the other byte order, or has
         an extended header of odd length.
         """
         with self._opened() as file:
@@ -70,11 +70,11 @@ class MrcVoxels:
 
     @property
     def mapped(self) -> Array | None:
-        """The map of the file, or the copy in memory, if :attr:`array` was asked for."""
+        """The map of the file or the copy in memory, or None before the first access to :attr:`array`."""
         return self.__dict__.get("array")
 
     def read(self) -> Array:
-        """Return all voxels in an array of their own."""
+        """Return all voxels in a new array."""
         whole = np.empty(self.shape, self.dtype)
         for place, block in self.slabs():
             whole[place] = block
@@ -85,12 +85,13 @@ class MrcVoxels:
         return block
 
     def slabs(self, n_bytes: int = SLAB_BYTES) -> Iterator[tuple[Index, Array]]:
-        """Yield pieces of about ``n_bytes``, each with its place in the volume, from front to back of the file.
+        """Yield pieces of about ``n_bytes``, each with its place in the volume, in the order of the file.
 
-        The file is read in large pieces, as disks and networks like it best, and something wrong with it is an error;
-        through a map of the file the program would be killed. A piece must be copied before the next one is asked for,
-        which comes in the same memory. Errors are raised as by :meth:`equitomo.io.Volume.slabs`.
+        A piece must be copied before the next one is asked for, because all use the same memory. Errors are raised as
+        by :meth:`equitomo.io.Volume.slabs`.
         """
+        # Large reads suit disks and networks, and a fault of the disk raises an error here; in a map of the file it
+        # would kill the process.
         n_sections, *section = self.stored_shape
         section_bytes = math.prod(section) * self.stored_dtype.itemsize
         step = min(max(1, n_bytes // section_bytes), n_sections)
@@ -116,5 +117,6 @@ class MrcVoxels:
             yield file
 
     def _shortened(self, end: int) -> OSError:
+        """Return the error for a file that ends too early."""
         remedy = f"ends before byte {end}: it was cut or replaced after it was opened; copy it again"
         return OSError(errno.EIO, remedy, str(self.path))

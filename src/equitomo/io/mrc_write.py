@@ -9,7 +9,7 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import machine_stamp_from_byte_order
 
-from .mapped import SLAB_BYTES, Array, allocate, release, scratch_array
+from .mapped import SLAB_BYTES, Array, allocate, release
 from .mrc_header import byte_order, stated_size, stored_dtype
 from .placing import atomic_file
 from .writing import WritingPlan, as_stored
@@ -23,21 +23,14 @@ def write_mrc(plan: WritingPlan, data: Array) -> None:
 
 @contextmanager
 def creating_mrc(plan: WritingPlan) -> Iterator[Array]:
-    """Write a volume as an MRC file piece by piece; see :func:`creating_volume`."""
+    """Yield a map of a new MRC file in float32, and complete the file at the end; see :func:`creating_volume`."""
     with _new_file(plan) as (file, record):
-        dtype = stored_dtype(record, [])
-        if plan.dtype == "float16":
-            # In float16 sums of weighted pieces would be rounded at every step.
-            data = scratch_array(plan.path.parent, plan.shape)
-            yield data
-            _finish(file, record, _write_slabs(file, data, dtype))
-        else:
-            offset = file.tell()
-            allocate(file, offset + math.prod(plan.shape) * dtype.itemsize)
-            data = np.memmap(cast(Any, file), dtype, "r+", offset, plan.shape)
-            yield data
-            _finish(file, record, _statistics(data))
-            data.flush()
+        dtype, offset = stored_dtype(record, []), file.tell()
+        allocate(file, offset + math.prod(plan.shape) * dtype.itemsize)
+        data = np.memmap(cast(Any, file), dtype, "r+", offset, plan.shape)
+        yield data
+        _finish(file, record, _statistics(data))
+        data.flush()
 
 
 @contextmanager
@@ -50,12 +43,12 @@ def _new_file(plan: WritingPlan) -> Iterator[tuple[BinaryIO, Array]]:
 
 
 def _finish(file: BinaryIO, record: Array, statistics: tuple[float, float, float, float]) -> None:
-    """Write the header again, this time with the statistics of the voxels."""
+    """Write the header again with the statistics of the voxels."""
     for name, value in zip(("dmin", "dmax", "dmean", "rms"), statistics, strict=True):
         record[name] = value
     if record["mode"] == 12:
-        # A program that computes the deviation in half floats overflows from some ten thousand voxels on, and would
-        # call the true one wrong: a negative value means "not known" in MRC2014.
+        # A program that computes the deviation in float16 overflows above some ten thousand voxels, and would report
+        # the right value as wrong. In MRC2014 a negative value means that the deviation is not known.
         record["rms"] = -1
     file.seek(0)
     file.write(record.tobytes())
@@ -81,26 +74,23 @@ def _new_header(plan: WritingPlan) -> Array:
     extended = like.header.extended if like else b""
     record["nsymbt"] = len(extended)
     if extended and not record["exttyp"].tobytes().strip(b" \0"):
-        # MRC2014 requires a kind and has no code for an unknown one. Text was CCP4's, its symmetry operators; anything
-        # else dates from the time of a single format. The numbers per section are in nint and nreal, which are kept.
+        # MRC2014 requires a kind and has no code for an unknown one. Text is that of CCP4, which held symmetry
+        # operators; anything else is older than the codes. How many numbers each section has stays in nint and nreal.
         record["exttyp"] = b"CCP4" if extended.isascii() else b"MRCO"
     _add_label(record, plan.label)
     return record
 
 
-def _add_label(record: Array, label: str | None) -> None:
-    """Add a label after the others, without gaps, or in place of the last if there are ten."""
-    text = "Written by equitomo" if label is None else label
-    if len(text) > 80 or not (text.isascii() and text.isprintable() and text.strip()):
-        raise ValueError(f"`label` must be 1 to 80 printable ASCII characters, got {len(text)}: {text!r}")
+def _add_label(record: Array, label: str) -> None:
+    """Add a label after the others, or replace the last if there are ten, and leave no gaps."""
     labels = [bytes(old) for old in record["label"] if bytes(old).strip(b" \0")][:9]
-    labels.append(text.ljust(80).encode("ascii"))
+    labels.append(label.ljust(80).encode("ascii"))
     record["nlabl"] = len(labels)
     record["label"] = labels + [b""] * (10 - len(labels))
 
 
 def _write_slabs(file: BinaryIO, data: Array, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
-    """Write voxels a few sections at a time, and return their minimum, maximum, mean and deviation."""
+    """Write the voxels a few sections at a time, and return their minimum, maximum, mean and deviation."""
 
     def write(slab: Array) -> Array:
         stored = as_stored(slab, dtype)
@@ -117,7 +107,7 @@ def _statistics(data: Array, store: Callable[[Array], Array] = np.asarray) -> tu
     for begin in range(0, len(data), step):
         stored = store(data[begin : begin + step])
         with np.errstate(over="ignore", invalid="ignore"):
-            # Means and centred squares of two parts combine exactly; plain sums of squares would cancel.
+            # Combining means and centred squares of two parts is exact; sums of plain squares would lose digits.
             n, centre = stored.size, float(stored.mean(dtype=np.float64))
             square += float(np.square(np.subtract(stored, centre, dtype=np.float64)).sum())
             square += (centre - mean) ** 2 * count * n / (count + n)
@@ -126,5 +116,5 @@ def _statistics(data: Array, store: Callable[[Array], Array] = np.asarray) -> tu
             low, high = min(low, float(stored.min())), max(high, float(stored.max()))
         release(data)
     if not np.isfinite([low, high, mean, square]).all():
-        return 0.0, -1.0, -2.0, -1.0  # these mean "not known" in MRC2014
+        return 0.0, -1.0, -2.0, -1.0  # in MRC2014 these mean that nothing is known
     return low, high, mean, float(np.sqrt(square / count))

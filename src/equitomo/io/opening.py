@@ -1,4 +1,4 @@
-"""Open files for reading, with errors that say what to do."""
+"""Open files for reading, and raise errors that name the file and the remedy."""
 
 import errno
 import os
@@ -12,11 +12,11 @@ MAX_TEXT_BYTES = 1 << 26
 
 
 def open_regular(path: str | Path, kind: str) -> BinaryIO:
-    """Open a file for reading; ``kind`` is what messages call it."""
+    """Open a file for reading; error messages call it ``kind``."""
     path = valid_path(path)
     try:
         mode = path.stat().st_mode
-        # Opening a pipe would wait forever.
+        # Opening a pipe would wait until another process writes to it.
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise FileFormatError(f"{path}: not a regular file; give the name of {kind}")
         return path.open("rb")
@@ -30,9 +30,9 @@ def open_regular(path: str | Path, kind: str) -> BinaryIO:
 
 
 def read_text(path: Path, kind: str, expected: str) -> str:
-    """Return the text of a file; messages call it ``kind`` and say what was ``expected``."""
+    """Return the text of a file; error messages call it ``kind`` and say what was ``expected``."""
     with open_regular(path, f"a {kind}") as file:
-        # Python allocates as many bytes as are asked for.
+        # Python allocates the whole number of bytes that read() is given.
         content = file.read(min(os.fstat(file.fileno()).st_size, MAX_TEXT_BYTES) + 1)
     if len(content) > MAX_TEXT_BYTES or b"\0" in content:
         raise FileFormatError(f"{path}: not a text file; {expected}")

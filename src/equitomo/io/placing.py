@@ -1,4 +1,4 @@
-"""Write files that take their names only when they are complete, and never replace a file unasked."""
+"""Write files that get their names when they are complete, and replace others only if that is requested."""
 
 import errno
 import os
@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 from .opening import valid_path
 
-# The ending of a file that is not complete yet; a killed process leaves such a file behind.
+# The ending of a file that is not complete; such a file remains if the process is killed.
 PARTIAL = ".????????.partial"
 
 
 def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0, folder: bool = False) -> Path:
-    """Raise an error, before any work, if the target could not be written; ``folder`` allows it to be a folder."""
+    """Raise an error, before any work, if the target could not be written; with ``folder`` it may be a folder."""
     target = valid_path(target)
     try:
         if not stat.S_ISDIR(target.parent.stat().st_mode):
@@ -38,10 +38,10 @@ def require_place(target: str | Path, *, overwrite: bool = False, n_bytes: int =
 
 @contextmanager
 def atomic_file(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[BinaryIO]:
-    """Open a temporary file beside the target; it takes the target's name if the ``with`` block ends without error."""
+    """Open a temporary file, which gets the name of the target if the ``with`` block ends without an error."""
     target = require_place(target, overwrite=overwrite, n_bytes=n_bytes)
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
-    # A link that someone else put there must be neither followed nor replaced.
+    # If someone else puts a link in this place, it must be neither followed nor replaced.
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(partial, flags, 0o666)
@@ -59,7 +59,7 @@ def atomic_file(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0
 
 @contextmanager
 def atomic_folder(target: str | Path, *, overwrite: bool = False, n_bytes: int = 0) -> Iterator[Path]:
-    """Make a temporary folder beside the target; it takes the target's name if the block ends without error."""
+    """Make a temporary folder, which gets the name of the target if the ``with`` block ends without an error."""
     target = require_place(target, overwrite=overwrite, n_bytes=n_bytes, folder=True)
     partial, old = (target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
     try:
@@ -90,7 +90,7 @@ def atomic_folder(target: str | Path, *, overwrite: bool = False, n_bytes: int =
 
 
 def write_atomically(target: str | Path, content: bytes, *, overwrite: bool = False) -> None:
-    """Write a small file completely, or leave nothing behind."""
+    """Write a small file as a whole, or leave no trace of it."""
     with atomic_file(target, overwrite=overwrite, n_bytes=len(content)) as file:
         file.write(content)
 
@@ -101,7 +101,7 @@ def open_without_links(path: str, flags: int) -> int:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power failure."""
+    """Write the names in a folder to the disk, so that they survive a power failure."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -111,7 +111,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Make the whole content of a folder survive a power failure."""
+    """Write the whole content of a folder to the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -122,12 +122,12 @@ def _flush(folder: Path) -> None:
 
 
 def _publish(partial: Path, target: Path, overwrite: bool) -> None:
-    """Give the complete file its name, and make the name survive a power failure."""
+    """Give the complete file its name, and write the name to the disk."""
     if overwrite:
         partial.replace(target)
     else:
         try:
-            # Unlike a rename, a link never replaces a file that appeared in the meantime.
+            # Unlike a rename, a link never replaces a file that was made in the meantime.
             os.link(partial, target, follow_symlinks=False)
         except FileExistsError as error:
             raise _exists(target) from error
@@ -139,7 +139,7 @@ def _publish(partial: Path, target: Path, overwrite: bool) -> None:
 
 
 def _cannot_write(target: Path, error: OSError) -> OSError:
-    """Return an error of the same kind that names the target and what to do."""
+    """Return an error of the same kind that names the target and the remedy."""
     remedy = f"cannot write in the folder {target.parent}: {error.strerror}. Give one that exists and is writable"
     return type(error)(error.errno, remedy, str(target))
 

@@ -1,4 +1,4 @@
-"""Read the tables in STAR files, which RELION and other programs write."""
+"""Read the tables in STAR files of RELION and other programs."""
 
 import re
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ Lines = list[tuple[int, str]]
 
 
 def star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list[tuple[int, list[str]]]]]:
-    """Yield the block's name, the columns and the rows of every ``loop_`` in a STAR file."""
+    """Yield the name of the block, the columns and the rows, with their lines, of every ``loop_`` in a STAR file."""
     block, columns, rows = "", list[str](), list[tuple[int, list[str]]]()
-    state = "pairs"  # "head" after loop_, then "rows"
+    state = "pairs"  # it is "head" after loop_, and then "rows"
     for line, text in [*lines, (len(lines) + 1, "data_")]:
-        # A comment is a word that begins with #; the heads of columns end in one, such as "#3".
+        # A word that begins with # starts a comment, such as "#3" after the label of a column.
         words = re.findall(r"\"[^\"]*\"|'[^']*'|#.*|\S+", text)
         words = [word.strip("\"'") for word in words if not word.startswith("#")]
         first = words[0] if words else ""

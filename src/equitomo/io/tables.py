@@ -1,4 +1,4 @@
-"""Read tables of tomograms: one line for each tomogram, with its halves, tilts and mask."""
+"""Read tables that have one line for each tomogram, with its halves, tilts and mask."""
 
 import csv
 import os
@@ -11,7 +11,7 @@ from typing import Literal
 
 from .errors import FileFormatError, FileFormatWarning
 from .opening import read_text
-from .star import star_tables
+from .star import Lines, star_tables
 
 COLUMNS = ("first", "second", "tilts", "tilt_axis", "second_axis_tilts", "mask")
 # The names of these columns in RELION 5 and in programs that follow it.
@@ -21,12 +21,12 @@ LABELS = {
     "rlnTomoTiltSeriesStarFile": "tilts",
     "rlnMaskName": "mask",
 }
-# A tomogram made from all tilts; it is used as the first half if a table names no halves.
+# The column of tomograms made from all tilts, which are used as first halves if a table names no halves.
 WHOLE = "rlnTomoReconstructedTomogram"
 LIMITS = ("rlnTiltMin", "rlnTiltMax")
-# The number of a line, counted from 1, and its values by column.
+# A row is the number of its line, counted from 1, and its values by column.
 Row = tuple[int, dict[str, str]]
-# The columns that a table must have: both halves, or the first one.
+# These columns must be in a table: both halves, or only the first.
 Needed = tuple[str, ...]
 
 
@@ -37,17 +37,17 @@ class TableRow:
     Parameters
     ----------
     line
-        Number of its line, counted from 1.
+        The number of its line, counted from 1.
     first, second
-        The halves; ``second`` is ``None`` for a single volume.
+        The files of the halves; ``second`` is ``None`` for a single volume.
     tilts
-        A file, or ``LOW,HIGH`` in degrees; ``None`` if the table does not say.
+        A file, or ``LOW,HIGH`` in degrees; ``None`` if the table does not state it.
     tilt_axis
-        ``"y"`` or ``"x"``; ``None`` if the table does not say.
+        ``"y"`` or ``"x"``; ``None`` if the table does not state it.
     mask
-        A file, or ``"auto"``; ``None`` if the table does not say.
+        A file, or ``"auto"``; ``None`` if the table does not state it.
     second_axis_tilts
-        The tilts about the other axis of a dual-axis series; ``None`` if the table does not say.
+        The tilts about the other axis of a dual-axis series; ``None`` if the table does not state them.
     """
 
     line: int
@@ -60,22 +60,22 @@ class TableRow:
 
 
 def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
-    """Read the list of tomograms to work on from a CSV, TSV or STAR file.
+    """Read a list of tomograms from a CSV, TSV or STAR file.
 
-    The first line of a CSV or TSV file names its columns; empty lines and lines that begin with ``#`` are skipped. In a
-    STAR file the first table with both halves is taken. Its columns have the labels of RELION 5
-    (``rlnTomoReconstructedTomogramHalf1`` and ``Half2``, ``rlnTomoTiltSeriesStarFile``), with ``rlnTiltMin``,
-    ``rlnTiltMax`` and ``rlnMaskName`` as IsoNet 2 writes them, or the names that this package uses. Paths are relative
-    to the table's folder. RELION's paths are relative to the folder of its project, so a file that a STAR file names
-    and that is not in the table's folder is taken from the nearest folder above that has it.
+    The first line of a CSV or TSV file names its columns. Empty lines and lines that begin with ``#`` are skipped. Of a
+    STAR file the first table with both halves is read. Its columns have the labels of RELION 5
+    (``rlnTomoReconstructedTomogramHalf1`` and ``Half2``, ``rlnTomoTiltSeriesStarFile``) and of IsoNet 2
+    (``rlnTiltMin``, ``rlnTiltMax``, ``rlnMaskName``), or the names that this package uses. Paths are relative to the
+    folder of the table. The paths of RELION are relative to the folder of its project, so if a file that a STAR file
+    names is not in the folder of the table, it is searched in the folders above, the nearest first.
 
     Parameters
     ----------
     path
         The table.
     need_second
-        If False, the second half and its column are optional. If no table of a STAR file then has both halves, the
-        first table with first halves, or with whole tomograms (``rlnTomoReconstructedTomogram``), is read.
+        If False, the second half and its column are optional. A STAR file in which no table has both halves may then
+        have one with first halves, or with whole tomograms (``rlnTomoReconstructedTomogram``).
 
     Raises
     ------
@@ -106,6 +106,7 @@ def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
 
 
 def _expected(needed: Needed) -> str:
+    """Return a description of the tables that can be read, for error messages."""
     *most, last = (name for name in COLUMNS if name not in needed)
     return (
         f"expected a table named .csv (commas), .tsv (tabs) or .star, with the column{'s' * (len(needed) > 1)} "
@@ -114,13 +115,15 @@ def _expected(needed: Needed) -> str:
 
 
 def _columns(labels: list[str], needed: Needed) -> list[str]:
+    """Return the names of columns in this package for the labels of RELION and IsoNet."""
     names = [LABELS.get(label, label) for label in labels]
     if "second" not in needed and "first" not in names:
         names = ["first" if name == WHOLE else name for name in names]
     return names
 
 
-def _separated(path: Path, lines: list[tuple[int, str]], delimiter: str, needed: Needed) -> Iterator[Row]:
+def _separated(path: Path, lines: Lines, delimiter: str, needed: Needed) -> Iterator[Row]:
+    """Yield the rows of a CSV or TSV file."""
     names: list[str] = []
     for line, text in lines:
         if not text.strip(f" {delimiter}") or text.lstrip().startswith("#"):
@@ -131,23 +134,25 @@ def _separated(path: Path, lines: list[tuple[int, str]], delimiter: str, needed:
             _check_names(path, line, names, needed)
         elif len(values) != len(names):
             raise FileFormatError(
-                f"{path}: line {line} has {len(values)} values, the head names {len(names)} columns; put a value that "
-                'contains a comma, such as "-60,60", between quotes'
+                f"{path}: line {line} has {len(values)} values, the head names {len(names)} columns; put quotes around "
+                'a value that contains a comma, such as "-60,60"'
             )
         else:
             yield line, dict(zip(names, values, strict=True))
 
 
 def _check_names(path: Path, line: int, names: list[str], needed: Needed) -> None:
+    """Raise an error for columns that are unknown, missing or repeated."""
     if unknown := [name for name in names if name not in (*COLUMNS, *LIMITS)]:
         raise FileFormatError(f"{path}: line {line}: there is no column {unknown[0]!r}; {_expected(needed)}")
     if missing := [name for name in needed if name not in names]:
         raise FileFormatError(f"{path}: line {line}: the column {missing[0]!r} is missing; {_expected(needed)}")
     if len(set(names)) < len(names):
-        raise FileFormatError(f"{path}: line {line}: a column is named twice")
+        raise FileFormatError(f"{path}: line {line}: a column is named twice; {_expected(needed)}")
 
 
-def _star(path: Path, lines: list[tuple[int, str]], needed: Needed) -> Iterator[Row]:
+def _star(path: Path, lines: Lines, needed: Needed) -> list[Row]:
+    """Return the rows of the first table with both halves in a STAR file, or else of the first usable one."""
     tables = [
         (_columns([label.lstrip("_") for label in labels], needed), rows)
         for _, labels, rows in star_tables(path, lines)
@@ -155,18 +160,17 @@ def _star(path: Path, lines: list[tuple[int, str]], needed: Needed) -> Iterator[
     for wanted in (("first", "second"), needed):
         for names, rows in tables:
             if set(wanted) <= set(names):
-                for line, values in rows:
-                    yield line, dict(zip(names, values, strict=True))
-                return
+                return [(line, dict(zip(names, values, strict=True))) for line, values in rows]
     if "second" not in needed:
         raise FileFormatError(f"{path}: no table with the column _{WHOLE}Half1 or _{WHOLE}; give a .csv")
     raise FileFormatError(
-        f"{path}: no table with the columns _rlnTomoReconstructedTomogramHalf1 and _rlnTomoReconstructedTomogramHalf2; "
-        "reconstruct the tomograms with halves, or give a .csv"
+        f"{path}: no table with the columns _{WHOLE}Half1 and _{WHOLE}Half2; reconstruct the tomograms with halves, or "
+        "give a .csv"
     )
 
 
 def _row(path: Path, line: int, values: dict[str, str], needed: Needed) -> TableRow:
+    """Return one tomogram, or raise an error if a half is missing or the tilt axis is unknown."""
     given = {name: value for name, value in values.items() if value.lower() not in ("", "none")}
     if missing := [name for name in needed if name not in given]:
         remedy = "give the files of both" if "second" in needed else "give its file"
@@ -195,23 +199,23 @@ def _tilts(path: Path, line: int, tilts: str | None) -> str | None:
 
 
 def _place(path: Path, line: int, name: str) -> Path:
-    """Return the path of a file that the table names."""
+    """Return the path of a file that the table names, or issue a warning if there is no such file."""
     in_folder = path.parent / name
     if path.suffix.lower() != ".star" or Path(name).is_absolute() or os.access(in_folder, os.F_OK):
         return in_folder
-    # Links are not resolved: the folder of a job may lie on another disk, where the project's folder is not above it.
+    # Links are not resolved, because the folder of a job may be a link to a disk without the folder of the project.
     folder = Path(os.path.normpath(path.parent.absolute()))
     for above in folder.parents:
         if os.access(above / name, os.F_OK):
             return above / name
-    # This is not an error: other lines may be usable, and a command reports by its line what it cannot open.
+    # This is not an error, because other lines may be usable, and a command reports the line of what it cannot open.
     note = f"{name} is neither in {folder} nor in a folder above it; leave the table where it was written"
     warnings.warn(f"{path}: line {line}: {note}, or correct its paths", FileFormatWarning, stacklevel=4)
     return in_folder
 
 
 def _refuse_repetitions(path: Path, rows: list[TableRow]) -> None:
-    """Refuse a file that is named twice, by mistake or as the half of two tomograms."""
+    """Raise an error for a file that is named twice, by mistake or as the half of two tomograms."""
     seen: dict[Path, int] = {}
     for row in rows:
         for half in filter(None, (row.first, row.second)):

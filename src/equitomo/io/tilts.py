@@ -33,10 +33,10 @@ def read_tilts(
 ) -> tuple[float, ...]:
     r"""Read the tilt angles of one tilt series.
 
-    The extension decides how the file is read, and its content has to agree; nothing is guessed.
+    The extension decides how the file is read, and the content has to agree with it.
 
     ====================== =================================================================
-    ``.tlt .rawtlt .txt``  one number per line; blank lines and what follows ``#`` are skipped
+    ``.tlt .rawtlt .txt``  one number per line; blank lines and text after ``#`` are skipped
     ``.xf``                IMOD's transforms: the ``.tlt`` of the same name, with as many angles
     ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section
     ``.aln``               AreTomo: column ``TILT`` of the kept views, not of ``DarkFrame``
@@ -44,22 +44,22 @@ def read_tilts(
     ``.mrc .st``           FEI: ``Alpha tilt`` of every section, in the extended header
     ====================== =================================================================
 
-    The missing wedge is that of the angles with which the tomogram was reconstructed. AreTomo adds its ``AlphaOffset``
-    to ``TILT``, IMOD that of the alignment to the ``.tlt``, RELION has it in ``rlnTomoYTilt``: nothing is added here.
-    The angles of the stage (``.mdoc``, ``.rawtlt``, FEI) do not contain a pre-tilt, and none of the files contains an
-    ``OFFSET`` that was given to IMOD's ``tilt``; :func:`equitomo.judge_geometry` finds both where they matter.
+    The missing wedge depends on the angles with which the tomogram was reconstructed. The offset that an alignment
+    finds is already included in ``TILT`` of AreTomo, the ``.tlt`` of IMOD and ``rlnTomoYTilt``, so nothing is added.
+    The angles of the stage (``.mdoc``, ``.rawtlt``, FEI) do not include a pre-tilt, and no file includes an ``OFFSET``
+    that was given to IMOD's ``tilt``. :func:`equitomo.judge_geometry` finds both where they matter.
 
     Parameters
     ----------
     path
         The file.
     n_expected
-        Number of images in the stack; a warning is issued if the number of angles differs. None does not compare.
+        Number of images in the stack. A warning is issued if the number of angles differs. None skips this check.
     name
-        The tilt series to read from a STAR file: its ``data_`` block or its ``rlnTomoName``. None is for files with one
-        series only.
+        The tilt series to read from a STAR file, by its ``data_`` block or its ``rlnTomoName``. None reads the only
+        one.
     sort
-        True: ascending. False: in the order of the file, which is that of the images.
+        Return the angles in ascending order. If False, they have the order of the file, which is that of the images.
 
     Returns
     -------
@@ -250,7 +250,7 @@ def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
 
 
 def _some(series: dict[str, list[Found]]) -> str:
-    """Return a few names, for messages."""
+    """Return the first names, for error messages."""
     names = list(series)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .mapped import SLAB_BYTES, Array, Index, slabs_of
 from .mrc_header import Axes, MrcHeader
@@ -18,8 +17,8 @@ from .zarr_voxels import ZarrVoxels
 class Volume:
     """A volume and the metadata of its file.
 
-    Sliced like an array by integers and slices without steps, it gives arrays ``(z, y, x)``. :meth:`slabs` reads the
-    whole file once and keeps nothing in memory.
+    It is sliced like an array, by integers and slices without steps, and returns arrays ``(z, y, x)``. :meth:`slabs`
+    reads the whole file once and keeps nothing in memory.
 
     Parameters
     ----------
@@ -27,11 +26,11 @@ class Volume:
         Voxels with axes ``(z, y, x)`` in the stored type (of MRC files int8, uint8, int16, uint16, float16 or float32)
         and native byte order: an array, or voxels in a file.
     voxel_size
-        Along ``(z, y, x)`` in ångström; 0 if the file does not say.
+        Voxel size along ``(z, y, x)`` in ångström; 0 if the file does not state it.
     header
-        The header, for :func:`write_volume`. For other formats than MRC it is a new one with the origin alone.
+        The header, for :func:`write_volume`. For other formats than MRC it is a new one that holds only the origin.
     path
-        The file it was read from.
+        The file that it was read from.
     """
 
     voxels: Array | MrcVoxels | ZarrVoxels
@@ -75,12 +74,8 @@ class Volume:
         Raises
         ------
         OSError
-            If the file is gone, cannot be read to the end, or has become shorter or another one.
+            If the file was removed, shortened or replaced by another one, or cannot be read to its end.
         FileFormatError
             If a packed file or a chunk is damaged.
         """
         return slabs_of(self.voxels, n_bytes) if isinstance(self.voxels, np.ndarray) else self.voxels.slabs(n_bytes)
-
-    def as_float32(self) -> npt.NDArray[np.float32]:
-        """Return the voxels as float32: ``data`` itself if it has that type, else a converted copy."""
-        return np.asanyarray(self.data).astype(np.float32, copy=False)

@@ -20,7 +20,7 @@ class WritingPlan(NamedTuple):
     like: Volume | None
     voxel_size: Axes
     dtype: Precision
-    label: str | None
+    label: str
     overwrite: bool
 
 
@@ -33,11 +33,14 @@ def plan_writing(
     label: str | None,
     overwrite: bool,
 ) -> WritingPlan:
-    """Return the plan, or raise a ValueError that names the wrong argument."""
+    """Return the checked arguments, or raise a ValueError that names the wrong one."""
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"`data` must have three axes (z, y, x), none empty, got shape {shape}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f'`dtype` must be "float32" or "float16", got {dtype!r}')
+    label = "Written by equitomo" if label is None else label
+    if len(label) > 80 or not (label.isascii() and label.isprintable() and label.strip()):
+        raise ValueError(f"`label` must be 1 to 80 printable ASCII characters, got {len(label)}: {label!r}")
     z, y, x = shape
     return WritingPlan(path, (z, y, x), like, _three_sizes(voxel_size, like), dtype, label, overwrite)
 
@@ -55,7 +58,7 @@ def as_stored(slab: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _three_sizes(voxel_size: float | Axes | None, like: Volume | None) -> Axes:
-    """Return the voxel size along (z, y, x), checked."""
+    """Return the voxel size along (z, y, x), or raise an error if it is not valid."""
     if voxel_size is None:
         return like.voxel_size if like else (0.0, 0.0, 0.0)
     sizes = np.broadcast_to(np.asarray(voxel_size, dtype=float), 3) if np.size(voxel_size) in (1, 3) else [np.nan]

@@ -13,7 +13,7 @@ from .mrc_header import Axes
 from .opening import read_text
 
 # The files that make a folder a group or an array of Zarr, in formats 3 and 2.
-_NODES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+NODES = ("zarr.json", ".zgroup", ".zarray")
 _ANGSTROM = {
     "picometer": 1e-2,
     "angstrom": 1.0,
@@ -22,7 +22,7 @@ _ANGSTROM = {
     "millimeter": 1e7,
     "meter": 1e10,
 }
-# Other codecs may run code, as numcodecs' pickle does, or are not for numbers.
+# Other codecs are refused: they may execute code, as numcodecs' pickle does, or do not hold numbers.
 _CODECS = {
     *("blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "fixedscaleoffset", "crc32", "crc32c"),
     *("bytes", "transpose", "sharding_indexed"),
@@ -31,37 +31,25 @@ _CODECS = {
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of an image.
-
-    Parameters
-    ----------
-    folder
-        The folder of the array.
-    axes
-        Which of the array's axes are z, y and x.
-    n_axes
-        How many axes the array has.
-    voxel_size
-        Along ``(z, y, x)`` in ångström; 0 if the store does not say.
-    origin
-        Centre of the first voxel, ``(z, y, x)`` in ångström.
-    """
+    """One resolution of an image: the folder of its array, and the place of its voxels."""
 
     folder: Path
+    # The array has n_axes axes, and these are z, y and x.
     axes: tuple[int, int, int]
     n_axes: int
+    # In ångström along (z, y, x); the size is 0 if the store does not state it, the origin is the first voxel's centre.
     voxel_size: Axes
     origin: Axes
 
 
 def is_zarr(path: Path) -> bool:
-    """Return whether a path is in a Zarr store, judged by its name or by the content of the folder."""
+    """Return whether a path lies in a Zarr store, by its name or by the content of the folder."""
     named = any(part.lower().endswith(".zarr") for part in path.parts)
     return not path.is_file() and (named or _is_node(path))
 
 
 def find_level(path: Path, notes: list[str]) -> Level:
-    """Return the resolution that a path names; without a name it is the first one, which is the finest."""
+    """Return the resolution that a path names, or the first one, which is the finest, if it names only the image."""
     group, images = _multiscales(path)
     image = _one_image(group, images)
     datasets = {str(_entry(group, dataset, "path", str)): dataset for dataset in _entry(group, image, "datasets", list)}
@@ -77,8 +65,8 @@ def find_level(path: Path, notes: list[str]) -> Level:
     z, y, x = (names_of_axes.index(name) for name in "zyx")
     factors = [_ANGSTROM.get(unit, 0.0) for unit in units]
     if not scale or not all(factors[axis] for axis in (z, y, x)):
-        stated = ", ".join(unit or "none" for unit in (units[axis] for axis in (z, y, x)))
-        notes.append(f"no voxel size in the metadata (units: {stated}); give it where ångström matter")
+        stated = ", ".join(units[axis] or "none" for axis in (z, y, x))
+        notes.append(f"no voxel size in the metadata (units: {stated}), so lengths are stated in voxels")
     scale = scale or [0.0] * len(factors)
     # Without the 0.0 a missing translation in a negative direction would become -0.0.
     origin = [0.0 + shift * factor for shift, factor in zip(translation, factors, strict=True)]
@@ -93,7 +81,7 @@ def find_level(path: Path, notes: list[str]) -> Level:
 
 
 def check_codecs(folder: Path) -> None:
-    """Refuse an array whose chunks are not packed by a known codec for numbers."""
+    """Raise an error for an array whose chunks are packed by an unknown codec."""
     if (path := folder / "zarr.json").is_file():
         names = list(_codecs(read_json(path).get("codecs")))
     else:
@@ -105,8 +93,8 @@ def check_codecs(folder: Path) -> None:
     unknown = sorted({name.removeprefix("numcodecs.") for name in names} - _CODECS)
     if unknown:
         raise FileFormatError(
-            f"{path}: chunks are packed by {', '.join(unknown)}, which is not read; save the array again with "
-            "blosc, zstd or gzip"
+            f"{path}: the chunks are packed by {', '.join(unknown)}, which cannot be read; save the array again "
+            "with blosc, zstd or gzip"
         )
 
 
@@ -136,14 +124,14 @@ def _multiscales(path: Path) -> tuple[Path, Any]:
         raise FileNotFoundError(errno.ENOENT, "no such Zarr store; check the name and the folder", str(path))
     within = sorted(node.name for node in path.iterdir() if _is_node(node))
     hint = f"it holds {', '.join(within[:5])}; give {path}/NAME if one is an image" if within else "export it again"
-    raise FileFormatError(f"{path}: no image of OME-Zarr: nothing here has the attribute 'multiscales'; {hint}")
+    raise FileFormatError(f"{path}: no image of OME-Zarr, because the attribute 'multiscales' is missing; {hint}")
 
 
 def _attributes(folder: Path) -> dict[str, Any] | None:
     """Return the attributes of a group or array, or None if the folder is neither."""
     if (path := folder / "zarr.json").is_file():
         attributes = read_json(path).get("attributes", {})
-        # Since version 0.5 they have a namespace.
+        # Since version 0.5 they lie in the namespace "ome".
         inner = attributes.get("ome", attributes) if isinstance(attributes, dict) else attributes
         if not isinstance(inner, dict):
             raise FileFormatError(f"{path}: the attributes are not a JSON object; export the store again")
@@ -154,11 +142,12 @@ def _attributes(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_node(folder: Path) -> bool:
-    """Return whether a folder is a group or an array of Zarr."""
-    return any((folder / name).is_file() for name in _NODES)
+    """Return whether a folder is a group or an array of Zarr, or holds at least the attributes of one."""
+    return any((folder / name).is_file() for name in (*NODES, ".zattrs"))
 
 
 def _one_image(group: Path, images: Any) -> dict[str, Any]:
+    """Return the only image of a group, or raise an error if it holds several or none."""
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], dict):
         found = f"{len(images)} images" if isinstance(images, list) else f"a {type(images).__name__}"
         raise FileFormatError(
@@ -179,9 +168,9 @@ def _entry(group: Path, content: Any, name: str, kind: type) -> Any:
 
 
 def _axes(group: Path, image: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the names and the units of all axes of the array; a unit that is not given is empty."""
+    """Return the names and the units of all axes of the array; a missing unit is an empty text."""
     axes = _entry(group, image, "axes", list)
-    # Version 0.3 has the names alone.
+    # In version 0.3 the axes have only names.
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]
     names = [str(_entry(group, axis, "name", str)).lower() for axis in axes]
     if sorted(name for name in names if name in ("z", "y", "x")) != ["x", "y", "z"]:
@@ -222,6 +211,7 @@ def _transforms(group: Path, owners: list[dict[str, Any]], n_axes: int) -> Itera
 
 
 def _is_number(value: Any, *, positive: bool) -> bool:
+    """Return whether an entry of the metadata is a finite number, and positive if it must be."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     # An integer may be too long for a float.
     return plain and abs(value) < 1e300 and math.isfinite(value) and (value > 0 or not positive)

@@ -13,7 +13,7 @@ from .volume import Volume
 from .zarr_metadata import Level, check_codecs, find_level
 from .zarr_voxels import ZarrVoxels
 
-# The usual compressors put no more into one chunk.
+# The usual compressors cannot hold more in one chunk.
 _MAX_CHUNK_BYTES = 1 << 31
 
 
@@ -26,18 +26,20 @@ def read_zarr(path: Path, *, memory_map: bool = True, permissive: bool = False) 
     missing = voxels.first_missing((slice(0, z), slice(0, y), slice(0, x)))
     if missing is not None and not permissive:
         raise FileFormatError(
-            f"{path}: the chunk {missing} is missing; copy the store again. If it was left out because it holds "
-            "nothing but the fill value, pass `permissive=True`"
+            f"{path}: the chunk {missing} is missing; copy the store again. If the program that wrote it leaves out "
+            "chunks that hold only the fill value, pass `permissive=True`"
         )
     if missing is not None:
-        notes.append(f"chunks are missing, {missing.relative_to(level.folder)} first; they hold the fill value")
+        notes.append(
+            f"chunks are missing, the first is {missing.relative_to(level.folder)}; they are read as the fill value"
+        )
     for note in notes:
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=3)
     return Volume(voxels if memory_map else np.asarray(voxels), level.voxel_size, header_at(level.origin), path)
 
 
 def import_zarr(path: Path) -> Any:
-    """Return the package that reads and writes the chunks, which is needed for such stores only."""
+    """Return the package zarr, which is imported only if a store is read or written."""
     try:
         import zarr
     except ImportError as error:
@@ -49,12 +51,14 @@ def _opened(path: Path, level: Level, permissive: bool) -> ZarrVoxels:
     """Return the array of a level, checked against the metadata."""
     zarr = import_zarr(path)
     if not any((level.folder / name).is_file() for name in ("zarr.json", ".zarray")):
-        raise FileFormatError(f"{path}: the metadata names an array {level.folder}, but none is there; copy it again")
+        raise FileFormatError(
+            f"{path}: the metadata names an array {level.folder}, but there is none; copy the store again"
+        )
     check_codecs(level.folder)
     try:
         array = zarr.open_array(level.folder, mode="r")
     except Exception as error:
-        # The package lets through whatever its parsers raise.
+        # The package does not catch the errors of its parsers, which are of any kind.
         raise FileFormatError(f"{level.folder}: not an array that can be read ({error}); export it again") from error
     others = [n for axis, n in enumerate(array.shape) if axis not in level.axes]
     if array.ndim != level.n_axes or any(n != 1 for n in others):

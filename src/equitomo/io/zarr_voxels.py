@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from .errors import FileFormatError
 from .mapped import SLAB_BYTES, Array, Index
 from .zarr_metadata import Level
 
-# The number of chunks that the package decodes at the same time by default, and of copies of each: packed, unpacked,
-# and two in between. The threads that decode keep as much again for the next chunks, except for blocks of 32 MiB and
-# more, which the allocator frees at once.
+# The package zarr decodes ten chunks at the same time by default, and holds four copies of each: packed, unpacked, and
+# two in between. Its threads keep as much again for the next chunks, except for blocks of 32 MiB and more, which the
+# allocator frees at once.
 _AT_ONCE, _COPIES, _GIVEN_BACK = 10, 4, 1 << 25
 
 
@@ -23,9 +23,9 @@ _AT_ONCE, _COPIES, _GIVEN_BACK = 10, 4, 1 << 25
 class ZarrVoxels:
     """The voxels of a Zarr array, decoded where they are read.
 
-    An object that is indexed like an array, by integers and slices without steps, and returns arrays ``(z, y, x)``;
-    ``numpy.asarray`` reads all voxels. Reading section by section from front to back keeps one row of chunks in memory
-    and decodes each chunk once; :meth:`slabs` keeps a few chunks.
+    An object that is indexed like an array, by integers and slices without steps, and returns arrays ``(z, y, x)``.
+    Every access decodes all chunks that it touches: :meth:`slabs` reads the whole volume and decodes each chunk once,
+    and ``numpy.asarray`` keeps the result.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class ZarrVoxels:
     array
         The array, a :class:`zarr.Array`.
     level
-        Its folder, and which of its axes are z, y and x. The other axes have length 1.
+        The folder of the array, and which of its axes are z, y and x. The other axes have length 1.
     permissive
         Read missing chunks as the fill value.
     """
@@ -43,8 +43,6 @@ class ZarrVoxels:
     array: Any
     level: Level
     permissive: bool = False
-    # The first section of a row of chunks, and the row.
-    _row: list[tuple[int, Array]] = field(default_factory=list, init=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,36 +56,23 @@ class ZarrVoxels:
         return stored.newbyteorder("=")
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return 3
-
-    @property
-    def size(self) -> int:
-        """Number of voxels."""
-        return math.prod(self.shape)
-
-    @property
     def chunks(self) -> tuple[int, int, int]:
         """Voxels of a chunk along (z, y, x), at most those of the volume."""
         z, y, x = (min(n, chunk) for n, chunk in zip(self.shape, self._reordered(self.array.chunks), strict=True))
         return z, y, x
 
     def bytes_to_read(self, box: tuple[int, int, int]) -> int:
-        """Return the peak memory of decoding, without the result, while a box of these lengths is read anywhere."""
+        """Return the peak memory of decoding, without the result, while any box of these lengths is read."""
         along = zip(box, self._reordered(self.array.chunks), self.shape, strict=True)
         touched = math.prod(min(-(-(n - 1) // chunk) + 1, -(-length // chunk)) for n, chunk, length in along)
-        # The requested part of a shard is read as a whole first.
+        # All requested chunks of a shard are read before the first is decoded.
         n_chunks = touched if self.array.shards else min(touched, _AT_ONCE)
-        # Chunks at the end of an axis are stored in full.
+        # A chunk at the end of an axis is stored with its full lengths.
         n_bytes = int(math.prod(self.array.chunks)) * self.dtype.itemsize
         return n_chunks * n_bytes * _COPIES * (1 if n_bytes >= _GIVEN_BACK else 2)
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    def __iter__(self) -> Iterator[Array]:
-        return (self._section(z) for z in range(len(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -97,14 +82,10 @@ class ZarrVoxels:
             whole[place] = block
         return whole
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Any, /) -> Array:
         index = index if isinstance(index, tuple) else (index,)
-        if not index:
-            return self
         if at := [k for k, part in enumerate(index) if part is Ellipsis]:
             index = index[: at[0]] + (slice(None),) * (4 - len(index)) + index[at[0] + 1 :]
-        if not isinstance(index[0], slice):
-            return self._section(_span(index[0], len(self)).start)[index[1:]]
         index += (slice(None),) * (3 - len(index))
         z, y, x = (_span(part, n) for part, n in zip(index, self.shape, strict=True))
         return self._read((z, y, x))[tuple(slice(None) if isinstance(part, slice) else 0 for part in index)]
@@ -120,8 +101,8 @@ class ZarrVoxels:
             yield (z, y, x), self._read((z, y, x))
 
     def first_missing(self, box: Index) -> Path | None:
-        """Return the first missing chunk of a box, or None; a huge number of chunks costs no memory."""
-        # Inside a shard a chunk that was lost cannot be distinguished from one that was left out.
+        """Return the file of the first missing chunk of a box, or None."""
+        # Within a shard a lost chunk cannot be distinguished from one that was left out as empty.
         sizes = self.array.shards or self.array.chunks
         spans = [range(1)] * self.level.n_axes
         for axis, part in zip(self.level.axes, box, strict=True):
@@ -132,25 +113,9 @@ class ZarrVoxels:
                 return chunk
         return None
 
-    def _section(self, z: int) -> Array:
-        """Return one section, from the row of chunks that was decoded last if that contains it."""
-        n_sections, n_rows, n_columns = self.shape
-        height = self._reordered(self.array.chunks)[0]
-        start = z - z % height
-        if not self._row or self._row[0][0] != start:
-            self._row.clear()
-            box = slice(start, min(start + height, n_sections)), slice(0, n_rows), slice(0, n_columns)
-            self._row.append((start, self._read(box)))
-        row = self._row[0][1]
-        if z == start + len(row) - 1:
-            # A pass from front to back does not need this row any more.
-            self._row.clear()
-        section: Array = row[z - start]
-        return section
-
     def _read(self, box: Index) -> Array:
         """Return a box of voxels, or raise an error that names the store."""
-        # The package would put the fill value in place of a chunk that was lost since the store was opened.
+        # A chunk may be lost after the store was opened, and the package would return the fill value in its place.
         if not self.permissive and (missing := self.first_missing(box)) is not None:
             raise FileFormatError(f"{self.path}: the chunk {missing} is missing; copy the store again")
         selection: list[slice | int] = [0] * self.level.n_axes
@@ -161,7 +126,7 @@ class ZarrVoxels:
         except Exception as error:
             if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
-            # Each codec raises errors of its own.
+            # Every codec has its own kinds of errors.
             raise FileFormatError(
                 f"{self.path}: a chunk of {self.level.folder.name!r} is damaged ({error}); copy the store again"
             ) from error
@@ -175,13 +140,10 @@ class ZarrVoxels:
 
 
 def _grid(spans: list[range]) -> Iterator[tuple[int, ...]]:
-    """Yield the product of ranges lazily, unlike itertools.product: a file decides how long they are."""
+    """Yield the product of ranges without storing them, as itertools.product does: a file states their lengths."""
     if not spans:
-        yield ()
-        return
-    for first in spans[0]:
-        for rest in _grid(spans[1:]):
-            yield (first, *rest)
+        return iter([()])
+    return ((first, *rest) for first in spans[0] for rest in _grid(spans[1:]))
 
 
 def _span(part: Any, n: int) -> slice:

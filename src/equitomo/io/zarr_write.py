@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .mapped import Array, release, scratch_array
-from .opening import valid_path
+from .mapped import Array, release
 from .placing import atomic_folder, require_place
 from .writing import Precision, WritingPlan, as_stored
+from .zarr_metadata import NODES
 from .zarr_read import import_zarr
 
 # Full resolution, and two coarser levels for viewers.
@@ -25,31 +24,17 @@ def write_zarr(plan: WritingPlan, data: Array) -> None:
     """Write a volume as an OME-Zarr store; see :func:`write_volume`."""
     n_bytes = stored_bytes(plan.shape, plan.dtype)
     with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
-        _write(folder, plan, data)
-
-
-@contextmanager
-def creating_zarr(plan: WritingPlan) -> Iterator[Array]:
-    """Write a volume as an OME-Zarr store piece by piece; see :func:`creating_volume`."""
-    n_bytes = stored_bytes(plan.shape, plan.dtype) + 4 * math.prod(plan.shape)
-    with atomic_folder(plan.path, overwrite=plan.overwrite, n_bytes=n_bytes) as folder:
-        # A chunk that is written in parts would be packed anew for every part.
-        data = scratch_array(plan.path.parent, plan.shape)
-        yield data
-        _write(folder, plan, data)
+        _write_levels(folder, plan, data)
 
 
 def require_zarr_place(target: Path, *, overwrite: bool = False, n_bytes: int = 0) -> None:
     """Raise an error, before any work, if a store could not be written."""
     import_zarr(target)
-    require_place(valid_path(target), overwrite=overwrite, n_bytes=n_bytes, folder=True)
+    require_place(target, overwrite=overwrite, n_bytes=n_bytes, folder=True)
     # A folder of that name with any other content must not be removed.
-    if target.is_symlink() or (target.is_dir() and not _is_store(target)) or target.is_file():
+    is_store = not target.is_symlink() and any((target / name).is_file() for name in NODES)
+    if os.path.lexists(target) and not is_store:
         raise FileExistsError(f"{target}: exists and is not a Zarr store, so it is not replaced; choose another name")
-
-
-def _is_store(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: Precision) -> int:
@@ -59,10 +44,11 @@ def stored_bytes(shape: tuple[int, ...], dtype: Precision) -> int:
 
 
 def _halved(shape: tuple[int, ...], times: int) -> tuple[int, ...]:
+    """Return the shape of a coarser level."""
     return tuple(-(-n // 2**times) for n in shape)
 
 
-def _write(folder: Path, plan: WritingPlan, data: Array) -> None:
+def _write_levels(folder: Path, plan: WritingPlan, data: Array) -> None:
     """Write all levels, then the metadata."""
     group = import_zarr(plan.path).open_group(folder, mode="a", zarr_format=2)
     finer: Any = data
@@ -75,7 +61,7 @@ def _write(folder: Path, plan: WritingPlan, data: Array) -> None:
             dtype=plan.dtype,
             fill_value=0,
             chunk_key_encoding={"name": "v2", "separator": "/"},
-            # A chunk that is left out because it holds zeros cannot be distinguished from one that was lost.
+            # A chunk that is left out because it holds only zeros could not be distinguished from a lost one.
             config={"write_empty_chunks": True},
         )
         for z, y, x in product(*(range(0, n, _CHUNK) for n in shape)):
@@ -91,7 +77,7 @@ def _write(folder: Path, plan: WritingPlan, data: Array) -> None:
 
 
 def _mean_of_eight(block: Array) -> Array:
-    """Return the means over 2 x 2 x 2 voxels, over fewer at the end of an axis of odd length."""
+    """Return the means over 2 x 2 x 2 voxels, or over fewer at the end of an axis of odd length."""
     block = np.pad(block.astype(np.float32), [(0, n % 2) for n in block.shape], mode="edge")
     z, y, x = (n // 2 for n in block.shape)
     means: Array = block.reshape(z, 2, y, 2, x, 2).mean((1, 3, 5))
@@ -103,11 +89,11 @@ def _image(plan: WritingPlan) -> dict[str, Any]:
     origin = plan.like.header.origin if plan.like else (0.0, 0.0, 0.0)
     axes, sizes = [], [size or 1.0 for size in plan.voxel_size]
     for name, size in zip("zyx", plan.voxel_size, strict=True):
-        # A scale must be positive: a scale without a unit means that the voxel size is not known.
+        # A scale must be positive, so an unknown voxel size is written as a scale of 1 without a unit.
         axes.append({"name": name, "type": "space"} | ({"unit": "angstrom"} if size else {}))
     datasets = []
     for level in range(_LEVELS):
-        # The centre of the first 2, 4, ... voxels is shifted from that of the first voxel.
+        # The first voxel of a coarser level has its centre between those of the first 2, 4, ... fine voxels.
         shifts = [start + (2**level - 1) / 2 * size for start, size in zip(origin, sizes, strict=True)]
         transforms = [
             {"type": "scale", "scale": [size * 2**level for size in sizes]},
@@ -120,5 +106,5 @@ def _image(plan: WritingPlan) -> dict[str, Any]:
         "axes": axes,
         "datasets": datasets,
         "type": "mean",
-        "metadata": {"description": plan.label or "Written by equitomo"},
+        "metadata": {"description": plan.label},
     }
