@@ -7,6 +7,7 @@ from .mrc_header import MrcHeader
 from .mrc_voxels import MrcVoxels
 from .opening import valid_path
 from .placing import PARTIAL, atomic_file, flush_folder, open_without_links, require_place, write_atomically
+from .series import Defocus, SeriesMetadata
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
@@ -15,11 +16,13 @@ from .zarr_voxels import ZarrVoxels
 __all__ = [
     "PARTIAL",
     "SLAB_BYTES",
+    "Defocus",
     "FileFormatError",
     "FileFormatWarning",
     "Index",
     "MrcHeader",
     "MrcVoxels",
+    "SeriesMetadata",
     "TableRow",
     "Volume",
     "ZarrVoxels",

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .angles import check_angles
 from .errors import FileFormatError, FileFormatWarning
 from .fei import fei_metadata
 from .mrc import read_header
@@ -19,8 +20,6 @@ Found = tuple[str, float]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
-# Series are recorded in steps of a degree or more: a smaller span means one view twice, or radians of a short series.
-LEAST_SPAN = 1.0
 _EXPECTED = (
     "files that can be read are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them "
     "(.xf), SerialEM (.mdoc), AreTomo (.aln), RELION (.star) and tilt series with an FEI extended header (.mrc .st); "
@@ -70,7 +69,8 @@ def read_tilts(
     ------
     FileFormatError
         If the file is not one of these, or has a line that is not an angle, fewer than two different angles, a span of
-        less than 1 degree, or angles that cannot be degrees of a tilt series. The message names the line.
+        less than 1 degree, or angles that cannot be degrees of a tilt series (within +-1.6 they are taken for radians).
+        The message names the line.
     OSError
         If the file cannot be opened.
 
@@ -78,7 +78,7 @@ def read_tilts(
     -----
     FileFormatWarning
         If a list is not in ascending order (in the other formats this is the normal order of acquisition), angles
-        repeat, all are below 2 degrees, or their number is unexpected.
+        repeat, or their number is unexpected.
 
     Examples
     --------
@@ -103,8 +103,8 @@ def read_tilts(
             f"{path}: has {len(found)} angles, but there are {n_transforms} transforms in the .xf beside it, expected "
             "one for each view; take both from the same alignment"
         )
-    _check_angles(path, found)
     angles = [angle for _, angle in found]
+    check_angles(path, angles, [place for place, _ in found])
     for note in _surprises(angles, n_expected, is_list=reader is _read_list):
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=2)
     return tuple(sorted(angles) if sort else angles)
@@ -255,32 +255,6 @@ def _some(series: dict[str, list[Found]]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _check_angles(path: Path, found: list[Found]) -> None:
-    """Refuse angles that cannot be those of a tilt series."""
-    for place, angle in found:
-        if abs(angle) > 90:
-            raise FileFormatError(
-                f"{path}: {place}: {angle:g} is not a tilt between -90 and 90 degrees; radians or "
-                "degrees? Or another column?"
-            )
-    angles = [angle for _, angle in found]
-    if len(set(angles)) < 2:
-        raise FileFormatError(
-            f"{path}: {len(set(angles))} different tilt angle(s), expected those of a tilt series, one per image"
-        )
-    span = max(angles) - min(angles)
-    if span < LEAST_SPAN:
-        raise FileFormatError(
-            f"{path}: the tilts span {span:g} degrees, expected at least {LEAST_SPAN:g} of a tilt series; radians or "
-            "degrees? Or another column?"
-        )
-    if span >= 180:
-        raise FileFormatError(
-            f"{path}: the tilts span {span:g} degrees, expected less than 180; radians or degrees? Leave out the views "
-            "that are not needed"
-        )
-
-
 def _surprises(angles: list[float], n_expected: int | None, *, is_list: bool) -> Iterator[str]:
     """Yield the warnings to be issued."""
     if is_list and angles != sorted(angles):
@@ -288,8 +262,6 @@ def _surprises(angles: list[float], n_expected: int | None, *, is_list: bool) ->
     repeated = [angle for angle, count in Counter(angles).items() if count > 1]
     if repeated:
         yield f"angles repeat ({', '.join(f'{angle:g}' for angle in repeated[:5])}); are two series mixed?"
-    if max(map(abs, angles)) < 2:
-        yield "all angles are below 2 degrees; are they radians? Degrees are expected"
     if n_expected is not None and len(angles) != n_expected:
         yield f"has {len(angles)} angles, but the stack has {n_expected} images; excluded views?"
 
