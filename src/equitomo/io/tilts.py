@@ -1,29 +1,27 @@
 """Read tilt angles from the files that tomography programs write."""
 
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .angles import check_angles
+from .angles import NUMBER, Found, Lines, check_angles, listed_angles, number
 from .errors import FileFormatError, FileFormatWarning
 from .fei import fei_metadata
 from .mrc import read_header
 from .mrc_header import field
 from .opening import read_text
-from .star import Lines, star_tables
+from .series.aretomo import parse_alignment, read_tilt_table
+from .series.serialem import mdoc_angles
+from .series.warp import tomostar_angles, xml_angles
+from .star import star_tables
 
-# One angle and its place in the file: a line, counted from 1, or a section, counted from 0.
-Found = tuple[str, float]
-
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
 _EXPECTED = (
     "files that can be read are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them "
-    "(.xf), SerialEM (.mdoc), AreTomo (.aln), RELION (.star) and tilt series with an FEI extended header (.mrc .st); "
-    "or write the angles in degrees, one per line, into a .tlt file"
+    "(.xf), SerialEM (.mdoc), AreTomo (.aln _TLT.txt), RELION (.star), Warp (.tomostar .xml) and tilt series with an "
+    "FEI extended header (.mrc .st); or write the angles in degrees, one per line, into a .tlt file"
 )
 
 
@@ -37,9 +35,12 @@ def read_tilts(
     ====================== =================================================================
     ``.tlt .rawtlt .txt``  one number per line; blank lines and what follows ``#`` are skipped
     ``.xf``                IMOD's transforms: the ``.tlt`` of the same name, with as many angles
-    ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section
+    ``_TLT.txt``           AreTomo: the first of up to three columns
+    ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section, or of all files ``[FrameSet = 0]``
+                           of the series that lie beside it
     ``.aln``               AreTomo: column ``TILT`` of the kept views, not of ``DarkFrame``
     ``.star``              RELION: ``rlnTomoYTilt`` (refined), else ``rlnTomoNominalStageTiltAngle``
+    ``.tomostar .xml``     Warp: ``wrpAngleTilt``; ``Angles`` of the used views. The sign is that of IMOD
     ``.mrc .st``           FEI: ``Alpha tilt`` of every section, in the extended header
     ====================== =================================================================
 
@@ -134,13 +135,6 @@ def _list_of_transforms(path: Path) -> tuple[int, Path]:
     return n_transforms, angles
 
 
-def _angle(path: Path, line: int, text: str) -> Found:
-    """Return one angle, or raise an error that names the line."""
-    if not NUMBER.fullmatch(text):
-        raise FileFormatError(f"{path}: line {line}: {text!r} is not a tilt angle; expected a number of degrees")
-    return f"line {line}", float(text)
-
-
 def _read_fei(path: Path) -> list[Found]:
     """Return the ``Alpha tilt`` of every section of a tilt series."""
     header, _ = read_header(path, False, [])
@@ -155,76 +149,37 @@ def _read_fei(path: Path) -> list[Found]:
 
 
 def _read_list(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """Return the angles of a list with one number per line."""
-    found = []
-    for line, text in lines:
-        columns = text.split("#")[0].split()
-        # It is impossible to know which of several columns is the angle: shifts look like angles too.
-        if len(columns) > 1 and all(NUMBER.fullmatch(column) for column in columns):
-            raise FileFormatError(
-                f"{path}: line {line} has {len(columns)} columns, expected one angle per line; an AreTomo "
-                "table must be named .aln, IMOD's transforms hold no angles: give the .tlt file beside them"
-            )
-        if columns:
-            found.append(_angle(path, line, " ".join(columns)))
-    return found
+    """Return the angles of a list with one number per line, or of AreTomo's table of tilts."""
+    if path.name.endswith("_TLT.txt"):
+        return [(f"line {line}", row[0]) for line, row in read_tilt_table(path)]
+    return listed_angles(path, lines)
 
 
 def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """Return the ``TiltAngle`` of every ``[ZValue = n]`` section."""
-    found: list[Found] = []
-    section = 0  # the line of the section whose angle has not been read yet
-    inside = False
-    for line, text in [*lines, (len(lines) + 1, "[end]")]:
-        if text.lstrip().startswith("["):
-            if section:
-                raise FileFormatError(f"{path}: line {section}: this section has no TiltAngle; export the file again")
-            inside = re.match(r"\s*\[\s*ZValue\s*=", text) is not None
-            section = line if inside else 0
-        elif inside and (value := re.match(r"\s*TiltAngle\s*=\s*(.*?)\s*$", text)):
-            if not section:
-                raise FileFormatError(
-                    f"{path}: line {line}: a second TiltAngle in this section, expected one per view; export the file "
-                    "again"
-                )
-            found.append(_angle(path, line, value[1]))
-            section = 0
-    if not found:
-        raise FileFormatError(
-            f"{path}: no [ZValue = n] sections, so this is not the .mdoc of a tilt series (the .mdoc of one image's "
-            "frames has [FrameSet = 0]); give the .mdoc of the whole series"
-        )
-    return found
+    """Return the ``TiltAngle`` of every view of SerialEM."""
+    return mdoc_angles(path, lines)
+
+
+def _read_tomostar(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """Return the tilts of Warp's table."""
+    return tomostar_angles(path, lines)
+
+
+def _read_xml(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """Return the tilts of Warp's XML."""
+    return xml_angles(path)
 
 
 def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """Return the column ``TILT`` of the table below ``# SEC ... TILT``, up to the next comment."""
-    found: list[Found] = []
-    columns: list[str] = []
-    n_dark, n_raw = 0, None
-    for line, text in lines:
-        words = text.lstrip("# ").split()
-        if text.lstrip().startswith("#"):
-            if found:
-                break  # the table of the local alignment follows, with other columns
-            columns = words if {"SEC", "TILT"} <= set(words) else columns
-            n_dark += words[:1] == ["DarkFrame"]
-            if words[:1] == ["RawSize"] and words[-1].isdecimal():
-                n_raw = words[-1]
-        elif not columns:
-            continue  # AreTomo 3 writes a greeting before the table
-        elif words and len(words) != len(columns):
-            raise FileFormatError(
-                f"{path}: line {line} has {len(words)} columns, expected {len(columns)} as in the head"
-            )
-        elif words:
-            found.append(_angle(path, line, words[columns.index("TILT")]))
-    if not found:
-        raise FileFormatError(f"{path}: no table '# SEC ... TILT', so this is not an alignment of AreTomo; {_EXPECTED}")
-    if n_raw is not None and str(len(found) + n_dark) != n_raw:
-        note = f"{len(found)} views and {n_dark} dark ones, of {n_raw} in the stack; was it cut short?"
-        warnings.warn(f"{path}: lists {note}", FileFormatWarning, stacklevel=3)
-    return found
+    """Return the tilts of the views that AreTomo kept."""
+    alignment = parse_alignment(path, lines)
+    n_seen = len(alignment.views) + len(alignment.dark)
+    if alignment.raw_size is not None and n_seen != alignment.raw_size[2]:
+        note = (
+            f"{len(alignment.views)} views and {len(alignment.dark)} dark ones, of {alignment.raw_size[2]} in the stack"
+        )
+        warnings.warn(f"{path}: lists {note}; was it cut short?", FileFormatWarning, stacklevel=3)
+    return [(f"line {view.line}", view.tilt) for view in alignment.views]
 
 
 def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
@@ -238,7 +193,7 @@ def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
             continue
         for line, row in rows:
             key = row[columns.index("_rlnTomoName")] if "_rlnTomoName" in columns else block
-            series.setdefault(key, []).append(_angle(path, line, row[columns.index(tilt)]))
+            series.setdefault(key, []).append((f"line {line}", number(path, line, row[columns.index(tilt)])))
     if not series:
         hint = "give the file of one series, named in its column rlnTomoTiltSeriesStarFile" if linked else _EXPECTED
         raise FileFormatError(f"{path}: no table with one of the columns {', '.join(TILT_COLUMNS)}; {hint}")
@@ -273,4 +228,6 @@ _READERS: dict[str, Callable[[Path, Lines, str | None], list[Found]]] = {
     ".mdoc": _read_mdoc,
     ".aln": _read_aln,
     ".star": _read_star,
+    ".tomostar": _read_tomostar,
+    ".xml": _read_xml,
 }

@@ -68,6 +68,8 @@ class SeriesMetadata:
         The files of the even and of the odd frames, one per view, in place of stacks.
     half_tomograms
         Tomograms that the program made of the two halves.
+    half_tomogram_axes
+        The order of the axes in ``half_tomograms``: AreTomo writes ``"yzx"`` unless it is told otherwise.
     movies
         One file of unaligned frames per view.
     acquisition_order
@@ -75,7 +77,7 @@ class SeriesMetadata:
     dose
         Electrons per square ångström that the specimen received before each view.
     excluded
-        Views that the program left out, as indices into ``angles``.
+        Views that the program left out, as indices into ``angles``. Values that it does not give for them are NaN.
     tilt_axis_angle
         Rotation of the tilt axis in the plane of each recorded image in degrees, counterclockwise from the y axis
         (growing rows) with the x axis to the right, as in IMOD, SerialEM, AreTomo and RELION.
@@ -97,6 +99,10 @@ class SeriesMetadata:
         Rows and columns ``(y, x)`` of the recorded images.
     thickness
         Sections of the tomogram, in unbinned pixels.
+    volume_shift
+        Shift ``(x, z)`` of the specimen in the tomogram that the program was told to make, in unbinned pixels.
+    nominal_defocus
+        What the microscope was told, in ångström, positive for underfocus.
     defocus
         One :class:`Defocus` per view.
     voltage
@@ -139,6 +145,7 @@ class SeriesMetadata:
     half_stacks: tuple[Path, Path] | None = None
     half_images: tuple[tuple[Path, ...], tuple[Path, ...]] | None = None
     half_tomograms: tuple[Path, Path] | None = None
+    half_tomogram_axes: Literal["zyx", "yzx"] = "zyx"
     movies: tuple[Path, ...] | None = None
     acquisition_order: tuple[int, ...] | None = None
     dose: tuple[float, ...] | None = None
@@ -152,6 +159,8 @@ class SeriesMetadata:
     pixel_size: float | None = None
     image_shape: tuple[int, int] | None = None
     thickness: int | None = None
+    volume_shift: tuple[float, float] = (0.0, 0.0)
+    nominal_defocus: float | None = None
     defocus: tuple[Defocus, ...] | None = None
     voltage: float | None = None
     spherical_aberration: float | None = None
@@ -164,7 +173,7 @@ class SeriesMetadata:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_angles(self.name, self.angles)
+        check_angles(self.name, self.angles, full_range=True)
         if self.sections is None:
             object.__setattr__(self, "sections", tuple(range(self.n_views)))
         for name in _PER_VIEW:
@@ -268,7 +277,7 @@ class SeriesMetadata:
         """Check that values are finite and can be in their units."""
         for name in ("dose", "tilt_axis_angle", "shifts", "transforms", "x_tilt", "defocus"):
             values = getattr(self, name)
-            if values is not None and not np.isfinite(np.array(values, np.float64)).all():
+            if values is not None and not np.isfinite(np.array(values, np.float64)[list(self.kept)]).all():
                 raise FileFormatError(f"{self.name}: {name.replace('_', ' ')} has values that are not finite")
         if self.dose is not None and min(self.dose) < 0:
             raise FileFormatError(f"{self.name}: a dose of {min(self.dose):g}, expected electrons per square ångström")
@@ -279,7 +288,7 @@ class SeriesMetadata:
                     f"{self.name}: {name.replace('_', ' ')} of {value:g}, expected {low:g} to {high:g} {unit}"
                 )
         if self.defocus is not None:
-            median = float(np.median([abs(view.u) + abs(view.v) for view in self.defocus])) / 2
+            median = float(np.median([abs(self.defocus[n].u) + abs(self.defocus[n].v) for n in self.kept])) / 2
             if not DEFOCUS_RANGE[0] <= median <= DEFOCUS_RANGE[1]:
                 raise FileFormatError(
                     f"{self.name}: the median defocus is {median:g}, expected {DEFOCUS_RANGE[0]:g} to "
