@@ -16,9 +16,9 @@ CtfState = Literal["none", "flipped", "wiener", "unknown"]
 ReconstructionMethod = Literal["wbp", "sart", "sirt", "unknown"]
 Program = Literal["aretomo", "warp", "relion", "imod", "serialem", "fei", "hyperspy", "emd", "tiff", "dm", "unknown"]
 
-# A defocus in ångström. Microscopes focus to 0.1 micrometres at best and never 50 micrometres away, so a median outside
-# of this range means another unit.
-DEFOCUS_RANGE = (1e3, 5e5)
+# A defocus in ångström. Series are recorded between 0.2 and 20 micrometres, so a median outside of this range means
+# another unit.
+DEFOCUS_RANGE = (2e3, 2e5)
 
 
 class Defocus(NamedTuple):

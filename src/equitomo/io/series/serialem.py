@@ -89,7 +89,7 @@ def read_serialem(path: Path) -> SeriesMetadata:
     mdoc = parse_mdoc(path, lines_of(path, _KIND, "expected sections"))
     if mdoc.kind == "FrameSet":
         found = _frame_sections(path)
-        name, stack = _series_name(path), None
+        name, stack = series_name(path), None
     else:
         found = [(path, section) for section in mdoc.sections]
         name = re.sub(r"(?i)(\.(mrc|st|tif|tiff))?\.mdoc$", "", path.name)
@@ -138,7 +138,7 @@ def _angle(path: Path, section: Section) -> Found:
     return f"line {line}", number(path, line, text)
 
 
-def _series_name(path: Path) -> str:
+def series_name(path: Path) -> str:
     """Return the name that the files of all tilts of a series share: what stands before ``_NNN_ANGLE``."""
     name = re.sub(r"(?i)\.mdoc$", "", path.name)
     found = re.match(r"(.+?)_\d{2,5}_\[?[-+]?\d+(\.\d+)?\]?([_.].*)?$", name)
@@ -147,8 +147,8 @@ def _series_name(path: Path) -> str:
 
 def _frame_sections(path: Path) -> list[tuple[Path, Section]]:
     """Return the only section of each file of the series, in the order of the acquisition or of the names."""
-    name = _series_name(path)
-    files = sorted(file for file in path.parent.glob("*.mdoc") if _series_name(file) == name)
+    name = series_name(path)
+    files = sorted(file for file in path.parent.glob("*.mdoc") if series_name(file) == name)
     found = []
     for file in files:
         mdoc = parse_mdoc(file, lines_of(file, _KIND, "expected sections"))
