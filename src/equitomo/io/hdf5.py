@@ -39,7 +39,9 @@ def read_hdf5(path: Path, *, memory_map: bool = True) -> CalibratedArray:
             if "Experiments" in file:
                 return _read_hspy(path, file, memory_map)
             return _read_emd(path, file, memory_map)
-        except (KeyError, AttributeError, TypeError, OSError, RuntimeError) as error:
+        except FileFormatError:
+            raise
+        except (KeyError, AttributeError, TypeError, ValueError, OSError, RuntimeError) as error:
             raise FileFormatError(f"{path}: damaged ({error}); copy or export the file again") from error
 
 
