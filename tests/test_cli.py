@@ -682,6 +682,7 @@ FAULTS = {
     "32 one angle": (tilts("-60\n"), r"series\.tlt: 1 different tilt angle.*one per image"),
     "35 beyond 90": (tilts("-60\n0\n120\n"), r"series\.tlt: line 3: 120 .*between -90 and 90.*radians or degrees"),
     "35 a range beyond 90": (tilt_argument("-60,100"), r"within -90 and 90 degrees.*-60 to 100"),
+    "36 radians": (tilts("-1\n0\n1\n"), r"series\.tlt: all angles lie .* they seem to be radians, expected degrees"),
     "37 reversed": (tilt_argument("60,-60"), r"lower tilt must be below the higher one, got \(60, -60\)"),
     "37 equal": (tilt_argument("30,30"), r"lower tilt must be below the higher one"),
     "37 one number": (tilt_argument("60"), r"--tilts is a file or LOW,HIGH in degrees such as -60,60, got '60'"),
@@ -890,7 +891,6 @@ SURPRISES = {
     "28 no voxel size": (no_voxel_size, r"even\.mrc: no voxel size in the header"),
     "33 unsorted tilts": (tilts("-60\n60\n0\n"), r"series\.tlt: the angles are not in ascending order"),
     "34 repeated tilts": (tilts("-60\n0\n0\n60\n"), r"series\.tlt: angles repeat \(0\)"),
-    "36 radians": (tilts("-1\n0\n1\n"), r"series\.tlt: all angles are below 2 degrees; are they radians"),
     "47 a grey mask": (grey_mask, r"odd\.mrc: the mask is not binary"),
 }
 

@@ -170,6 +170,13 @@ REFUSED = [
     (32, "a.tlt", "-3\n-3\n", r"1 different tilt angle\(s\)"),
     (32, "a.tlt", "-60\n-60.0000001\n", r"span 1e-07 degrees, expected at least 1.*radians or degrees"),
     (32, "a.tlt", "-60\n-59.01\n", r"span 0\.99 degrees, expected at least 1"),
+    (
+        36,
+        "a.tlt",
+        "-1.04\n0\n1.04\n",
+        r"between -1\.04 and 1\.04, so they seem to be radians.*by 57",
+    ),
+    (36, "a.tlt", "-0.5\n0.5\n", "seem to be radians, expected degrees"),
     (35, "a.tlt", "-3\n91\n", r"line 2: 91 is not a tilt between -90 and 90 degrees; radians or degrees\?"),
     (35, "a.tlt", "-90\n0\n90\n", "span 180 degrees, expected less than 180; radians or degrees"),
     (
@@ -186,10 +193,22 @@ REFUSED = [
     (31, "a.xf", XF.replace("10.5", ""), r"a\.xf: line 1 is not one of IMOD's transforms, which are six numbers"),
     (31, "a.xf", LIST, r"a\.xf: line 1 is not one of IMOD's transforms"),
     (31, "a.prexf", XF, r"a\.prexf: IMOD's transforms hold no tilt angles; give the \.tlt file beside it"),
-    (31, "a.xml", "<TiltSeries/>", r"extension '\.xml' is not that of .* files that can be read are lists of angles"),
+    (31, "a.xml", "<TiltSeries/>", "no <Angles>, so nothing is known about the tilts"),
+    (31, "a.xml", "<Movie/>", "<Movie> is not the XML of a tilt series of Warp.*give the .xml of the tilt series"),
+    (31, "a.xml", "<TiltSeries><Angles>1", "a.xml: damaged XML"),
+    (31, "a.xml", "<TiltSeries><Angles>1\nx</Angles></TiltSeries>", "<Angles>: could not convert"),
+    (31, "a.xml", "<!DOCTYPE a [<!ENTITY b 'c'>]><TiltSeries/>", "declares entities"),
+    (31, "a.dat", "-3\n3\n", r"extension '\.dat' is not that of .* files that can be read are lists of angles"),
+    (31, "a.tomostar", STAR, "no table with the column _wrpAngleTilt"),
+    (31, "a_TLT.txt", "-3 1 2 4\n3 2 2 4\n", "line 1 has 4 columns, expected 1 to 3 of AreTomo's table of tilts"),
     (31, "angles", "-3\n3\n", r"extension '' is not that of"),
-    (31, "a.mdoc", "-3\n3\n", r"no \[ZValue = n\] sections"),
-    (31, "a.mdoc", "[FrameSet = 0]\nTiltAngle = 3\n", r"has \[FrameSet = 0\]\); give the .mdoc of the whole"),
+    (31, "a.mdoc", "-3\n3\n", r"no \[ZValue = n\] and no \[FrameSet = 0\] sections"),
+    (
+        31,
+        "a.mdoc",
+        "[FrameSet = 0]\nTiltAngle = 3\n",
+        r"frames of one tilt \(\[FrameSet = 0\]\).*give the .mdoc of the whole",
+    ),
     (31, "a.mdoc", MDOC.replace("TiltAngle = 3.02", ""), r"line 12: this section has no TiltAngle"),
     (
         31,
@@ -223,8 +242,6 @@ def test_a_bad_tilt_file_is_refused_with_its_name_and_the_reason(tmp_path, fault
 SURPRISING = [
     (33, "0\n3\n-3\n", "not in ascending order", (-3.0, 0.0, 3.0)),
     (34, "-3\n3\n3\n5\n5\n", r"angles repeat \(3, 5\); are two series mixed", (-3.0, 3.0, 3.0, 5.0, 5.0)),
-    (36, "-1.04\n0\n1.04\n", "below 2 degrees; are they radians", (-1.04, 0.0, 1.04)),
-    (36, "-0.5\n0.5\n", "below 2 degrees; are they radians", (-0.5, 0.5)),
 ]
 
 

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from equitomo.diagnosis import Finding, diagnose, estimate_wedge, judge_geometry
     from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
     from equitomo.inference import TiledPredictor
-    from equitomo.io import Volume, read_tilts, read_volume, write_volume
+    from equitomo.io import (
+        SeriesMetadata,
+        Volume,
+        find_series,
+        read_series,
+        read_stack,
+        read_tilts,
+        read_volume,
+        write_volume,
+    )
     from equitomo.loss import MaskedEquivarianceLoss, Noise2NoiseLoss
     from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
@@ -40,6 +49,7 @@ __all__ = [
     "PaddedMissingWedgeOperator",
     "Run",
     "ScaleEquivariantUNet3D",
+    "SeriesMetadata",
     "SubtomogramDataset",
     "SubtomogramPool",
     "TiledPredictor",
@@ -53,10 +63,13 @@ __all__ = [
     "__version__",
     "diagnose",
     "estimate_wedge",
+    "find_series",
     "fourier_shell_correlation",
     "judge_geometry",
     "load_icecream_checkpoint",
     "load_network",
+    "read_series",
+    "read_stack",
     "read_tilts",
     "read_volume",
     "specimen_mask",
@@ -78,6 +91,7 @@ _HOMES = {
     "PaddedMissingWedgeOperator": "physics",
     "Run": "run",
     "ScaleEquivariantUNet3D": "models",
+    "SeriesMetadata": "io",
     "SubtomogramDataset": "datasets",
     "SubtomogramPool": "datasets",
     "TiledPredictor": "inference",
@@ -90,10 +104,13 @@ _HOMES = {
     "Volume": "io",
     "diagnose": "diagnosis",
     "estimate_wedge": "diagnosis",
+    "find_series": "io",
     "fourier_shell_correlation": "metrics",
     "judge_geometry": "diagnosis",
     "load_icecream_checkpoint": "models",
     "load_network": "training",
+    "read_series": "io",
+    "read_stack": "io",
     "read_tilts": "io",
     "read_volume": "io",
     "specimen_mask": "datasets",

@@ -7,6 +7,7 @@ from .mrc_header import MrcHeader
 from .mrc_voxels import MrcVoxels
 from .opening import valid_path
 from .placing import PARTIAL, atomic_file, flush_folder, open_without_links, require_place, write_atomically
+from .series import Defocus, SeriesMetadata, find_series, read_series, read_stack
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
@@ -15,19 +16,24 @@ from .zarr_voxels import ZarrVoxels
 __all__ = [
     "PARTIAL",
     "SLAB_BYTES",
+    "Defocus",
     "FileFormatError",
     "FileFormatWarning",
     "Index",
     "MrcHeader",
     "MrcVoxels",
+    "SeriesMetadata",
     "TableRow",
     "Volume",
     "ZarrVoxels",
     "atomic_file",
     "bytes_to_create",
     "creating_volume",
+    "find_series",
     "flush_folder",
     "open_without_links",
+    "read_series",
+    "read_stack",
     "read_table",
     "read_tilts",
     "read_volume",

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from .hdf5 import write_hdf5
 from .mapped import Array, scratch_array
 from .mrc import read_mrc
 from .mrc_header import Axes
 from .mrc_write import creating_mrc, write_mrc
-from .opening import valid_path
+from .opening import open_regular, valid_path
 from .placing import require_place
+from .series.stacks import is_image_file, read_calibrated
 from .volume import Volume
 from .writing import Precision, WritingPlan, plan_writing
 from .zarr_metadata import is_zarr
@@ -24,7 +26,7 @@ _HEADER_BYTES = 1 << 20
 
 
 def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool = False) -> Volume:
-    """Read a tomogram from an MRC file, plain or packed by gzip or bzip2, or from an OME-Zarr store.
+    r"""Read a tomogram from an MRC file, plain or packed by gzip or bzip2, or from OME-Zarr, HyperSpy, EMD or TIFF.
 
     The content of a file decides how it is read, and not its extension. MRC files may have modes 0, 1, 2, 6 and 12,
     either byte order, MRC2014 or older headers, and axes in any order (``mapc, mapr, maps``), which are brought into
@@ -35,6 +37,10 @@ def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool =
     the image at full resolution, ``FILE.zarr/1`` is its level with the path ``1``, and ``FILE.zarr/NAME`` is an image
     in a group of the store. Axes are ordered by their names, and all but z, y and x must have length 1. Lengths are
     converted to ångström, and the translation becomes the origin in the header.
+
+    ``.hspy`` of HyperSpy, ``.emd`` in the layout of tomviz and TIFF (with the package ``tifffile``) are recognised by
+    their content; ``.dm3`` and ``.dm4`` are read if the user has installed ``rosettasciio``. A file of images with
+    tilts is refused as a tilt series.
 
     Parameters
     ----------
@@ -73,8 +79,13 @@ def read_volume(path: str | Path, *, memory_map: bool = True, permissive: bool =
     ((4, 5, 6), (10.0, 10.0, 10.0))
     """
     path = valid_path(path)
-    read = read_zarr if is_zarr(path) else read_mrc
-    return read(path, memory_map=memory_map, permissive=permissive)
+    if is_zarr(path):
+        return read_zarr(path, memory_map=memory_map, permissive=permissive)
+    with open_regular(path, "a volume") as file:
+        head = file.read(8)
+    if is_image_file(path, head):
+        return read_calibrated(path, head, memory_map=memory_map)
+    return read_mrc(path, memory_map=memory_map, permissive=permissive)
 
 
 def write_volume(
@@ -95,9 +106,9 @@ def write_volume(
     Parameters
     ----------
     path
-        The target. If the name ends in ``.zarr``, an OME-Zarr store is written (OME-NGFF 0.4, Zarr format 2, chunks of
-        128, and two coarser levels of means over 2 x 2 x 2 voxels), else an MRC file. Packed files (``.gz``, ``.bz2``)
-        are not written.
+        The target. A name that ends in ``.zarr`` gives an OME-Zarr store (OME-NGFF 0.4, Zarr format 2, chunks of 128,
+        and two coarser levels of means over 2 x 2 x 2 voxels), ``.hspy`` a file of HyperSpy and ``.emd`` one of tomviz,
+        both with axes in nanometres, any other name an MRC file; ``.gz`` and ``.bz2`` are refused.
     data
         Real numbers with axes ``(z, y, x)``, in memory or memory-mapped.
     like
@@ -188,7 +199,7 @@ def creating_volume(
     """
     path = valid_path(path)
     plan = plan_writing(path, tuple(shape), like, voxel_size, dtype, label, overwrite)
-    if not _names_zarr(path) and dtype == "float32":
+    if not _names_zarr(path) and not _names_hdf5(path) and dtype == "float32":
         require_writable(path, overwrite=overwrite)
         with creating_mrc(plan) as data:
             yield data
@@ -217,14 +228,21 @@ def bytes_to_create(target: str | Path, shape: tuple[int, ...], dtype: Precision
     floats = 4 * math.prod(shape)
     if _names_zarr(valid_path(target)):
         return stored_bytes(shape, dtype) + floats
+    if _names_hdf5(valid_path(target)):
+        return _HEADER_BYTES + floats + math.prod(shape) * np.dtype(dtype).itemsize
     return _HEADER_BYTES + (floats if dtype == "float32" else floats + math.prod(shape) * np.dtype(dtype).itemsize)
 
 
 def _write(plan: WritingPlan, data: Array) -> None:
     """Write the voxels in the format that the name of the target means."""
-    (write_zarr if _names_zarr(plan.path) else write_mrc)(plan, data)
+    (write_zarr if _names_zarr(plan.path) else write_hdf5 if _names_hdf5(plan.path) else write_mrc)(plan, data)
 
 
 def _names_zarr(path: Path) -> bool:
     """Return whether a Zarr store is to be written; the extension decides, because the target does not exist yet."""
     return path.suffix.lower() == ".zarr"
+
+
+def _names_hdf5(path: Path) -> bool:
+    """Return whether a path means a file of HyperSpy or tomviz."""
+    return path.suffix.lower() in (".hspy", ".emd")

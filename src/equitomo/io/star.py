@@ -1,13 +1,12 @@
 """Read the tables in STAR files of RELION and other programs."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from .angles import Lines
 from .errors import FileFormatError
-
-# The lines of a file with their numbers, counted from 1.
-Lines = list[tuple[int, str]]
 
 
 def star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list[tuple[int, list[str]]]]]:
@@ -35,3 +34,17 @@ def star_tables(path: Path, lines: Lines) -> Iterator[tuple[str, list[str], list
             rows.append((line, words))
         elif words and not first.startswith("_"):
             raise FileFormatError(f"{path}: line {line}: expected data_, loop_ or a label, so this is not a STAR file")
+
+
+def project_file(path: Path, name: str) -> Path | None:
+    """Return the file that a STAR file names, or None if there is none.
+
+    RELION's paths are relative to the folder of its project: the nearest folder above the table that has it is taken.
+    """
+    # Links are not resolved: the folder of a job may lie on another disk, where the project's folder is not above it.
+    folder = Path(os.path.normpath(path.parent.absolute()))
+    if os.access(path.parent / name, os.F_OK):
+        return path.parent / name
+    if Path(name).is_absolute():
+        return None
+    return next((above / name for above in folder.parents if os.access(above / name, os.F_OK)), None)

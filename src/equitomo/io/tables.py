@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .angles import Lines
 from .errors import FileFormatError, FileFormatWarning
 from .opening import read_text
-from .star import Lines, star_tables
+from .star import project_file, star_tables
 
 COLUMNS = ("first", "second", "tilts", "tilt_axis", "second_axis_tilts", "mask")
 # The names of these columns in RELION 5 and in programs that follow it.
@@ -203,12 +204,10 @@ def _place(path: Path, line: int, name: str) -> Path:
     in_folder = path.parent / name
     if path.suffix.lower() != ".star" or Path(name).is_absolute() or os.access(in_folder, os.F_OK):
         return in_folder
-    # Links are not resolved, because the folder of a job may be a link to a disk without the folder of the project.
+    if found := project_file(path, name):
+        return found
     folder = Path(os.path.normpath(path.parent.absolute()))
-    for above in folder.parents:
-        if os.access(above / name, os.F_OK):
-            return above / name
-    # This is not an error, because other lines may be usable, and a command reports the line of what it cannot open.
+    # This is not an error: other lines may be usable, and a command reports by its line what it cannot open.
     note = f"{name} is neither in {folder} nor in a folder above it; leave the table where it was written"
     warnings.warn(f"{path}: line {line}: {note}, or correct its paths", FileFormatWarning, stacklevel=4)
     return in_folder

@@ -1,30 +1,27 @@
 """Read tilt angles from the files that tomography programs write."""
 
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .angles import NUMBER, Found, Lines, check_angles, listed_angles, number
 from .errors import FileFormatError, FileFormatWarning
 from .fei import fei_metadata
 from .mrc import read_header
 from .mrc_header import field
 from .opening import read_text
-from .star import Lines, star_tables
+from .series.aretomo import parse_alignment, read_tilt_table
+from .series.serialem import mdoc_angles
+from .series.warp import tomostar_angles, xml_angles
+from .star import star_tables
 
-# One angle and its place in the file: a line, counted from 1, or a section, counted from 0.
-Found = tuple[str, float]
-
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TILT_COLUMNS = ("_rlnTomoYTilt", "_rlnTomoNominalStageTiltAngle")
-# Series are recorded in steps of a degree or more: a smaller span means one view twice, or radians of a short series.
-LEAST_SPAN = 1.0
 _EXPECTED = (
     "files that can be read are lists of angles (.tlt .rawtlt .txt), IMOD's transforms with the .tlt beside them "
-    "(.xf), SerialEM (.mdoc), AreTomo (.aln), RELION (.star) and tilt series with an FEI extended header (.mrc .st); "
-    "or write the angles in degrees, one per line, into a .tlt file"
+    "(.xf), SerialEM (.mdoc), AreTomo (.aln _TLT.txt), RELION (.star), Warp (.tomostar .xml) and tilt series with an "
+    "FEI extended header (.mrc .st); or write the angles in degrees, one per line, into a .tlt file"
 )
 
 
@@ -38,9 +35,12 @@ def read_tilts(
     ====================== =================================================================
     ``.tlt .rawtlt .txt``  one number per line; blank lines and text after ``#`` are skipped
     ``.xf``                IMOD's transforms: the ``.tlt`` of the same name, with as many angles
-    ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section
+    ``_TLT.txt``           AreTomo: the first of up to three columns
+    ``.mdoc``              SerialEM: ``TiltAngle`` of every ``[ZValue = n]`` section, or of all files ``[FrameSet = 0]``
+                           of the series that lie beside it
     ``.aln``               AreTomo: column ``TILT`` of the kept views, not of ``DarkFrame``
     ``.star``              RELION: ``rlnTomoYTilt`` (refined), else ``rlnTomoNominalStageTiltAngle``
+    ``.tomostar .xml``     Warp: ``wrpAngleTilt``; ``Angles`` of the used views. The sign is that of IMOD
     ``.mrc .st``           FEI: ``Alpha tilt`` of every section, in the extended header
     ====================== =================================================================
 
@@ -70,7 +70,8 @@ def read_tilts(
     ------
     FileFormatError
         If the file is not one of these, or has a line that is not an angle, fewer than two different angles, a span of
-        less than 1 degree, or angles that cannot be degrees of a tilt series. The message names the line.
+        less than 1 degree, or angles that cannot be degrees of a tilt series (within +-1.6 they are taken for radians).
+        The message names the line.
     OSError
         If the file cannot be opened.
 
@@ -78,7 +79,7 @@ def read_tilts(
     -----
     FileFormatWarning
         If a list is not in ascending order (in the other formats this is the normal order of acquisition), angles
-        repeat, all are below 2 degrees, or their number is unexpected.
+        repeat, or their number is unexpected.
 
     Examples
     --------
@@ -103,8 +104,8 @@ def read_tilts(
             f"{path}: has {len(found)} angles, but there are {n_transforms} transforms in the .xf beside it, expected "
             "one for each view; take both from the same alignment"
         )
-    _check_angles(path, found)
     angles = [angle for _, angle in found]
+    check_angles(path, angles, [place for place, _ in found])
     for note in _surprises(angles, n_expected, is_list=reader is _read_list):
         warnings.warn(f"{path}: {note}", FileFormatWarning, stacklevel=2)
     return tuple(sorted(angles) if sort else angles)
@@ -134,13 +135,6 @@ def _list_of_transforms(path: Path) -> tuple[int, Path]:
     return n_transforms, angles
 
 
-def _angle(path: Path, line: int, text: str) -> Found:
-    """Return one angle, or raise an error that names the line."""
-    if not NUMBER.fullmatch(text):
-        raise FileFormatError(f"{path}: line {line}: {text!r} is not a tilt angle; expected a number of degrees")
-    return f"line {line}", float(text)
-
-
 def _read_fei(path: Path) -> list[Found]:
     """Return the ``Alpha tilt`` of every section of a tilt series."""
     header, _ = read_header(path, False, [])
@@ -155,76 +149,37 @@ def _read_fei(path: Path) -> list[Found]:
 
 
 def _read_list(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """Return the angles of a list with one number per line."""
-    found = []
-    for line, text in lines:
-        columns = text.split("#")[0].split()
-        # It is impossible to know which of several columns is the angle: shifts look like angles too.
-        if len(columns) > 1 and all(NUMBER.fullmatch(column) for column in columns):
-            raise FileFormatError(
-                f"{path}: line {line} has {len(columns)} columns, expected one angle per line; an AreTomo "
-                "table must be named .aln, IMOD's transforms hold no angles: give the .tlt file beside them"
-            )
-        if columns:
-            found.append(_angle(path, line, " ".join(columns)))
-    return found
+    """Return the angles of a list with one number per line, or of AreTomo's table of tilts."""
+    if path.name.endswith("_TLT.txt"):
+        return [(f"line {line}", row[0]) for line, row in read_tilt_table(path)]
+    return listed_angles(path, lines)
 
 
 def _read_mdoc(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """Return the ``TiltAngle`` of every ``[ZValue = n]`` section."""
-    found: list[Found] = []
-    section = 0  # the line of the section whose angle has not been read yet
-    inside = False
-    for line, text in [*lines, (len(lines) + 1, "[end]")]:
-        if text.lstrip().startswith("["):
-            if section:
-                raise FileFormatError(f"{path}: line {section}: this section has no TiltAngle; export the file again")
-            inside = re.match(r"\s*\[\s*ZValue\s*=", text) is not None
-            section = line if inside else 0
-        elif inside and (value := re.match(r"\s*TiltAngle\s*=\s*(.*?)\s*$", text)):
-            if not section:
-                raise FileFormatError(
-                    f"{path}: line {line}: a second TiltAngle in this section, expected one per view; export the file "
-                    "again"
-                )
-            found.append(_angle(path, line, value[1]))
-            section = 0
-    if not found:
-        raise FileFormatError(
-            f"{path}: no [ZValue = n] sections, so this is not the .mdoc of a tilt series (the .mdoc of one image's "
-            "frames has [FrameSet = 0]); give the .mdoc of the whole series"
-        )
-    return found
+    """Return the ``TiltAngle`` of every view of SerialEM."""
+    return mdoc_angles(path, lines)
+
+
+def _read_tomostar(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """Return the tilts of Warp's table."""
+    return tomostar_angles(path, lines)
+
+
+def _read_xml(path: Path, lines: Lines, name: str | None) -> list[Found]:
+    """Return the tilts of Warp's XML."""
+    return xml_angles(path)
 
 
 def _read_aln(path: Path, lines: Lines, name: str | None) -> list[Found]:
-    """Return the column ``TILT`` of the table below ``# SEC ... TILT``, up to the next comment."""
-    found: list[Found] = []
-    columns: list[str] = []
-    n_dark, n_raw = 0, None
-    for line, text in lines:
-        words = text.lstrip("# ").split()
-        if text.lstrip().startswith("#"):
-            if found:
-                break  # the table of the local alignment follows, with other columns
-            columns = words if {"SEC", "TILT"} <= set(words) else columns
-            n_dark += words[:1] == ["DarkFrame"]
-            if words[:1] == ["RawSize"] and words[-1].isdecimal():
-                n_raw = words[-1]
-        elif not columns:
-            continue  # AreTomo 3 writes a greeting before the table
-        elif words and len(words) != len(columns):
-            raise FileFormatError(
-                f"{path}: line {line} has {len(words)} columns, expected {len(columns)} as in the head"
-            )
-        elif words:
-            found.append(_angle(path, line, words[columns.index("TILT")]))
-    if not found:
-        raise FileFormatError(f"{path}: no table '# SEC ... TILT', so this is not an alignment of AreTomo; {_EXPECTED}")
-    if n_raw is not None and str(len(found) + n_dark) != n_raw:
-        note = f"{len(found)} views and {n_dark} dark ones, of {n_raw} in the stack; was it cut short?"
-        warnings.warn(f"{path}: lists {note}", FileFormatWarning, stacklevel=3)
-    return found
+    """Return the tilts of the views that AreTomo kept."""
+    alignment = parse_alignment(path, lines)
+    n_seen = len(alignment.views) + len(alignment.dark)
+    if alignment.raw_size is not None and n_seen != alignment.raw_size[2]:
+        note = (
+            f"{len(alignment.views)} views and {len(alignment.dark)} dark ones, of {alignment.raw_size[2]} in the stack"
+        )
+        warnings.warn(f"{path}: lists {note}; was it cut short?", FileFormatWarning, stacklevel=3)
+    return [(f"line {view.line}", view.tilt) for view in alignment.views]
 
 
 def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
@@ -238,7 +193,7 @@ def _read_star(path: Path, lines: Lines, name: str | None) -> list[Found]:
             continue
         for line, row in rows:
             key = row[columns.index("_rlnTomoName")] if "_rlnTomoName" in columns else block
-            series.setdefault(key, []).append(_angle(path, line, row[columns.index(tilt)]))
+            series.setdefault(key, []).append((f"line {line}", number(path, line, row[columns.index(tilt)])))
     if not series:
         hint = "give the file of one series, named in its column rlnTomoTiltSeriesStarFile" if linked else _EXPECTED
         raise FileFormatError(f"{path}: no table with one of the columns {', '.join(TILT_COLUMNS)}; {hint}")
@@ -255,32 +210,6 @@ def _some(series: dict[str, list[Found]]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _check_angles(path: Path, found: list[Found]) -> None:
-    """Refuse angles that cannot be those of a tilt series."""
-    for place, angle in found:
-        if abs(angle) > 90:
-            raise FileFormatError(
-                f"{path}: {place}: {angle:g} is not a tilt between -90 and 90 degrees; radians or "
-                "degrees? Or another column?"
-            )
-    angles = [angle for _, angle in found]
-    if len(set(angles)) < 2:
-        raise FileFormatError(
-            f"{path}: {len(set(angles))} different tilt angle(s), expected those of a tilt series, one per image"
-        )
-    span = max(angles) - min(angles)
-    if span < LEAST_SPAN:
-        raise FileFormatError(
-            f"{path}: the tilts span {span:g} degrees, expected at least {LEAST_SPAN:g} of a tilt series; radians or "
-            "degrees? Or another column?"
-        )
-    if span >= 180:
-        raise FileFormatError(
-            f"{path}: the tilts span {span:g} degrees, expected less than 180; radians or degrees? Leave out the views "
-            "that are not needed"
-        )
-
-
 def _surprises(angles: list[float], n_expected: int | None, *, is_list: bool) -> Iterator[str]:
     """Yield the warnings to be issued."""
     if is_list and angles != sorted(angles):
@@ -288,8 +217,6 @@ def _surprises(angles: list[float], n_expected: int | None, *, is_list: bool) ->
     repeated = [angle for angle, count in Counter(angles).items() if count > 1]
     if repeated:
         yield f"angles repeat ({', '.join(f'{angle:g}' for angle in repeated[:5])}); are two series mixed?"
-    if max(map(abs, angles)) < 2:
-        yield "all angles are below 2 degrees; are they radians? Degrees are expected"
     if n_expected is not None and len(angles) != n_expected:
         yield f"has {len(angles)} angles, but the stack has {n_expected} images; excluded views?"
 
@@ -301,4 +228,6 @@ _READERS: dict[str, Callable[[Path, Lines, str | None], list[Found]]] = {
     ".mdoc": _read_mdoc,
     ".aln": _read_aln,
     ".star": _read_star,
+    ".tomostar": _read_tomostar,
+    ".xml": _read_xml,
 }
