@@ -5,8 +5,11 @@ from equitomo.datasets.halves import require_one_grid
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
 from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
+from equitomo.datasets.registration import register
 from equitomo.datasets.specimen import specimen_mask
+from equitomo.datasets.splits import paired, registered_scans, split, split_by_scan, split_by_tilt
 from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, clipped
+from equitomo.datasets.tilt_series import TiltSeries
 
 __all__ = [
     "Cubes",
@@ -16,12 +19,19 @@ __all__ = [
     "ReadingStoppedError",
     "SubtomogramDataset",
     "SubtomogramPool",
+    "TiltSeries",
     "TomogramPair",
     "clipped",
     "cubes_of",
+    "paired",
     "read_geometry",
+    "register",
+    "registered_scans",
     "require_one_grid",
     "require_one_voxel_size",
     "require_usable",
     "specimen_mask",
+    "split",
+    "split_by_scan",
+    "split_by_tilt",
 ]
