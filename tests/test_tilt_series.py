@@ -9,12 +9,14 @@ import pytest
 import torch
 from making import DATA, real_data
 
-from equitomo import TiltSeries, register, split_by_scan, split_by_tilt, write_volume
+from equitomo import TiltSeries, TomogramPair, register, split_by_scan, split_by_tilt, write_volume
+from equitomo.cli import main
 from equitomo.datasets import paired, registered_scans
 from equitomo.datasets.acquisition import acquisition_order, schemes
 from equitomo.datasets.registration import shifted
 from equitomo.datasets.splits import scan_shifts
 from equitomo.datasets.views import binned, dose_filtered, extended, normalized, transformed
+from equitomo.simulate import filtered_backprojection
 
 ANGLES = tuple(range(-60, 61, 6))
 
@@ -70,6 +72,17 @@ def test_a_shuffled_file_is_read_as_the_sorted_one(tmp_path, generator):
     series = TiltSeries.read(stack, tilts=tmp_path / "shuffled.tlt")
     torch.testing.assert_close(series.projections, images, atol=1e-6, rtol=0)
     assert series.pixel_size == 5.0
+
+
+def test_a_shuffled_series_gives_the_reconstruction_of_the_sorted_one(generator):
+    images = rocking()
+    shuffle = torch.randperm(len(ANGLES), generator=generator).tolist()
+    series = [TiltSeries(images, ANGLES), TiltSeries(images[shuffle], [ANGLES[n] for n in shuffle])]
+    shape = (16, 64, 64)
+    first, second = (filtered_backprojection(one.projections, one.geometry, shape) for one in series)
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+    unsorted = filtered_backprojection(images[shuffle], series[0].geometry, shape)
+    assert float((unsorted - first).abs().max()) > 0.1 * float(first.abs().max())
 
 
 @pytest.mark.parametrize("scheme", [name for name in schemes(ANGLES) if name != "ascending"])
@@ -128,6 +141,40 @@ def test_a_missing_view_is_refused_until_it_is_left_out(tmp_path, value, message
     series = TiltSeries.read(stack, tilts=ANGLES, exclude=[4])
     assert series.angles == tuple(angle for angle in ANGLES if angle != -36)
     torch.testing.assert_close(series.projections[4], images[5])
+
+
+# A stack is never taken for a tomogram
+
+
+@pytest.mark.fault(81)
+def test_a_stack_with_one_section_for_each_tilt_is_no_tomogram_unless_it_is_said_to_be_one(tmp_path):
+    halves = [write_stack(tmp_path / f"{name}.mrc", rocking() + n) for n, name in enumerate(("even", "odd"))]
+    (tmp_path / "series.tlt").write_text("\n".join(map(str, ANGLES)))
+    given = {"tilts": tmp_path / "series.tlt", "lazy": True}
+    with pytest.raises(ValueError, match=r"even.mrc: 21 sections, 21 angles: a tilt series\? .*`is_tomogram=True`"):
+        TomogramPair.read(*halves, **given)
+    assert TomogramPair.read(*halves, **given, is_tomogram=True).shape == (21, 64, 64)
+    assert TomogramPair.read(*halves, tilts="-60,60", lazy=True).shape == (21, 64, 64)
+
+
+@real_data
+@pytest.mark.fault(81)
+@pytest.mark.filterwarnings("ignore:.*(HAADF|odd).mrc:equitomo.io.FileFormatWarning")
+@pytest.mark.parametrize("tilts", ["HAADF.rawtlt", "-76,76"])
+@pytest.mark.parametrize("command", ["check", "train", "reconstruct"])
+def test_no_command_takes_a_stack_of_a_microscope_for_a_tomogram(tmp_path, capsys, command, tilts):
+    stack = DATA / "etspy_needle" / "HAADF.mrc"
+    other = tmp_path / "odd.mrc"
+    other.write_bytes(stack.read_bytes())
+    tilts = tilts if "," in tilts else str(stack.with_name(tilts))
+    out = [] if command == "check" else ["--preset", "tiny"]
+    arguments = [command, str(stack), str(other), f"--tilts={tilts}", "--out", str(tmp_path / "run"), *out]
+    assert main(arguments) == (1 if command == "check" else 2)
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert "77 sections, 77 angles" in said
+    assert "a tilt series?" in said
+    assert "--is-tomogram" in said
 
 
 # Reading

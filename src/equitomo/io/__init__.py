@@ -1,6 +1,7 @@
 """Files: tomograms in the MRC and OME-Zarr formats, and tilt angles. Numpy arrays, never tensors."""
 
 from .errors import FileFormatError, FileFormatWarning
+from .fei import fei_tilts
 from .files import bytes_to_create, creating_volume, read_volume, require_writable, write_volume
 from .mapped import SLAB_BYTES, Index, release, scratch_array, slabs_of
 from .mrc_header import MrcHeader
@@ -30,6 +31,7 @@ __all__ = [
     "bytes_to_create",
     "creating_volume",
     "find_series",
+    "fei_tilts",
     "flush_folder",
     "open_without_links",
     "read_series",

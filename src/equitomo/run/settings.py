@@ -25,6 +25,8 @@ class TomogramFiles:
         table or of the run, or y.
     permissive
         Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
+    is_tomogram
+        Accept a file that looks like a tilt series because it has one section for each tilt.
     nan
         What to do about voxels that are NaN or infinite: refuse the file, or replace them by its mean ("mean").
     """
@@ -34,6 +36,7 @@ class TomogramFiles:
     tilts: str | None = None
     tilt_axis: Literal["y", "x"] | None = None
     permissive: bool = False
+    is_tomogram: bool = False
     nan: Literal["refuse", "mean"] = "refuse"
 
 
