@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from equitomo.datasets.views import transformed
+from equitomo.datasets.views import background, transformed
 
 # Frequencies in cycles per pixel between which images are compared: below are gradients, above is mostly noise.
 _BAND = (0.01, 0.25)
@@ -63,6 +64,46 @@ def shifted(views: Tensor, shifts: Tensor) -> Tensor:
     """
     identity = torch.eye(2, dtype=torch.float64).expand(len(views), 2, 2)
     return transformed(views, torch.cat((identity, shifts.double().cpu().flip(-1)[..., None]), -1))
+
+
+def mass_shifts(projections: Tensor, angles: Sequence[float]) -> Tensor:
+    r"""Return the shifts that bring the centre of mass of each view onto the curve of a rotation.
+
+    The curve across the tilt axis is the :math:`A\cos\theta + B\sin\theta` that fits best, with the axis in the middle
+    of the images; along the axis it is the mean. The specimen must end within the images and be brighter than the
+    background, as single particles in dark-field images are.
+
+    Parameters
+    ----------
+    projections
+        The images ``(tilt, along, across)``.
+    angles
+        The tilts in degrees.
+
+    Returns
+    -------
+    Tensor
+        Pixels along and across the tilt axis, ``(tilt, 2)``, for :func:`shifted`.
+
+    Examples
+    --------
+    >>> view = torch.zeros(32, 33).index_fill(1, torch.tensor(16), 1.0) * torch.hann_window(32)[:, None]
+    >>> shifts = mass_shifts(torch.stack((view, view.roll(3, 0), view)), [-30, 0, 30])
+    >>> shifts.round().abs().tolist()
+    [[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]]
+    """
+    matter = (projections - background(projections)[:, None, None]).clamp_min(0).double()
+    total = matter.sum((-2, -1))
+    if not bool((total > 0).all()):
+        raise ValueError(f"view {int(total.argmin())} has no matter above its background; leave it out with `exclude`")
+    along, across = (
+        (matter.sum(axis) * (torch.arange(n, dtype=torch.float64, device=matter.device) - (n - 1) / 2)).sum(-1) / total
+        for axis, n in ((-1, matter.shape[-2]), (-2, matter.shape[-1]))
+    )
+    tilt = torch.deg2rad(torch.tensor(list(angles), dtype=torch.float64, device=matter.device))
+    design = torch.stack((torch.cos(tilt), torch.sin(tilt)), -1)
+    curve = design @ (torch.linalg.pinv(design) @ across)
+    return torch.stack((along.mean() - along, curve - across), -1)
 
 
 def _shift(moving: Tensor, fixed: Tensor, reach: float) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from equitomo.datasets.acquisition import Turn, acquisition_order
+from equitomo.datasets.registration import mass_shifts, shifted
 from equitomo.datasets.views import Binning, binned, cropped
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.io import FileFormatError, FileFormatWarning, Volume, read_stack, read_tilts
@@ -143,6 +144,7 @@ class TiltSeries:
         binning: int = 1,
         bin_by: Binning = "fourier",
         size: tuple[int, int] | None = None,
+        align: Literal["none", "mass"] = "none",
         pixel_size: float | None = None,
         tilt_axis_offset: float = 0.0,
         permissive: bool = False,
@@ -179,6 +181,9 @@ class TiltSeries:
             How pixels are binned, see :func:`~equitomo.datasets.views.binned`.
         size
             Pixels of the result along the tilt axis and across it, cut from the middle after binning. None keeps all.
+        align
+            ``"mass"`` moves the centre of mass of each view onto the curve of a rotation, with the tilt axis in the
+            middle, see :func:`~equitomo.datasets.registration.mass_shifts`; ``"none"`` leaves the images in place.
         pixel_size
             In ångström, before binning. None takes it from the file.
         tilt_axis_offset
@@ -222,6 +227,10 @@ class TiltSeries:
             chosen = [sorted(chosen)[place] for place in places]
         elif order != "sections":
             raise ValueError(f"`order` must be 'sections' or 'acquisition', got {order!r}")
+        if align == "mass":
+            projections = shifted(projections, mass_shifts(projections, chosen))
+        elif align != "none":
+            raise ValueError(f"`align` must be 'none' or 'mass', got {align!r}")
         stated = stack.voxel_size[2] or None
         return cls(
             projections,
