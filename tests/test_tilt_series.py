@@ -11,11 +11,12 @@ from making import DATA, real_data
 
 from equitomo import TiltSeries, TomogramPair, register, split_by_scan, split_by_tilt, write_volume
 from equitomo.cli import main
-from equitomo.datasets import paired, registered_scans
+from equitomo.datasets import paired, read_geometry, registered_scans
 from equitomo.datasets.acquisition import acquisition_order, schemes
 from equitomo.datasets.registration import shifted
 from equitomo.datasets.splits import scan_shifts
 from equitomo.datasets.views import binned, dose_filtered, extended, normalized, transformed
+from equitomo.io import SeriesMetadata
 from equitomo.simulate import filtered_backprojection
 
 ANGLES = tuple(range(-60, 61, 6))
@@ -112,6 +113,14 @@ def test_another_number_of_angles_than_images_is_refused(tmp_path):
         TiltSeries.read(stack, tilts=[-60, 0, 60])
 
 
+@pytest.mark.fault(36)
+def test_radians_are_refused_wherever_they_come_from():
+    radians = [math.radians(angle) for angle in ANGLES]
+    for make in (lambda: TiltSeries(rocking(), radians), lambda: read_geometry("-1.05,1.05")):
+        with pytest.raises(ValueError, match=r"seem to be radians, expected degrees: multiply each by 57\.29578"):
+            make()
+
+
 @pytest.mark.fault(77)
 def test_a_tomogram_is_no_series(tmp_path):
     tomogram = write_stack(tmp_path / "tomogram.mrc", rocking())
@@ -203,6 +212,41 @@ def test_a_series_of_fei_has_its_angles_and_pixel_size_in_its_file():
     series = TiltSeries.read(DATA / "etspy_needle" / "HAADF.mrc", tilt_axis="x")
     assert (series.n_views, series.shape, series.angles[0]) == (77, (256, 256), -76.0)
     assert series.pixel_size == pytest.approx(33.6, abs=0.01)
+
+
+def test_metadata_select_order_and_align_the_images(tmp_path):
+    """Images in another order, with the tilt axis 90 degrees from the columns, one shifted, and one left out."""
+    images = rocking()[:, 4:52]
+    turned = images.rot90(-1, (1, 2))
+    stack = write_stack(tmp_path / "series.mrc", turned.roll(3, 2).flip(0))
+    metadata = SeriesMetadata(
+        "TS",
+        tuple(map(float, ANGLES)),
+        stack=stack,
+        sections=tuple(range(20, -1, -1)),
+        tilt_axis_angle=(90.0,) * 21,
+        shifts=((-3.0, 0.0),) * 21,
+        dose=tuple(map(float, range(21))),
+        excluded=(3,),
+    )
+    series = TiltSeries.from_metadata(metadata)
+    assert series.shape == (48, 64)
+    assert series.angles == tuple(angle for angle in ANGLES if angle != ANGLES[3])
+    assert series.dose == tuple(float(n) for n in range(21) if n != 3)
+    expected = torch.cat((images[:3], images[4:]))
+    inside = (slice(None), slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(series.projections[inside], expected[inside], atol=1e-3, rtol=0)
+
+
+@pytest.mark.fault(85)
+def test_images_of_mixed_sizes_are_refused(tmp_path):
+    files = [write_stack(tmp_path / f"{n}.mrc", rocking()[n : n + 1, : 64 - 8 * (n == 2)]) for n in range(3)]
+    metadata = SeriesMetadata("TS", (-60.0, 0.0, 60.0), images=tuple(files))
+    with pytest.raises(ValueError, match=r"2.mrc: an image of \(56, 64\) pixels .*, expected \(64, 64\)"):
+        TiltSeries.from_metadata(metadata)
+    assert TiltSeries.from_metadata(metadata, size=(48, 48)).shape == (48, 48)
+    with pytest.raises(ValueError, match="no images of the first half"):
+        TiltSeries.from_metadata(metadata, half="first")
 
 
 # Preparation

@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from equitomo.datasets.acquisition import Turn, acquisition_order
 from equitomo.datasets.registration import mass_shifts, shifted
-from equitomo.datasets.views import Binning, binned, cropped
+from equitomo.datasets.views import Binning, binned, cropped, transformed
 from equitomo.geometry import TiltAxis, TiltGeometry
-from equitomo.io import FileFormatError, FileFormatWarning, Volume, read_stack, read_tilts
+from equitomo.io import FileFormatError, FileFormatWarning, SeriesMetadata, Volume, read_stack, read_tilts
 
 # What read_tilts warns of is normal in a tilt series, whose images are sorted with their angles.
 _NORMAL = ("angles are not in ascending order", "angles repeat")
@@ -242,6 +243,80 @@ class TiltSeries:
             name=name,
         )
 
+    @classmethod
+    def from_metadata(
+        cls,
+        metadata: SeriesMetadata,
+        *,
+        half: Literal["first", "second"] | None = None,
+        exclude: Collection[int] = (),
+        pretilt: float = 0.0,
+        binning: int = 1,
+        bin_by: Binning = "fourier",
+        size: tuple[int, int] | None = None,
+        permissive: bool = False,
+    ) -> TiltSeries:
+        """Read the images of a series and align them as its metadata say.
+
+        Each image is rotated and shifted in one interpolation and then binned, one after the other. The tilt axis of
+        the result is y. Views that the program left out are left out.
+
+        Parameters
+        ----------
+        metadata
+            What :func:`~equitomo.read_series` returns.
+        half
+            The images to read: ``"first"`` and ``"second"`` are those of the even and of the odd frames, None those of
+            all frames.
+        exclude
+            Further views to leave out, as indices into ``metadata.angles``.
+        pretilt
+            Degrees to add to all angles, besides ``metadata.tilt_offset``.
+        binning, bin_by, size, permissive
+            As for :meth:`read`.
+
+        Raises
+        ------
+        ValueError, OSError
+            If the metadata name no such images, a file cannot be read, sizes are mixed, or the series cannot be used.
+        """
+        sources = _sources(metadata, half)
+        kept = [n for n in _kept(metadata.name, metadata.n_views, exclude) if n not in set(metadata.excluded)]
+        if len(kept) < 2:
+            raise ValueError(f"{metadata.name}: `exclude` leaves {len(kept)} views that the program did not leave out")
+        transforms = torch.from_numpy(metadata.view_transforms())
+        opened: dict[Path, Volume] = {}
+        images: list[Tensor] = []
+        for n in kept:
+            path, section = sources[n]
+            if path not in opened:
+                opened[path] = read_stack(path, permissive=permissive)[0]
+            image = torch.from_numpy(np.array(_section(opened[path], section, metadata.name), np.float32))
+            # A stack stays open; of single files only one is.
+            if len(opened) > 1:
+                opened = {path: opened[path]}
+            shape = _turned(image, transforms[n])
+            if not _is_identity(transforms[n]):
+                image = transformed(image[None], transforms[n][None], shape)[0]
+            image = binned(image, binning, bin_by)
+            image = image if size is None else cropped(image, size)
+            if images and image.shape != images[0].shape:
+                raise ValueError(
+                    f"{path}: an image of {tuple(image.shape)} pixels after alignment and binning, expected "
+                    f"{tuple(images[0].shape)} as of the other views; give images of one size"
+                )
+            images.append(image)
+        chosen = metadata.select(kept)
+        return cls(
+            torch.stack(images),
+            [angle + metadata.tilt_offset + pretilt for angle in chosen.angles],
+            pixel_size=_times(metadata.pixel_size or opened[path].voxel_size[2] or None, binning),
+            dose=chosen.dose,
+            acquisition_order=chosen.acquisition_order,
+            tilt_axis_offset=metadata.tilt_axis_offset / binning,
+            name=metadata.name,
+        )
+
     @property
     def n_views(self) -> int:
         """Number of views."""
@@ -299,9 +374,7 @@ def require_one_angle_each(name: str, n_images: int, n_angles: int) -> None:
     )
 
 
-def _angles_of(
-    stack: Volume, own: tuple[float, ...] | None, tilts: str | Path | Sequence[float] | None
-) -> list[float]:
+def _angles_of(stack: Volume, own: tuple[float, ...] | None, tilts: str | Path | Sequence[float] | None) -> list[float]:
     """Return the angles in the order of the sections: those that are given, else those in the file of the images."""
     if tilts is None:
         if own is None:
@@ -316,6 +389,43 @@ def _angles_of(
         for normal in _NORMAL:
             warnings.filterwarnings("ignore", f".*{normal}", FileFormatWarning)
         return list(read_tilts(tilts, sort=False))
+
+
+def _sources(metadata: SeriesMetadata, half: Literal["first", "second"] | None) -> list[tuple[Path, int]]:
+    """Return the file and the section of each view."""
+    if half is None:
+        stack, files = metadata.stack, metadata.images
+    else:
+        number = ("first", "second").index(half)
+        stack = None if metadata.half_stacks is None else metadata.half_stacks[number]
+        files = None if metadata.half_images is None else metadata.half_images[number]
+    if stack is not None and metadata.sections is not None:
+        return [(stack, section) for section in metadata.sections]
+    if files is None:
+        which = "no stack of images" if half is None else f"no images of the {half} half"
+        raise ValueError(f"{metadata.name}: the files tell of {which}; give the stack together with them")
+    return [(path, 0) for path in files]
+
+
+def _section(stack: Volume, section: int, name: str) -> npt.NDArray[Any]:
+    """Return one image."""
+    if section >= stack.shape[0]:
+        raise ValueError(
+            f"{stack.path}: {stack.shape[0]} images, but {name} has a view in section {section}, counted from 0; give "
+            "the stack that belongs to the alignment"
+        )
+    return stack[section]
+
+
+def _turned(image: Tensor, transform: Tensor) -> tuple[int, int]:
+    """Return the shape of an aligned image: rows and columns change places if it is turned by more than 45 degrees."""
+    rows, columns = image.shape
+    is_across = abs(float(transform[0, 1])) > abs(float(transform[0, 0]))
+    return (columns, rows) if is_across else (rows, columns)
+
+
+def _is_identity(transform: Tensor) -> bool:
+    return bool(torch.equal(transform, torch.eye(2, 3, dtype=transform.dtype)))
 
 
 def _kept(name: str, n_sections: int, exclude: Collection[int]) -> list[int]:
