@@ -354,7 +354,7 @@ def test_a_pair_of_degrees_is_a_continuous_range_about_y():
         (lambda: TiltGeometry([0, 1], weights=[1.0, 2.0]), "`weights` must lie between 0 and 1 .* divide them by the"),
         (lambda: TiltGeometry([0, 1], weights=[0.0, 0.0]), "not all be 0"),
         (lambda: TiltGeometry([0, 1], weights=[float("nan"), 1.0]), "`weights` must lie between 0 and 1"),
-        (lambda: TiltUnion([TiltGeometry([0, 1])] * 2), "at least two different tilt series, got 1"),
+        (lambda: TiltUnion([TiltGeometry([0, 10])] * 2), "at least two different tilt series, got 1"),
         (lambda: as_geometry((1, 2, 3)), r"pair \(low, high\)"),
         (lambda: wedge_mask((8, 8), (-60.0, 60.0)), r"shape must be \(z, y, x\)"),
         (lambda: wedge_mask((8, 0, 8), (-60.0, 60.0)), "positive lengths"),

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
         IntensityScale,
         SubtomogramDataset,
         SubtomogramPool,
+        TiltSeries,
         TomogramPair,
+        register,
         specimen_mask,
+        split_by_scan,
+        split_by_tilt,
     )
     from equitomo.diagnosis import Finding, diagnose, estimate_wedge, judge_geometry
     from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
@@ -55,6 +59,7 @@ __all__ = [
     "TiledPredictor",
     "TiltGeometry",
     "TiltRangeGenerator",
+    "TiltSeries",
     "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
@@ -72,7 +77,10 @@ __all__ = [
     "read_stack",
     "read_tilts",
     "read_volume",
+    "register",
     "specimen_mask",
+    "split_by_scan",
+    "split_by_tilt",
     "wedge_mask",
     "write_volume",
 ]
@@ -97,6 +105,7 @@ _HOMES = {
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
     "TiltRangeGenerator": "physics",
+    "TiltSeries": "datasets",
     "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",
@@ -113,7 +122,10 @@ _HOMES = {
     "read_stack": "io",
     "read_tilts": "io",
     "read_volume": "io",
+    "register": "datasets",
     "specimen_mask": "datasets",
+    "split_by_scan": "datasets",
+    "split_by_tilt": "datasets",
     "wedge_mask": "geometry",
     "write_volume": "io",
 }

@@ -5,7 +5,9 @@ from equitomo.datasets.halves import require_one_grid
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
 from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
+from equitomo.datasets.registration import register
 from equitomo.datasets.specimen import specimen_mask
+from equitomo.datasets.splits import paired, registered_scans, split, split_by_scan, split_by_tilt
 from equitomo.datasets.statistics import (
     HalfStatistics,
     ReadingStoppedError,
@@ -13,6 +15,7 @@ from equitomo.datasets.statistics import (
     has_zero_background,
     without_outliers,
 )
+from equitomo.datasets.tilt_series import TiltSeries
 
 __all__ = [
     "Cubes",
@@ -22,14 +25,21 @@ __all__ = [
     "ReadingStoppedError",
     "SubtomogramDataset",
     "SubtomogramPool",
+    "TiltSeries",
     "TomogramPair",
     "clipped",
     "cubes_of",
     "has_zero_background",
+    "paired",
     "read_geometry",
+    "register",
+    "registered_scans",
     "require_one_grid",
     "require_one_voxel_size",
     "require_usable",
     "specimen_mask",
+    "split",
+    "split_by_scan",
+    "split_by_tilt",
     "without_outliers",
 ]

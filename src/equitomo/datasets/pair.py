@@ -14,6 +14,7 @@ from torch import Tensor
 
 from equitomo.datasets.halves import require_one_grid, require_usable_halves
 from equitomo.datasets.intensities import IntensityScale, Nan, Normalization, require_finite
+from equitomo.datasets.sections import require_tomogram
 from equitomo.datasets.specimen import specimen_mask
 from equitomo.datasets.statistics import HalfStatistics, ReadingStoppedError, copy_block
 from equitomo.geometry import Geometry, TiltAxis, TiltGeometry, as_geometry
@@ -162,6 +163,7 @@ class TomogramPair:
         normalization: Normalization = "robust",
         nan: Nan = "refuse",
         permissive: bool = False,
+        is_tomogram: bool = False,
         lazy: bool = False,
         name: str | None = None,
     ) -> TomogramPair:
@@ -183,6 +185,8 @@ class TomogramPair:
             A file, a volume, ``"auto"`` or ``None``.
         permissive
             See :func:`~equitomo.read_volume`; holds for the mask too.
+        is_tomogram
+            Accept files that look like a tilt series because they have one section for each tilt.
         normalization, nan, lazy, name
             See the class.
 
@@ -206,12 +210,20 @@ class TomogramPair:
         def volume(path: str | Path) -> Volume:
             return read_volume(path, permissive=permissive)
 
+        one, other = volume(first), None if second is None else volume(second)
+        geometry = read_geometry(tilts, tilt_axis, second_axis_tilts)
+        second_geometry = None
+        if second_tilts is not None:
+            second_geometry = read_geometry(second_tilts, tilt_axis, second_axis_tilts)
+        if not is_tomogram:
+            for half in (one,) if other is None else (one, other):
+                require_tomogram(half, [geometry] if second_geometry is None else [geometry, second_geometry])
         paths = {"tilts": tilts, "second tilts": second_tilts, "second-axis tilts": second_axis_tilts}
         return cls(
-            volume(first),
-            None if second is None else volume(second),
-            read_geometry(tilts, tilt_axis, second_axis_tilts),
-            second_geometry=None if second_tilts is None else read_geometry(second_tilts, tilt_axis, second_axis_tilts),
+            one,
+            other,
+            geometry,
+            second_geometry=second_geometry,
             mask=volume(mask) if isinstance(mask, (str, Path)) and mask != "auto" else mask,  # type: ignore[arg-type]
             normalization=normalization,
             nan=nan,

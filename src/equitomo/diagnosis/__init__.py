@@ -2,16 +2,20 @@
 
 from equitomo.diagnosis.agreement import HalvesAgreement, compare_halves
 from equitomo.diagnosis.findings import Finding, Severity, diagnose
+from equitomo.diagnosis.tilt_axis import TiltAxisFit, fit_tilt_axis, judge_series
 from equitomo.diagnosis.wedge import WedgeEstimate, WedgeVerdict, estimate_wedge, judge_geometry
 
 __all__ = [
     "Finding",
     "HalvesAgreement",
     "Severity",
+    "TiltAxisFit",
     "WedgeEstimate",
     "WedgeVerdict",
     "compare_halves",
     "diagnose",
     "estimate_wedge",
+    "fit_tilt_axis",
     "judge_geometry",
+    "judge_series",
 ]

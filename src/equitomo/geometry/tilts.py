@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, overload
 
+from equitomo.io.angles import RADIANS
+
 TiltAxis = Literal["y", "x"]
 
 
@@ -118,6 +120,11 @@ class TiltGeometry:
         if self.weights is not None and not (all(0 <= w <= 1 for w in self.weights) and any(self.weights)):
             raise ValueError(
                 f"`weights` must lie between 0 and 1 and not all be 0, got {self.weights}: divide them by the largest"
+            )
+        if max(-low, high) <= RADIANS:
+            raise ValueError(
+                f"all tilts lie between {low:g} and {high:g}, so they seem to be radians, expected degrees: multiply "
+                "each by 57.29578 (180 / pi)"
             )
 
     @classmethod

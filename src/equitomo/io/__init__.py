@@ -1,6 +1,7 @@
 """Read and write tomograms in the MRC and OME-Zarr formats, as NumPy arrays, and read tilt angles and tables."""
 
 from .errors import FileFormatError, FileFormatWarning
+from .fei import fei_tilts
 from .files import bytes_to_create, creating_volume, read_volume, require_writable, write_volume
 from .mapped import SLAB_BYTES, Index, release, scratch_array, slabs_of
 from .mrc_header import MrcHeader
@@ -29,6 +30,7 @@ __all__ = [
     "atomic_file",
     "bytes_to_create",
     "creating_volume",
+    "fei_tilts",
     "find_series",
     "flush_folder",
     "open_without_links",

@@ -35,6 +35,12 @@ def fei_voxel_size(header: MrcHeader) -> Axes | None:
     return (x, y, x) if all(1e-3 < size < 1e6 for size in (y, x)) else None
 
 
+def fei_tilts(header: MrcHeader, n_sections: int) -> tuple[float, ...] | None:
+    """Return the tilt of each section in degrees, or None if the extended header holds none."""
+    metadata = fei_metadata(header, n_sections)
+    return None if metadata is None else tuple(float(angle) for angle in metadata["Alpha tilt"])
+
+
 def _is_old(header: MrcHeader, order: str) -> bool:
     """Return whether the header says, as IMOD reads it, that FEI wrote 32 real numbers for each section."""
     n_integers, n_reals = np.frombuffer(header.record["extra2"].tobytes(), f"{order}i2", 2, 16)

@@ -12,16 +12,17 @@ from .unpacking import is_packed, open_unpacked, unpacked_size
 from .volume import Volume
 
 
-def read_mrc(path: Path, *, memory_map: bool = True, permissive: bool = False) -> Volume:
-    """Return the volume in an MRC file, plain or packed; see :func:`read_volume`."""
+def read_mrc(path: Path, *, memory_map: bool = True, permissive: bool = False, is_stack: bool = False) -> Volume:
+    """Return the volume or the stack in an MRC file, plain or packed; see :func:`read_volume`."""
     notes: list[str] = []
     header, head = read_header(path, permissive, notes)
     record = header.record
-    _require_one_volume(path, header, notes)
+    if not is_stack:
+        _require_one_volume(path, header, notes)
     shape = field(record, "nz"), field(record, "ny"), field(record, "nx")
     offset = HEADER_BYTES + len(header.extended)
     voxels = MrcVoxels(path, head, offset, shape, stored_dtype(record, notes), axis_order(record))
-    voxel_size = _voxel_size(header, notes)
+    voxel_size = _voxel_size(header, notes, is_stack=is_stack)
     if voxels.order != (0, 1, 2):
         notes.append(
             f"the axes are stored in another order (mapc, mapr, maps = {axis_numbers(record)}); they are reordered to "
@@ -56,7 +57,7 @@ def _require_one_volume(path: Path, header: MrcHeader, notes: list[str]) -> None
         notes.append(f"the header declares a stack of {nz} images (ispg 0, mz 1); it is used as a volume")
 
 
-def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
+def _voxel_size(header: MrcHeader, notes: list[str], *, is_stack: bool) -> Axes:
     """Return the voxel size, cell over sampling, along ``(z, y, x)``; 0 where the file does not state one."""
     record = header.record
     if any(float(record["cellb"][name]) not in (0.0, 90.0) for name in ("alpha", "beta", "gamma")):
@@ -66,6 +67,8 @@ def _voxel_size(header: MrcHeader, notes: list[str]) -> Axes:
         cell, sampling = float(record["cella"][axis]), field(record, f"m{axis}")
         sizes.append(cell / sampling if 0 < cell < float("inf") and sampling > 0 else 0.0)
     z, y, x = sizes
+    if is_stack and z == 0:
+        z = sizes[0] = x  # The distance between images has no meaning.
     # In a stack of images mz is 1 by rule, but in many files the cell nevertheless spans all sections.
     nz, mz = field(record, "nz"), field(record, "mz")
     if header.ispg == 0 and mz == 1 and abs(z / nz - x) <= 0.01 * x:

@@ -293,6 +293,7 @@ class Run:
             normalization=self.config.normalization,
             nan=files.nan,
             permissive=files.permissive,
+            is_tomogram=files.is_tomogram,
             lazy=True,
         )
 

@@ -29,6 +29,8 @@ class TomogramFiles:
         ``tilts``.
     permissive
         Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
+    is_tomogram
+        Accept a file that looks like a tilt series because it has one section for each tilt.
     nan
         What to do about voxels that are NaN or infinite: refuse the file, or replace them by its mean ("mean").
     """
@@ -39,6 +41,7 @@ class TomogramFiles:
     tilt_axis: Literal["y", "x"] | None = None
     second_axis_tilts: str | None = None
     permissive: bool = False
+    is_tomogram: bool = False
     nan: Literal["refuse", "mean"] = "refuse"
 
 

@@ -80,6 +80,7 @@ class Tomogram:
             normalization=self.normalization,
             nan=given.nan,
             permissive=given.permissive,
+            is_tomogram=given.is_tomogram,
             lazy=lazy,
             name=name or f"{self.files}{line}",
         )

@@ -17,7 +17,7 @@ from equitomo.io.volume import Volume
 from .metadata import Program, SeriesMetadata
 
 
-def read_stack(path: str | Path) -> tuple[Volume, tuple[float, ...] | None]:
+def read_stack(path: str | Path, *, permissive: bool = False) -> tuple[Volume, tuple[float, ...] | None]:
     """Read a stack of images, and their tilts where the file has them.
 
     Parameters
@@ -25,6 +25,8 @@ def read_stack(path: str | Path) -> tuple[Volume, tuple[float, ...] | None]:
     path
         An MRC stack, a ``.hspy`` of HyperSpy, an ``.emd`` of tomviz or in the Berkeley layout, a TIFF, or a ``.dm3`` or
         ``.dm4`` of DigitalMicrograph if the package ``rosettasciio`` is installed.
+    permissive
+        See :func:`~equitomo.read_volume`.
 
     Returns
     -------
@@ -44,19 +46,16 @@ def read_stack(path: str | Path) -> tuple[Volume, tuple[float, ...] | None]:
     with open_regular(path, "a stack of images") as file:
         head = file.read(8)
     if not is_image_file(path, head):
-        return _read_mrc_stack(path)
+        return _read_mrc_stack(path, permissive=permissive)
     image = read_image_file(path, head)
     if not image.sizes[1]:
         warnings.warn(f"{path}: no unit of length; lengths are in pixels", FileFormatWarning, stacklevel=2)
     return Volume(image.data, image.sizes, header_at(image.origin), path), image.angles
 
 
-def _read_mrc_stack(path: Path) -> tuple[Volume, tuple[float, ...] | None]:
+def _read_mrc_stack(path: Path, *, permissive: bool) -> tuple[Volume, tuple[float, ...] | None]:
     """Return the images of an MRC stack, and the tilts of its FEI extended header."""
-    with warnings.catch_warnings():
-        # It is a stack here.
-        warnings.filterwarnings("ignore", ".*declares a stack", FileFormatWarning)
-        volume = read_mrc(path)
+    volume = read_mrc(path, permissive=permissive, is_stack=True)
     metadata = fei_metadata(volume.header, volume.shape[0])
     return volume, tuple(float(angle) for angle in metadata["Alpha tilt"]) if metadata is not None else None
 
