@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
-    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
+    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator, TiltSeriesPhysics
     from equitomo.run import Run
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
@@ -45,6 +45,7 @@ __all__ = [
     "TiledPredictor",
     "TiltGeometry",
     "TiltRangeGenerator",
+    "TiltSeriesPhysics",
     "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
@@ -83,6 +84,7 @@ _HOMES = {
     "TiledPredictor": "inference",
     "TiltGeometry": "geometry",
     "TiltRangeGenerator": "physics",
+    "TiltSeriesPhysics": "physics",
     "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",
