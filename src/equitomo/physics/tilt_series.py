@@ -116,7 +116,9 @@ class TiltSeriesPhysics(LinearPhysics):  # type: ignore[misc]
         self._require_series(y)
         return self._each(y, lambda projector, own, _: projector.backproject(own))
 
-    def A_dagger(self, y: Tensor, solver: str | None = None, **kwargs: Any) -> Tensor:
+    def A_dagger(
+        self, y: Tensor, solver: str | None = None, *, window: RampWindow | None = None, **kwargs: Any
+    ) -> Tensor:
         r"""Return the filtered backprojection of a series, which approximates the pseudo-inverse.
 
         The result holds what the tilts measure with gain one, up to Nyquist and on the line of the tilt axis too, and
@@ -130,6 +132,8 @@ class TiltSeriesPhysics(LinearPhysics):  # type: ignore[misc]
         solver
             ``None`` for filtered backprojection; deepinv's names, such as ``"lsqr"``, for the least-squares solution
             by iteration.
+        window
+            The window of the ramp filter; ``None`` for that of the operator.
         **kwargs
             Parameters as for :meth:`A`, or the arguments of deepinv's solver.
         """
@@ -137,7 +141,7 @@ class TiltSeriesPhysics(LinearPhysics):  # type: ignore[misc]
             solved: Tensor = super().A_dagger(y, solver=solver, **kwargs)
             return solved
         self.update_parameters(**kwargs)
-        return self.filtered_backprojection(y, self.window, interpolations=2)
+        return self.filtered_backprojection(y, window or self.window, interpolations=2)
 
     def filtered_backprojection(self, y: Tensor, window: RampWindow = "ram-lak", *, interpolations: int = 1) -> Tensor:
         """Return the filtered backprojection of a series; see :func:`~equitomo.physics.filtered_backprojection`."""
