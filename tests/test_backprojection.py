@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from projecting import backproject, blob, compact_specimen, energy, outside, project
@@ -10,7 +12,7 @@ from equitomo import TiltGeometry, TiltSeriesPhysics
 from equitomo.fourier import frequencies, rfftn
 from equitomo.geometry import TiltAxis, wedge_mask
 from equitomo.metrics import fourier_correlation
-from equitomo.physics import full_detector
+from equitomo.physics import full_detector, keys_gain, ramp_filtered, tilt_steps
 
 TILT_AXES: list[TiltAxis] = ["y", "x"]
 
@@ -80,3 +82,41 @@ def test_backprojection_fills_the_wedge_mask_of_the_same_sign_and_axes(tilt_axis
     assert outside(power, swapped) > 0.5
     other_axis = TiltGeometry(geometry.angles, tilt_axis="x" if tilt_axis == "y" else "y")
     assert outside(power, wedge_mask(shape, other_axis)) > 0.3
+
+
+@pytest.mark.parametrize("interpolations", [0, 1, 2])
+def test_the_gain_is_one_up_to_high_frequencies_where_the_interpolations_are_put_back(interpolations):
+    shape, geometry = (48, 8, 48), TiltGeometry(range(-60, 61, 2))
+    specimen = compact_specimen(shape, width=5.0)
+    found = backproject(project(specimen, geometry), geometry, shape, interpolations=interpolations)
+    kz, _, kx = frequencies(shape)
+    radius = (kz**2 + kx**2).sqrt().expand(shape[0], shape[1], -1)
+    band = (wedge_mask(shape, geometry, support="box").expand_as(radius) > 0) & (radius > 0.35) & (radius < 0.4)
+    truth, measured = rfftn(specimen)[band], rfftn(found)[band]
+    gain = ((truth.conj() * measured).real.sum() / (truth.abs() ** 2).sum()).item()
+    expected = keys_gain(torch.tensor(0.375)).item() ** (2 - interpolations)
+    assert gain == pytest.approx(expected, abs=0.06)
+
+
+def test_tilts_represent_the_directions_nearest_to_them_and_scans_share_them():
+    steps = torch.rad2deg(tilt_steps(torch.tensor([10.0, -60.0, 0.0, 10.05, 40.0], dtype=torch.float64)))
+    torch.testing.assert_close(steps, steps.new_tensor([10, 60, 35, 10, 29.975]), atol=0.05, rtol=0)
+    full = tilt_steps(torch.arange(-90.0, 90.0, 3.0, dtype=torch.float64))
+    assert full.sum().item() == pytest.approx(math.pi)
+
+
+def test_repeated_scans_give_the_volume_of_one():
+    geometry, twice = TiltGeometry(range(-60, 61, 4)), TiltGeometry([*range(-60, 61, 4), *range(-20, 21, 4)])
+    shape = (20, 3, 24)
+    specimen = compact_specimen(shape, width=4.0)
+    found, expected = (backproject(project(specimen, g), g, shape) for g in (twice, geometry))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_views_that_end_in_nothing_are_filtered_by_the_ramp_alone():
+    views = torch.zeros(2, 40, dtype=torch.float64)
+    views[:, 20] = 1.0
+    lag = torch.arange(40, dtype=torch.float64) - 20
+    expected = torch.where(lag % 2 == 0, 0.0, -1 / (math.pi * lag) ** 2)
+    expected[20] = 0.25
+    torch.testing.assert_close(ramp_filtered(views, interpolations=0)[0], expected)

@@ -128,3 +128,82 @@ def test_projections_are_those_of_scikit_image():
     ours = project(volume, geometry)[:, 0].numpy().T
     # radon interpolates linearly.
     assert np.abs(ours - expected).max() < 0.03 * expected.max()
+
+
+def test_the_inside_of_a_cylinder_has_the_length_of_its_chords():
+    n, radius = 64, 24.0
+    fine = (torch.arange(8 * n, dtype=torch.float64) + 0.5) / 8 - n / 2
+    inside = (fine[:, None] ** 2 + fine**2 < radius**2).double()
+    disc = inside.reshape(n, 8, n, 8).mean((1, 3))
+    series = project(disc[:, None], TiltGeometry(ANGLES))[:, 0]
+    t = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
+    inner = t.abs() < 0.8 * radius
+    chords = 2 * (radius**2 - t[inner] ** 2).sqrt()
+    assert ((series[:, inner] - chords) / chords).abs().max() < 0.01
+
+
+def test_a_batch_may_mix_geometries():
+    geometries = [TiltGeometry(range(-60, 61, 20)), TiltGeometry(range(-50, 41, 15))]
+    x = normal(2, 3, 12, 5, 14)
+    mixed = TiltSeriesPhysics((12, 5, 14), geometries)
+    alone = [TiltSeriesPhysics((12, 5, 14), geometry) for geometry in geometries]
+    y = torch.cat([physics.A(own[None]) for physics, own in zip(alone, x, strict=True)])
+    torch.testing.assert_close(mixed.A(x), y)
+    updated = alone[0]
+    torch.testing.assert_close(updated.A(x, tilts=mixed.tilts), y)
+    for name in ("A_adjoint", "A_dagger"):
+        back = torch.cat(
+            [
+                getattr(TiltSeriesPhysics((12, 5, 14), geometry), name)(own[None])
+                for geometry, own in zip(geometries, y, strict=True)
+            ]
+        )
+        torch.testing.assert_close(getattr(mixed, name)(y), back)
+    with pytest.raises(ValueError, match="tilts of 2 samples and was given 3"):
+        mixed.A(normal(3, 1, 12, 5, 14))
+
+
+def test_a_shift_of_the_tilt_axis_by_whole_pixels_shifts_the_views():
+    x, geometry = normal(1, 1, 12, 5, 14), TiltGeometry(ANGLES)
+    shifted = TiltSeriesPhysics((12, 5, 14), geometry, detector=40, tilt_axis_offset=3).A(x)
+    plain = TiltSeriesPhysics((12, 5, 14), geometry, detector=40).A(x)
+    torch.testing.assert_close(shifted, plain.roll(3, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_parts_of_the_tilt_axis_and_weights_made_anew_change_nothing(monkeypatch):
+    x, geometry = normal(2, 1, *SHAPE), TiltGeometry(ANGLES)
+    physics = TiltSeriesPhysics(SHAPE, geometry)
+    y = physics.A(x)
+    for name, value in (("KEPT_WEIGHTS", 0), ("BLOCK_WEIGHTS", 1 << 14), ("SLAB_BYTES", 1 << 18)):
+        monkeypatch.setattr(f"equitomo.physics.projector.{name}", value)
+    small = TiltSeriesPhysics(SHAPE, geometry)
+    torch.testing.assert_close(small.A(x), y, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(small.A_adjoint(y), physics.A_adjoint(y), atol=1e-4, rtol=1e-5)
+
+
+def test_autocast_changes_nothing():
+    physics, x = TiltSeriesPhysics((12, 5, 14), TiltGeometry(ANGLES)), normal(1, 1, 12, 5, 14)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = physics.A(x)
+        back, dagger = physics.A_adjoint(y), physics.A_dagger(y)
+    assert torch.equal(y, physics.A(x)) and torch.equal(back, physics.A_adjoint(y))
+    torch.testing.assert_close(dagger, physics.A_dagger(y))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry.from_range(-60, 60)), "list of tilts"),
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry(ANGLES) | TiltGeometry(ANGLES, "x")), "one tilt axis"),
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry(ANGLES), detector=0), "`detector`"),
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry(ANGLES), tilt_axis_offset=[1, 2]), "`tilt_axis_offset`"),
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry(ANGLES), window="none"), "`window`"),
+        (lambda: TiltSeriesPhysics(SHAPE, [TiltGeometry([0, 1]), TiltGeometry([0, 1, 2])]), "one number of tilts"),
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry(ANGLES)).A(torch.ones(1, 1, 8, 8, 8)), "was made for"),
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry(ANGLES)).A_adjoint(torch.ones(1, 1, 8, 8, 8)), "was made for"),
+        (lambda: TiltSeriesPhysics(SHAPE, TiltGeometry(ANGLES)).update(tilts=torch.ones(1, 3)), "`tilts`"),
+    ],
+)
+def test_what_cannot_be_projected_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

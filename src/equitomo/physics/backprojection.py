@@ -138,21 +138,25 @@ def ramp_filtered(y: Tensor, window: RampWindow = "ram-lak", *, interpolations: 
 
 def _with_measured_mass(projector: Projector, x: Tensor, y: Tensor, steps: Tensor) -> Tensor:
     """Add a constant to each plane across the tilt axis, so that its mass is that in the least tilted views."""
-    angles = projector.tilts
-    least = angles[angles.abs().argmin()]
+    tilts = projector.tilts
     # Of the line of the tilt axis all views hold the same. The least tilted ones hold least of the matter beside the
     # volume, and miss least of the volume itself.
-    used = torch.where((angles - least).abs() <= _LEAST_TILTED, steps, 0.0)
+    used = ((tilts - tilts[tilts.abs().argmin()]).abs() <= _LEAST_TILTED).nonzero()[:, 0]
     plane = Projector(
         (projector.n_beam, 1, projector.n_across),
-        angles,
+        tilts[used],
         detector=projector.detector,
-        offsets=projector.offsets,
+        offsets=projector.offsets[used],
     )
-    paths = plane.project(x.new_ones(1, 1, *plane.shape))[0, 0, :, 0]
-    seen = used[:, None] * (paths >= paths.amax(dim=-1, keepdim=True) / 2)
+    # The pixels whose path through the volume is at least half of the longest.
+    radians = torch.deg2rad(plane.tilts.to(y))
+    reach = torch.maximum(projector.n_across * radians.cos(), projector.n_beam * radians.sin().abs()) / 2
+    t = torch.arange(projector.detector, device=y.device, dtype=y.dtype) - (projector.detector - 1) / 2
+    seen = steps[used, None] * ((t - plane.offsets.to(y)[:, None]).abs() <= reach[:, None])
     recorded = plane.backproject(seen[None, None, :, None])[0, 0, :, 0]
-    mass = torch.einsum("bcpat,pt->bca", y, seen)
-    pattern = "bczyx,zx->bcy" if projector.tilt_axis == "y" else "bczyx,zy->bcx"
-    missing = (mass - torch.einsum(pattern, x, recorded)) / recorded.sum()
+    # Sums of products, because autocast would round the terms of a matrix product.
+    mass = (y[:, :, used] * seen[:, None]).sum((-3, -1))
+    recorded = recorded[:, None, :] if projector.tilt_axis == "y" else recorded[:, :, None]
+    across = (-3, -1) if projector.tilt_axis == "y" else (-3, -2)
+    missing = (mass - (x * recorded).sum(across)) / recorded.sum()
     return x + (missing[:, :, None, :, None] if projector.tilt_axis == "y" else missing[:, :, None, None, :])

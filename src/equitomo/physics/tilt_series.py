@@ -74,7 +74,7 @@ class TiltSeriesPhysics(LinearPhysics):  # type: ignore[misc]
         device: torch.device | str = "cpu",
         **kwargs: Any,
     ) -> None:
-        geometries = [geometry] if isinstance(geometry, TiltGeometry) else list(geometry)
+        geometries = list(geometry) if isinstance(geometry, Sequence) else [geometry]
         _check_geometries(geometries)
         self.volume_shape: Shape = spatial_shape(img_size, "img_size")
         size = tuple(int(n) for n in img_size)
