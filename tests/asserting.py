@@ -35,7 +35,7 @@ def dense(apply: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> Ten
     """The matrix of a linear map of volumes, column by column."""
     n = shape[0] * shape[1] * shape[2]
     units = torch.eye(n, dtype=torch.float64).reshape(n, 1, *shape)
-    return apply(units).reshape(n, n).T
+    return apply(units).reshape(n, -1).T
 
 
 def small_network(seed: int = 0) -> nn.Module:

@@ -138,7 +138,7 @@ def mirrored(pair):
 
 
 def inverted(pair):
-    pair.second = -pair.second
+    pair.second = 2 * pair.second.mean() - pair.second
 
 
 def unrelated(pair):

@@ -42,6 +42,7 @@ from equitomo import (
     SubtomogramDataset,
     TiltGeometry,
     TiltRangeGenerator,
+    TiltSeriesPhysics,
     TwoViewReconstructor,
     wedge_mask,
 )
@@ -68,6 +69,10 @@ OPERATORS = {
     ),
     "wedge 3d, signed": lambda size: MissingWedgeOperator(size, mask=contrast),
     "padded 3d, signed": lambda size: PaddedMissingWedgeOperator(size, mask=contrast),
+    "series 3d": lambda size: TiltSeriesPhysics(size, TiltGeometry(range(-60, 41, 10)), detector=13),
+    "series 3d about x, shifted": lambda size: TiltSeriesPhysics(
+        size, TiltGeometry(range(-60, 41, 10), "x"), tilt_axis_offset=0.7
+    ),
     "padded 3d": lambda size: PaddedMissingWedgeOperator(size, (-60, 40)),
     "padded 3d about x, box": lambda size: PaddedMissingWedgeOperator(
         size, TiltGeometry.from_range(-50, 20, "x"), support="box"
@@ -107,11 +112,11 @@ def their_physics_tests(monkeypatch, tmp_path) -> ModuleType:
         # Padding takes something from a mask that reaches one at zero frequency only.
         norm = (
             1.0
-            if name != "padded 3d, signed"
+            if name != "padded 3d, signed" and not name.startswith("series")
             else float(matrix_norm(dense(OPERATORS[name](size).double().A, size[1:]), 2))
         )
         found = physics, size, norm**2, torch.float32
-        return (*found, ["mask"]) if get_physics_param else found
+        return (*found, [] if name.startswith("series") else ["mask"]) if get_physics_param else found
 
     monkeypatch.setattr(theirs, "find_operator", find_operator)
     monkeypatch.setattr(theirs, "OPERATORS", list(OPERATORS))

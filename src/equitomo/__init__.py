@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
-    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator
+    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator, TiltSeriesPhysics
     from equitomo.run import Run
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
@@ -60,6 +60,7 @@ __all__ = [
     "TiltGeometry",
     "TiltRangeGenerator",
     "TiltSeries",
+    "TiltSeriesPhysics",
     "TiltUnion",
     "TomogramPair",
     "TrainingConfig",
@@ -106,6 +107,7 @@ _HOMES = {
     "TiltGeometry": "geometry",
     "TiltRangeGenerator": "physics",
     "TiltSeries": "datasets",
+    "TiltSeriesPhysics": "physics",
     "TiltUnion": "geometry",
     "TomogramPair": "datasets",
     "TrainingConfig": "training",

@@ -1,13 +1,32 @@
 """Measurement operators, as deepinv physics."""
 
+from equitomo.physics.backprojection import (
+    RampWindow,
+    filtered_backprojection,
+    ramp_filtered,
+    ramp_response,
+    tilt_steps,
+)
 from equitomo.physics.generator import TiltRangeGenerator
+from equitomo.physics.projector import Projector, keys_gain, keys_weights
 from equitomo.physics.streamed import apply_by_planes
+from equitomo.physics.tilt_series import TiltSeriesPhysics, full_detector
 from equitomo.physics.wedge import MissingWedgeOperator, PaddedMissingWedgeOperator, WedgeOperator
 
 __all__ = [
     "MissingWedgeOperator",
     "PaddedMissingWedgeOperator",
+    "Projector",
+    "RampWindow",
     "TiltRangeGenerator",
+    "TiltSeriesPhysics",
     "WedgeOperator",
     "apply_by_planes",
+    "filtered_backprojection",
+    "full_detector",
+    "keys_gain",
+    "keys_weights",
+    "ramp_filtered",
+    "ramp_response",
+    "tilt_steps",
 ]

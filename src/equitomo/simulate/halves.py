@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from equitomo.geometry import TiltGeometry
+from equitomo.physics import TiltSeriesPhysics
 from equitomo.simulate.specimen import normal, simulate_specimen
-from equitomo.simulate.tilt_series import filtered_backprojection, project
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,14 @@ def simulate_halves(
     truth = simulate_specimen(shape, voxel_size=voxel_size, generator=generator)
     n_across = truth.shape[geometry.axes.across]
     n_spare = math.ceil((math.hypot(truth.shape[0], n_across) - n_across) / 2)
-    series = project(truth, geometry, width=n_across + 2 * n_spare)
-    power = series[..., n_spare : n_spare + n_across].var(dim=(1, 2)).mean()
+    detector = n_across + 2 * n_spare
+    physics = TiltSeriesPhysics(truth.shape, geometry, detector=detector, device=truth.device)
+    series = physics.A(truth[None, None])[0, 0]
+    power = series.narrow(-1, n_spare, n_across).var(dim=(1, 2)).mean()
     deviation = (2 * power / snr).sqrt()
+    # This window leaves as much noise as the linear interpolation of most programs does.
     first, second = (
-        filtered_backprojection(series + deviation * normal(series.shape, generator), geometry, truth.shape)
-        for _ in range(2)
+        physics.filtered_backprojection(noisy[None, None], "shepp-logan")[0, 0]
+        for noisy in (series + deviation * normal(series.shape, generator) for _ in range(2))
     )
     return SimulatedHalves(truth=truth, first=first, second=second, geometry=geometry)
