@@ -1,6 +1,7 @@
 """Judge a pair of half tomograms before a long training: whether the halves fit each other and the declared tilts."""
 
 from equitomo.diagnosis.agreement import HalvesAgreement, compare_halves
+from equitomo.diagnosis.ctf import find_noise_zero
 from equitomo.diagnosis.findings import Finding, Severity, diagnose
 from equitomo.diagnosis.wedge import WedgeEstimate, WedgeVerdict, estimate_wedge, judge_geometry
 
@@ -13,5 +14,6 @@ __all__ = [
     "compare_halves",
     "diagnose",
     "estimate_wedge",
+    "find_noise_zero",
     "judge_geometry",
 ]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from equitomo.datasets import HalfStatistics, IntensityScale, TomogramPair, clipped, require_usable
 from equitomo.diagnosis.agreement import SURE, compare_halves
+from equitomo.diagnosis.ctf import find_noise_zero
 from equitomo.diagnosis.wedge import estimate_wedge, judge_geometry
 from equitomo.fourier import cosine_taper
 from equitomo.metrics import fourier_shell_correlation
+from equitomo.physics import CtfState
 
 Severity = Literal["ok", "note", "warning", "error"]
 
@@ -34,7 +36,7 @@ class Finding:
         reconstruction will be worse, ``"error"`` if it will be wrong or impossible.
     subject
         What the finding is about: ``"files"``, ``"tilts"``, ``"voxels"``, ``"scale"``, ``"mask"``, ``"halves"``,
-        ``"wedge"`` or ``"axes"``.
+        ``"ctf"``, ``"wedge"`` or ``"axes"``.
     message
         What was found.
     remedy
@@ -60,18 +62,22 @@ class Finding:
         return f"{self.message}: {self.remedy}" if self.remedy else self.message
 
 
-def diagnose(pair: TomogramPair) -> list[Finding]:
+def diagnose(pair: TomogramPair, *, ctf_state: CtfState = "unknown") -> list[Finding]:
     """Return the findings about a pair: what is in order, what is wrong, or why it cannot be used.
 
     The halves are compared for a shift, a mirror, an inverted contrast and their scale, the declared tilts with the
-    spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers, a grey mask and voxels that are not cubes
-    are reported. All of this comes from the statistics of the pair: each half is read once, or not at all if the pair
-    was read before. The pair is left as it is.
+    spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers, a grey mask, voxels that are not cubes and
+    a Wiener filter are reported. All of this comes from the statistics of the pair: each half is read once, or not at
+    all if the pair was read before. The pair is left as it is.
 
     Parameters
     ----------
     pair
         The pair, in memory or lazy.
+    ctf_state
+        What was done about the contrast transfer function of the halves: ``"none"``, ``"flipped"`` or ``"wiener"``, as
+        recorded by the program that made them, or ``"unknown"``. A Wiener filter that is not recorded is still
+        reported if the noise of the halves shows it.
 
     Raises
     ------
@@ -93,7 +99,7 @@ def diagnose(pair: TomogramPair) -> list[Finding]:
         return findings
     findings += [*_of_voxels(pair), *_of_mask(pair)]
     if pair.n_views == 2:
-        findings += _of_halves(pair)
+        findings += [*_of_halves(pair), *_of_ctf(pair, ctf_state)]
     return [*findings, *_of_wedge(pair)]
 
 
@@ -224,6 +230,29 @@ def _of_scale(first: HalfStatistics, second: HalfStatistics) -> Iterator[tuple[s
 def _faded(middle: Tensor) -> Tensor:
     """Return a volume without its mean, fading towards its faces, whose jumps would fill the spectrum."""
     return (middle - middle.mean()).mul_(cosine_taper(middle.shape))
+
+
+def _of_ctf(pair: TomogramPair, state: CtfState) -> Iterator[Finding]:
+    """Yield a warning if the halves were Wiener-filtered, as is recorded or as the zeros in their noise show."""
+    zero = find_noise_zero(*(one.middle for one in pair.statistics))
+    if state != "wiener" and zero is None:
+        return
+    message = "the halves were Wiener-filtered or deconvolved to correct their contrast transfer function"
+    if zero is not None:
+        size = None if pair.voxel_size is None else min(pair.voxel_size)
+        place = f"{1 / zero:.1f} voxels" if size is None else f"{size / zero:.1f} Å"
+        verb = "were" if state == "wiener" else "seem to have been"
+        message = (
+            f"the halves {verb} Wiener-filtered or deconvolved to correct their contrast transfer function, as their "
+            f"noise is nearly zero at {place} and larger on both sides"
+        )
+    yield Finding(
+        "warning",
+        "ctf",
+        f"{message}. Their noise lies mostly at low frequencies, where it is hardest to tell from the specimen, and "
+        "what the filter has removed is missing in the result",
+        "train on halves without this filter (phase flipping does no harm) and deconvolve the result instead",
+    )
 
 
 def _of_wedge(pair: TomogramPair) -> Iterator[Finding]:
