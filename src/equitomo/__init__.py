@@ -35,13 +35,22 @@ if TYPE_CHECKING:
     from equitomo.methods import IcecreamTrainer
     from equitomo.metrics import fourier_shell_correlation
     from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor, load_icecream_checkpoint
-    from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator, TiltRangeGenerator, TiltSeriesPhysics
+    from equitomo.physics import (
+        ContrastTransfer,
+        MissingWedgeOperator,
+        PaddedMissingWedgeOperator,
+        TiltRangeGenerator,
+        TiltSeriesPhysics,
+        deconvolve,
+        flip_phases,
+    )
     from equitomo.run import Run
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
 
 __all__ = [
+    "ContrastTransfer",
     "CubeRotationGroup",
     "Finding",
     "IcecreamTrainer",
@@ -67,9 +76,11 @@ __all__ = [
     "TwoViewReconstructor",
     "Volume",
     "__version__",
+    "deconvolve",
     "diagnose",
     "estimate_wedge",
     "find_series",
+    "flip_phases",
     "fourier_shell_correlation",
     "judge_geometry",
     "load_icecream_checkpoint",
@@ -89,6 +100,7 @@ __all__ = [
 # Where each public name lives. They are imported when first used: the command line answers --help and
 # checks its arguments without waiting for torch.
 _HOMES = {
+    "ContrastTransfer": "physics",
     "CubeRotationGroup": "transform",
     "Finding": "diagnosis",
     "IcecreamTrainer": "methods",
@@ -113,9 +125,11 @@ _HOMES = {
     "TrainingConfig": "training",
     "TwoViewReconstructor": "models",
     "Volume": "io",
+    "deconvolve": "physics",
     "diagnose": "diagnosis",
     "estimate_wedge": "diagnosis",
     "find_series": "io",
+    "flip_phases": "physics",
     "fourier_shell_correlation": "metrics",
     "judge_geometry": "diagnosis",
     "load_icecream_checkpoint": "models",

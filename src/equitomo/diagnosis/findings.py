@@ -17,8 +17,10 @@ from equitomo.datasets import (
     without_outliers,
 )
 from equitomo.diagnosis.agreement import SURE, compare_halves
+from equitomo.diagnosis.ctf import find_noise_zero
 from equitomo.diagnosis.wedge import estimate_wedge, judge_geometry
 from equitomo.fourier import cosine_taper
+from equitomo.io import CtfState
 from equitomo.metrics import fourier_shell_correlation
 
 Severity = Literal["ok", "note", "warning", "error"]
@@ -40,7 +42,7 @@ class Finding:
         reconstruction will be worse, ``"error"`` if it will be wrong or impossible.
     subject
         What the finding is about: ``"files"``, ``"tilts"``, ``"voxels"``, ``"scale"``, ``"mask"``, ``"halves"``,
-        ``"wedge"`` or ``"axes"``.
+        ``"ctf"``, ``"wedge"`` or ``"axes"``.
     message
         What was found.
     remedy
@@ -66,18 +68,22 @@ class Finding:
         return f"{self.message}: {self.remedy}" if self.remedy else self.message
 
 
-def diagnose(pair: TomogramPair) -> list[Finding]:
+def diagnose(pair: TomogramPair, *, ctf_state: CtfState = "unknown") -> list[Finding]:
     """Return the findings about a pair: what is in order, what is wrong, or why it cannot be used.
 
     The halves are compared for a shift, a mirror, an inverted contrast and their scale, the declared tilts with the
-    spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers, a grey mask and voxels that are not cubes
-    are reported. All of this comes from the statistics of the pair: each half is read once, or not at all if the pair
-    was read before. The pair is left as it is.
+    spectrum of each half (see :func:`~equitomo.estimate_wedge`); outliers, a grey mask, voxels that are not cubes and
+    a Wiener filter are reported. All of this comes from the statistics of the pair: each half is read once, or not at
+    all if the pair was read before. The pair is left as it is.
 
     Parameters
     ----------
     pair
         The pair, in memory or lazy.
+    ctf_state
+        What was done about the contrast transfer function of the halves: ``"none"``, ``"flipped"`` or ``"wiener"``, as
+        recorded by the program that made them, or ``"unknown"``. A Wiener filter that is not recorded is still
+        reported if the noise of the halves shows it.
 
     Raises
     ------
@@ -99,7 +105,7 @@ def diagnose(pair: TomogramPair) -> list[Finding]:
         return findings
     findings += [*_voxel_findings(pair), *_mask_findings(pair)]
     if pair.n_views == 2:
-        findings += _half_findings(pair)
+        findings += [*_half_findings(pair), *_ctf_findings(pair, ctf_state)]
     return [*findings, *_wedge_findings(pair)]
 
 
@@ -231,6 +237,29 @@ def _scale_differences(first: HalfStatistics, second: HalfStatistics) -> Iterato
         yield f"the intensities of the halves differ in scale, {values}", remedy
     elif abs(means[0] - means[1]) > _OFFSETS * min(deviations):
         yield f"the intensities of the halves differ in their mean, {values}", remedy
+
+
+def _ctf_findings(pair: TomogramPair, state: CtfState) -> Iterator[Finding]:
+    """Yield a warning if the halves were Wiener-filtered, as is recorded or as the zeros in their noise show."""
+    zero = find_noise_zero(*(one.middle for one in pair.statistics))
+    if state != "wiener" and zero is None:
+        return
+    message = "the halves were Wiener-filtered or deconvolved to correct their contrast transfer function"
+    if zero is not None:
+        size = None if pair.voxel_size is None else min(pair.voxel_size)
+        place = f"{1 / zero:.1f} voxels" if size is None else f"{size / zero:.1f} Å"
+        verb = "were" if state == "wiener" else "seem to have been"
+        message = (
+            f"the halves {verb} Wiener-filtered or deconvolved to correct their contrast transfer function, as their "
+            f"noise is nearly zero at {place} and larger on both sides"
+        )
+    yield Finding(
+        "warning",
+        "ctf",
+        f"{message}. Their noise lies mostly at low frequencies, where it is hardest to tell from the specimen, and "
+        "what the filter has removed is missing in the result",
+        "train on halves without this filter (phase flipping does no harm) and deconvolve the result instead",
+    )
 
 
 def _wedge_findings(pair: TomogramPair) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from .mrc_header import MrcHeader
 from .mrc_voxels import MrcVoxels
 from .opening import valid_path
 from .placing import PARTIAL, atomic_file, flush_folder, open_without_links, require_place, write_atomically
-from .series import Defocus, SeriesMetadata, find_series, read_series, read_stack
+from .series import CtfState, Defocus, SeriesMetadata, find_series, read_series, read_stack
 from .tables import TableRow, read_table
 from .tilts import read_tilts
 from .volume import Volume
@@ -17,6 +17,7 @@ from .zarr_voxels import ZarrVoxels
 __all__ = [
     "PARTIAL",
     "SLAB_BYTES",
+    "CtfState",
     "Defocus",
     "FileFormatError",
     "FileFormatWarning",

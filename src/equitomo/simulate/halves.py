@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from equitomo.geometry import TiltGeometry
-from equitomo.physics import TiltSeriesPhysics
+from equitomo.physics import ContrastTransfer, TiltSeriesPhysics, flip_phases, transfer_contrast
+from equitomo.physics.ctf import Hand
 from equitomo.simulate.specimen import normal, simulate_specimen
 
 
@@ -40,6 +41,9 @@ def simulate_halves(
     *,
     snr: float,
     voxel_size: float = 10.0,
+    ctfs: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
+    hand: Hand | None = -1,
+    phase_flipped: bool = False,
     generator: torch.Generator | None = None,
 ) -> SimulatedHalves:
     r"""Simulate two half tomograms of a specimen, as from a dose-split tilt series.
@@ -66,13 +70,20 @@ def simulate_halves(
         Signal-to-noise ratio of a projection with the full dose; ``inf`` for halves without noise.
     voxel_size
         Ångström per voxel; see :func:`simulate_specimen`.
+    ctfs
+        The contrast transfer function of each view, or one for all, which the projections are multiplied by before the
+        noise is added. ``None`` for perfect contrast, as in HAADF-STEM.
+    hand
+        How the defocus changes across the tilt axis; see :func:`equitomo.physics.flip_phases`.
+    phase_flipped
+        Whether the phases of the noisy projections are flipped before the reconstruction.
     generator
         Source of randomness, on the device to compute on; ``None`` takes torch's default generator on the CPU.
 
     Raises
     ------
     ValueError
-        If ``snr`` is not positive or the geometry is a continuous range.
+        If ``snr`` is not positive, the geometry is a continuous range, or ``phase_flipped`` lacks ``ctfs``.
 
     Examples
     --------
@@ -84,17 +95,25 @@ def simulate_halves(
     """
     if not snr > 0:
         raise ValueError(f"`snr` must be positive (inf for no noise), got {snr}")
+    if phase_flipped and ctfs is None:
+        raise ValueError("`phase_flipped` needs the contrast transfer functions, `ctfs`")
     truth = simulate_specimen(shape, voxel_size=voxel_size, generator=generator)
     n_across = truth.shape[geometry.axes.across]
     n_spare = math.ceil((math.hypot(truth.shape[0], n_across) - n_across) / 2)
     detector = n_across + 2 * n_spare
     physics = TiltSeriesPhysics(truth.shape, geometry, detector=detector, device=truth.device)
     series = physics.A(truth[None, None])[0, 0]
+    if ctfs is not None:
+        series = transfer_contrast(series, ctfs, geometry.angles, hand=hand)
     power = series.narrow(-1, n_spare, n_across).var(dim=(1, 2)).mean()
     deviation = (2 * power / snr).sqrt()
-    # This window leaves as much noise as the linear interpolation of most programs does.
-    first, second = (
-        physics.filtered_backprojection(noisy[None, None], "shepp-logan")[0, 0]
-        for noisy in (series + deviation * normal(series.shape, generator) for _ in range(2))
-    )
+
+    def half() -> Tensor:
+        views = series + deviation * normal(series.shape, generator)
+        if phase_flipped and ctfs is not None:
+            views = flip_phases(views, ctfs, geometry.angles, hand=hand)
+        # This window leaves as much noise as the linear interpolation of most programs does.
+        return physics.filtered_backprojection(views[None, None], "shepp-logan")[0, 0]
+
+    first, second = half(), half()
     return SimulatedHalves(truth=truth, first=first, second=second, geometry=geometry)
