@@ -1002,7 +1002,7 @@ def test_a_cube_that_no_memory_holds_is_1_and_says_what_needs_less(halves, tmp_p
 
     monkeypatch.setattr("equitomo.models.ScaleEquivariantUNet3D.forward", full)
     assert run("train", *halves, *TILTS, "--out", tmp_path, *TINY) == 1
-    assert re.search(r"out of memory with 1 cube .*a smaller --side or --width", capsys.readouterr().err)
+    assert re.search(r"out of memory with 1 cube .*lower --side or --width", capsys.readouterr().err)
 
 
 @pytest.mark.fault(64)

@@ -169,7 +169,7 @@ def test_a_signal_to_one_process_during_a_step_stops_all_before_it(together):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_does_not_fit_several_processes_is_refused_by_each(together, rank):
     few, *different = itemgetter(1, 2, 5, 6)((together / f"said_{rank}.txt").read_text().splitlines())
-    assert few.startswith("`batch` 1 cannot be split over 2 processes, each needs a cube: use `batch` 2 or more")
+    assert few.startswith("`batch` 1 cannot be split over 2 processes, which need a cube each: use `batch` 2 or more")
     said = "the processes of this training do not have the same settings, tomograms"
     assert [text.startswith(said) for text in different] == [True] * 3, different
 

@@ -267,7 +267,7 @@ class TwoViewReconstructor(Reconstructor):  # type: ignore[misc]
 
 
 def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = "yxz") -> ScaleEquivariantUNet3D:
-    """Load the network from a checkpoint of the reference program, ``model_iteration_*.pt``.
+    """Return the network from a checkpoint of the reference program, ``model_iteration_*.pt``.
 
     The file is a pickle. Only tensors and plain containers are read from it, and no code in it is run. Width and levels
     follow from the shapes of the weights. The prefixes that DistributedDataParallel, ``torch.compile`` and

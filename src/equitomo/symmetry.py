@@ -1,4 +1,4 @@
-"""Average a network over mirror images of its input."""
+"""Averaging of a network over mirror images of its input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equitomo.geometry import Geometry, TiltGeometry, as_geometry
 
-# A range this close to a symmetric one, in degrees, is taken for one: less than the usual step between tilts.
+# Ends that differ by so many degrees still make a symmetric range: less than the usual step between tilts.
 _TOLERANCE = 2.0
 _WEIGHTS_TOLERANCE = 0.05
 
@@ -19,11 +19,11 @@ class MirrorAveraged(nn.Module):
 
     .. math:: \bar f(x) = \frac{1}{|S|} \sum_{R \in S} R^{-1} f(R x)
 
-    so that :math:`\bar f(R x) = R \bar f(x)` for each of them. If the truth is as likely as its mirror images, the
+    so that :math:`\bar f(R x) = R \bar f(x)` for each of them. If a specimen is as likely as its mirror images, the
     mean is not worse than the single predictions, since their errors differ. Reversing the tilt axis never moves the
-    wedge, nor does reversing both other axes; reversing one of these needs a range that is symmetric about zero, with
-    symmetric weights if there are any. This takes eight calls of the network for a symmetric range, and four for
-    others. For a union of geometries only the images are used that leave the wedge of each part where it is.
+    wedge, nor does reversing both other axes. Reversing only one of the other axes requires a range that is symmetric
+    about zero, with symmetric weights if there are any. A symmetric range takes eight calls of the network, any other
+    range four. For a union of geometries, only the images are used that leave the wedge of each part where it is.
 
     A range counts as symmetric if its two ends differ in size by 2 degrees at most, less than the usual step between
     tilts, and weights count as symmetric if those of opposite tilts differ by 0.05 at most.

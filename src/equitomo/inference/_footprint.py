@@ -1,4 +1,4 @@
-"""The memory and the disk that a prediction takes, before it starts."""
+"""The memory and the disk space that a prediction takes, computed before it starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Copies of a batch of tiles, of one tile, and of a tile's padded grid that are held at once. Of grids there are five;
 # how the allocator joins the pieces differs from run to run, by more than twice, and once took more than five.
 _BATCHES, _TILES, _GRIDS = 4, 6, 7
-# What the system maps at both sides of a row that is read.
+# The bytes that the system maps on both sides of a row that is read.
 _MAPPED_AROUND = 2 << 16
 # Memory that was freed in pieces of a tile's size is neither given back at once nor always of use for the next pieces.
 _FRAGMENTATION = 2

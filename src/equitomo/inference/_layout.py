@@ -25,16 +25,9 @@ _MOST_SMALL = 64
 
 @dataclass(frozen=True)
 class TileLayout:
-    """The placement of large tiles, and of the small ones that a local wedge is emptied in, for volumes of any shape.
+    """The placement of large tiles, and of the small ones in which a local wedge is emptied, for volumes of any shape.
 
-    Parameters
-    ----------
-    tile, margin, blend, batch, stride, border, local_tile
-        See :class:`~equitomo.TiledPredictor`.
-    shortened
-        Whether shorter tiles are taken where just as many of them cover the volume.
-    exact
-        Whether every tile has exactly the side ``tile``, however small the volume is.
+    The fields are those arguments of :class:`~equitomo.TiledPredictor` that concern tiles.
     """
 
     tile: int
@@ -44,7 +37,9 @@ class TileLayout:
     stride: int
     border: Border
     local_tile: int
+    # Whether tiles may be shorter if just as many of them cover the volume.
     shortened: bool
+    # Whether every tile has exactly the side `tile`, however small the volume is.
     exact: bool
 
     @property

@@ -1,4 +1,4 @@
-"""Measurement of the margin that a network needs."""
+"""Measure the margin that a network needs."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def margin_errors(
     core
         Voxels per side of the core.
     centre
-        The centre ``(z, y, x)`` of the core, to be chosen where there is specimen; ``None`` takes the middle.
+        The centre ``(z, y, x)`` of the core, which should lie in the specimen; ``None`` takes the volume's middle.
     intensities
-        Mean and deviation, if the volume is not on the network's scale.
+        Mean and standard deviation of the volume, if it is not on the network's intensity scale.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def measured_margin(
     predictor, volume, largest, core, centre, intensities
         As for :func:`margin_errors`.
     tolerance
-        The relative error allowed in the core. Sixteen bits alone make up to 0.01.
+        The relative error allowed in the core. Computing in 16 bits alone causes up to 0.01.
 
     Raises
     ------

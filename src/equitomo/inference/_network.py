@@ -38,8 +38,8 @@ def normalization_layers(network: nn.Module) -> list[str]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for the time of a block."""
-    # Module by module: a part that was frozen in evaluation mode stays so.
+    """Put a network into evaluation mode, and restore the mode of every module afterwards."""
+    # The modes are restored one by one because a part may have been frozen in evaluation mode before.
     training = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -28,13 +28,7 @@ _CPU = torch.device("cpu")
 
 
 def operator_for_all_shapes(given: Resizable | Geometry | tuple[float, float]) -> Resizable:
-    """Return an operator that can be made for any shape; tilts stand for a padded missing-wedge operator.
-
-    Raises
-    ------
-    ValueError
-        For an operator that fits only volumes of its own size.
-    """
+    """Return an operator that can be made for any shape; tilts stand for a padded missing-wedge operator."""
     if isinstance(given, Physics):
         if not hasattr(given, "resized"):
             raise ValueError(
@@ -46,14 +40,9 @@ def operator_for_all_shapes(given: Resizable | Geometry | tuple[float, float]) -
 
 
 class Operators:
-    """The operator A on one device, made for the shape that it is applied to. The last one is kept.
+    """The operator A on one device, made for the shape that it is applied to; the last one is kept.
 
-    Parameters
-    ----------
-    resizable
-        As :func:`operator_for_all_shapes` returns it.
-    device
-        Where the operator is applied as long as there is memory. Otherwise the CPU applies it.
+    If the memory of the device does not suffice, the CPU applies the operator.
     """
 
     def __init__(self, resizable: Resizable, device: torch.device) -> None:
@@ -86,7 +75,7 @@ class Operators:
     def volume_needs(self, shape: Shape) -> tuple[int, int]:
         """Return the bytes of memory and of intermediate files that :meth:`apply_to_volume` takes.
 
-        Of an operator that is not applied plane by plane only the input and the output are counted.
+        For an operator that is not applied plane by plane, only its input and output are counted.
         """
         if isinstance(self._resizable, WedgeOperator):
             return streaming_needs(self._resizable, shape)

@@ -22,23 +22,13 @@ from equitomo.volumes import Shape
 
 @dataclass(frozen=True)
 class VolumePasses:
-    """The steps that every strategy consists of.
-
-    Parameters
-    ----------
-    replicas
-        Copies of the network, one for each device.
-    layout
-        The placement of the tiles.
-    scratch
-        The folder for intermediate volumes; ``None`` keeps them in memory.
-    report
-        Called with the number of tiles that were finished.
-    """
+    """The steps of which every strategy consists."""
 
     replicas: Sequence[Replica]
     layout: TileLayout
+    # The folder for intermediate volumes; None keeps them in memory.
     scratch: str | Path | None
+    # Called with the number of tiles that were finished.
     report: Callable[[int], None]
 
     def in_large_tiles(self, source: Source, target: Target, passes: int = 1) -> None:

@@ -22,19 +22,10 @@ Result = TypeVar("Result")
 
 
 class Replica:
-    """A network and the operator A on the network's device.
+    """A network, used on the device and in the type of its parameters, and the operator A on that device.
 
-    Parameters
-    ----------
-    network
-        Used where it is, in the type of its parameters.
-    operator
-        As :func:`operator_for_all_shapes` returns it; ``None`` for a network that is applied only once.
-    precision
-        The number format of the network.
-    overlap, stride
-        The overlap and the alignment of the parts that a tile is cut into when it does not fit into the memory.
-        ``None`` for a network whose tiles cannot be cut.
+    ``operator`` is ``None`` for a network that is applied only once. A tile that does not fit into the memory is cut
+    into parts with this overlap, which start on multiples of ``stride``; an overlap of ``None`` forbids the cut.
     """
 
     def __init__(
@@ -57,7 +48,7 @@ class Replica:
         assert self._operators is not None
         return self._operators
 
-    # The mode is that of a thread, whatever mode the thread is in that waits for it.
+    # Inference mode belongs to a thread, and the tiles may be computed in another thread than the caller's.
     @torch.inference_mode()
     def __call__(self, x: Tensor, passes: int = 1) -> Tensor:
         """Return the network's output ``(batch, channel, z, y, x)``, with A applied to the tiles between passes.
@@ -99,7 +90,7 @@ def distribute(
     written is shared.
     """
     if len(replicas) == 1:
-        # In this thread, so that an interrupt need not wait for the tile.
+        # The work is done in this thread, so that an interrupt need not wait for the tile.
         yield from (work(replicas[0], item) for item in items)
         return
     free: SimpleQueue[Replica] = SimpleQueue()

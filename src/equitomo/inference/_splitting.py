@@ -21,24 +21,16 @@ class Division(NamedTuple):
 
 
 class SplittingFunction:
-    """Apply a function to batches of tiles; when memory runs out, to fewer tiles, to parts of a tile, or elsewhere.
+    """Apply a function to batches of tiles. When memory runs out, use fewer tiles, parts of a tile, or the next device.
 
-    A tile is cut across its longest axis into two parts that overlap, each of which gives its own half. So every voxel
-    is still computed from at least ``overlap`` voxels around it, or from what it was computed from before at the
-    tile's faces. With an overlap as wide as the function's reach the result is the same up to rounding, and with a
-    smaller one as good as that of tiles with such a margin.
+    A tile is cut across its longest axis into two parts that overlap by ``overlap`` voxels on either side of the cut
+    and start on multiples of ``stride``. Each part gives its own half, so every voxel is computed from at least
+    ``overlap`` voxels around it, except at the tile's faces, where nothing changes. If the overlap is as wide as the
+    function's reach, the result is the same up to rounding, otherwise it is as good as that of tiles with such a
+    margin. An overlap of ``None`` forbids the cut.
 
-    Parameters
-    ----------
-    apply
-        Maps ``(batch, channel, z, y, x)`` on the host to the same lengths there, computing on the given device. The
-        transfers are its own, so that nothing is tried outside of it that does not fit.
-    devices
-        Where to compute, in the order of preference.
-    overlap
-        A multiple of ``stride``; ``None`` if tiles cannot be cut.
-    stride
-        Parts start on multiples of it.
+    The function maps ``(batch, channel, z, y, x)`` on the host to a result there, and transfers data to the device and
+    back itself, so that a transfer for which there is no room is repeated too.
     """
 
     def __init__(

@@ -16,14 +16,9 @@ from equitomo.volumes import Shape, VolumeLike, as_voxels
 
 
 class Source:
-    """One volume, or the mean of several, as float32 on the network's intensity scale, converted where it is read.
+    """One volume, or the mean of several, converted to float32 and to ``(v - mean) / deviation`` when it is read.
 
-    Parameters
-    ----------
-    volumes
-        Voxels ``(z, y, x)`` of one shape and of any type and byte order, in memory or in files.
-    mean, deviation
-        A voxel ``v`` is read as ``(v - mean) / deviation``.
+    The volumes have one shape ``(z, y, x)`` and any type and byte order, in memory or in files.
     """
 
     def __init__(self, volumes: Sequence[VolumeLike], mean: float = 0.0, deviation: float = 1.0) -> None:
@@ -47,21 +42,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """A volume of zeros to which the cores of tiles are added, on the intensity scale of the input.
+    """A volume of zeros to which the cores of tiles are added, as ``share * (v * deviation + mean)``."""
 
-    Parameters
-    ----------
-    array
-        Returns the array ``(channel, z, y, x)`` for a number of channels.
-    mean, deviation
-        A voxel ``v`` of the network's output is written as ``v * deviation + mean``.
-    share
-        The weight of this reconstruction in the result.
-    """
-
+    # Returns the array (channel, z, y, x) for a number of channels.
     array: Callable[[int], NDArray[np.floating]]
     mean: float = 0.0
     deviation: float = 1.0
+    # The weight of this reconstruction in the result.
     share: float = 1.0
 
     @classmethod
@@ -93,21 +80,10 @@ class Target:
 
 
 class Result:
-    """The array that a prediction fills: the caller's, or one made when the number of channels is known.
+    """The array that a prediction fills: the caller's, or one that is made when the number of channels is known.
 
-    Parameters
-    ----------
-    shape
-        The input's shape ``(..., z, y, x)``.
-    out
-        The caller's array, of the same shape or with a channel axis before ``(z, y, x)``. It is set to zero.
-    sources
-        Volumes with which ``out`` must not share its memory.
-
-    Raises
-    ------
-    ValueError
-        If ``out`` does not fit.
+    The caller's array ``out`` has the input's shape, or a channel axis before ``(z, y, x)`` besides. It is set to zero,
+    and must not share its memory with the ``sources``.
     """
 
     def __init__(self, shape: tuple[int, ...], out: NDArray[np.floating] | None, sources: Sequence[VolumeLike]) -> None:
@@ -129,7 +105,7 @@ class Result:
         return self._out
 
     def part(self, index: tuple[int, ...]) -> Callable[[int], NDArray[np.floating]]:
-        """Return what a target takes: the array of one of the volumes along the leading axes."""
+        """Return a function that gives a target the array of one of the volumes along the leading axes."""
         return partial(self._part, index)
 
     def _part(self, index: tuple[int, ...], n_channels: int) -> NDArray[np.floating]:
@@ -143,7 +119,7 @@ class Result:
         return self._shape if n_channels == 1 else (*self._shape[:-3], n_channels, *self._shape[-3:])
 
     def _require_shape(self, n_channels: int) -> None:
-        """Refuse an array of the caller's that does not hold so many channels."""
+        """Refuse an array of the caller whose shape or type does not fit this number of channels."""
         out, allowed = self.array, [self._shape_with(n_channels)]
         if n_channels == 1:
             allowed.append((*self._shape[:-3], 1, *self._shape[-3:]))

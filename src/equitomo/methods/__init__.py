@@ -1,4 +1,4 @@
-"""Methods of training, each a value of :class:`equitomo.training.Method` and a screen of code."""
+"""Methods of training, each one a function that returns a :class:`equitomo.training.Method`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many training pairs from one: mirror images of cubes, and tilts that are exchanged between the halves."""
+"""Augmentation of training pairs: mirror images of cubes, and tilts exchanged between the halves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from equitomo.symmetry import mirrors_of
 
 # Sectors of 7.5 degrees: a few tilts each, and no narrower than what a cube of 32 voxels resolves at half of Nyquist.
 SECTORS = 24
-# The first sector begins at one of so many places.
+# The number of places at which the first sector may begin.
 _OFFSETS = 1 << 10
 
 
@@ -27,7 +27,7 @@ def mirror_cubes(
 ) -> Tensor:
     """Return one of the mirror images of each cube that leave the missing wedge where it is.
 
-    There are up to eight times as many cubes then, whose noise is the harder to learn by heart.
+    This gives up to eight times as many cubes, so the network memorises their noise less easily.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def mirror_cubes(
     geometry
         The tilts of all cubes, or of each.
     generator
-        The source of the draws; ``None`` for torch's own. With a :class:`~equitomo.draws.Draws` a cube's image depends
-        on the seed and on the cube's index alone.
+        The source of random numbers; ``None`` for torch's own. With a :class:`~equitomo.draws.Draws` a cube's image
+        depends on the seed and on the cube's index alone.
     flips
         ``False`` draws only those images that are rotations too.
     """
@@ -57,15 +57,15 @@ def exchange_tilts(
     where the projection :math:`B` keeps sectors of the planes across the tilt axis. A projection image measures one
     direction of these planes, and the noise of different images is independent: exchanging the images of some
     directions leaves the specimen, the power of the noise and its independence between the halves as they were, but
-    makes other halves. A network that has learned the noise of one half by heart, as it does in a thousand steps on a
+    makes different halves. A network that has memorised the noise of one half, as it does in a thousand steps on a
     small tomogram, gains nothing by it. The idea is ours.
 
-    The noise stays independent where the cube is a whole period of the Fourier transform. In a cube that is cut from
-    something larger the cut spreads every coefficient over its neighbours, and one half then predicts a part of the
+    The noise stays independent if the cube is a whole period of the Fourier transform. If the cube is cut from a
+    larger volume, the cut spreads every coefficient over its neighbours, and one half then predicts a part of the
     other's noise: about 5 % of its power in a cube of 16 voxels, by the best linear prediction across the tilt axis.
     Cubes that are cut larger and cropped after the exchange leave less: 0.7 % for 24 voxels cropped to 16, 0.3 % for
     32. See ``larger_augmentations`` of :class:`equitomo.training.Method`. Do not reflect the volume beyond its faces
-    for that: reflected noise is the same noise, and as much of it is predicted as without a margin.
+    to get larger cubes: reflected noise is the same noise, and as much of it is predicted as without a margin.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def exchange_tilts(
     geometry
         The tilts of all cubes, or of each.
     generator
-        The source of the draws, as for :func:`mirror_cubes`.
+        The source of random numbers, as for :func:`mirror_cubes`.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def exchange_tilts(
         raise ValueError(f"tilts are exchanged between two halves, got cubes of shape {tuple(y.shape)}")
     drawn = _integers(generator, len(y), _OFFSETS << SECTORS, EXCHANGES)
     shape = (y.shape[-3], y.shape[-2], y.shape[-1])
-    # The noise of the halves stays independent for sectors of any axis: those of one part of a union will do.
+    # The noise of the halves stays independent for sectors about any axis, so those of one part of a union suffice.
     axes = [own.parts[0].axes for own in _each(geometry, y)]
     stays = [
         _kept(shape, own, (k >> SECTORS) / _OFFSETS, k % (1 << SECTORS), y.device)
@@ -120,5 +120,5 @@ def _kept(shape: tuple[int, int, int], axes: TiltAxes, offset: float, bits: int,
     turns = torch.atan2(k_beam, k_across) / torch.pi % 1.0
     sector = (turns * SECTORS + offset).long() % SECTORS
     table = torch.tensor([bits >> i & 1 for i in range(SECTORS)], dtype=torch.float32).to(device)
-    # Opposite directions are one, but at Nyquist a frequency and its opposite stand in one place.
+    # The mask must be even. At Nyquist a frequency and its opposite share one index, so these are always kept.
     return table[sector].masked_fill((k_beam.abs() == 0.5) | (k_across.abs() == 0.5), 1.0)

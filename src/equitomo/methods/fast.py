@@ -1,4 +1,4 @@
-"""Our variant of ICECREAM, which learns more in a shorter time."""
+"""Our variant of ICECREAM, which reaches the same quality in less time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def method(config: TrainingConfig, *, cut_margin: int | None = None) -> Method:
     .. math:: \mathcal{L}_{\text{equi}} = \tfrac12 \sum_v \mathbb{E}_g
         \lVert A \{ R_g^{-1} f(A R_g z_v) - y_{\bar v} \} \rVert^2, \qquad z_v = y_v + (1 - A) f(y_v) .
 
-    The network then learns to fill the wedge of what it is given, noise and all, as in the training of DeepDeWedge
+    The network then learns to fill the wedge of its input including the noise, as in the training of DeepDeWedge
     (:cite:t:`wiedemann2024deep`), and one pass suffices in predictions. No gradient goes through the source
     :math:`z_v`, and the corners of Fourier space beyond Nyquist are kept. Every cube is mirrored at random in a way
     that keeps its wedge, and random sectors of tilts are exchanged between its halves.

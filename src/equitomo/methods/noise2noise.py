@@ -1,4 +1,4 @@
-"""Noise2Noise between two halves, without a word about the missing wedge."""
+"""Noise2Noise between two halves, which ignores the missing wedge."""
 
 from __future__ import annotations
 

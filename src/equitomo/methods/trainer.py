@@ -34,7 +34,7 @@ class IcecreamTrainer(Trainer):
         A function that makes another network, which maps ``(batch, 1, z, y, x)`` to the same shape. Biases,
         normalisations and buffers are allowed.
     losses
-        Other deepinv losses, by the names that they have in ``losses.csv``. They replace all losses of the method.
+        Other deepinv losses, by their names in ``losses.csv``. They replace all losses of the method.
     physics
         A function that makes another operator for a shape ``(z, y, x)`` and a geometry.
     out, resume, overwrite, init, progress, preview

@@ -69,7 +69,7 @@ class Conversion:
         config = TrainingConfig(width=width, levels=levels, side=-(-72 // stride) * stride)
         state = {
             "step": 0,
-            "network": {"width": width, "levels": levels},
+            "network": self.network.settings,
             "config": config.as_dict(),
             # A network alone does not know the tilts that it was trained for.
             "geometries": [],

@@ -26,6 +26,8 @@ from equitomo.training.fingerprint import describe, differences
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
 _STATE_HASH = "state.json.sha256"
+# Checkpoints that are kept in any case, so that a damaged one has a sound one before it.
+_N_KEPT = 2
 # The end of a checkpoint's name while another checkpoint takes its place.
 _ASIDE = ".old.partial"
 # Bytes of headers, names and the state, a generous estimate.
@@ -38,21 +40,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The contents of one folder of ``checkpoints/``.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    tensors
-        Groups of named tensors, one safetensors file each: ``weights``, ``ema`` (their exponential moving average) and
-        ``optimizer``.
-    state
-        Everything else, as JSON: step, configuration, counters.
-    """
+    """The contents of one folder of ``checkpoints/``."""
 
     path: Path
+    # Groups of named tensors, one safetensors file each: weights, ema (their exponential moving average) and optimizer.
     tensors: Mapping[str, dict[str, Tensor]]
+    # Everything else, as JSON: step, configuration, counters.
     state: dict[str, Any]
 
     @property
@@ -62,7 +55,7 @@ class Checkpoint:
 
     @property
     def geometries(self) -> list[Geometry]:
-        """The different tilts of the run's tomograms; none for a converted network."""
+        """The distinct geometries of the run's tomograms; none for a converted network."""
         return [as_geometry(settings) for settings in self.state["geometries"]]
 
     def group(self, *, ema: bool = True) -> str:
@@ -71,39 +64,40 @@ class Checkpoint:
 
     def network(self, make: Callable[[], nn.Module] | None = None, *, ema: bool = True) -> nn.Module:
         """Return the trained network, as :func:`load_network` does."""
-        weights, settings = self.tensors[self.group(ema=ema)], self.state["network"]
-        if make is not None:
-            # The weights that the function draws are replaced: torch's generator stays as it was.
-            with torch.random.fork_rng(devices=[]):
-                network = make()
-            found = describe(network, values=False)
-        elif settings is not None:
-            return rebuilt_network(settings, weights, self.path)
-        else:
+        network = self._rebuilt() if make is None else self._made_by(make)
+        load_weights(network, self.tensors[self.group(ema=ema)], self.path)
+        return network
+
+    def _rebuilt(self) -> nn.Module:
+        """Return the library's network without drawing initial weights."""
+        if (settings := self.state["network"]) is None:
             raise CheckpointError(
                 f"{self.path} holds the weights of a {self.state['fingerprint']['network']['class']}, which this "
                 "library cannot make by itself: pass `network`, the function that made it for the training"
             )
+        with torch.device("meta"):
+            network = ScaleEquivariantUNet3D(**settings)
+        return network.to_empty(device="cpu")
+
+    def _made_by(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """Return the user's own network, if it is the one that the run was trained with."""
+        # The weights that the function draws are replaced, so torch's generator is put back to where it was.
+        with torch.random.fork_rng(devices=[]):
+            network = make()
+        found = describe(network, values=False)
         before = self.state.get("fingerprint", {}).get("network", found)
         if other := next(differences(before, found), None):
             raise CheckpointError(
                 f"{self.path} holds the weights of a {before['class']}, and `network` makes another network, a "
                 f"{found['class']}: {other}"
             )
-        load_weights(network, weights, self.path)
         return network
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    tensors: Mapping[str, dict[str, Tensor]],
-    state: dict[str, Any],
-    *,
-    keep: int = 2,
-    keep_every: int = 0,
+    folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any], *, keep_every: int = 0
 ) -> Path:
-    """Write ``folder/step_XXXXXXXX``, then drop all but the last ``keep`` and those at multiples of ``keep_every``."""
+    """Write ``folder/step_XXXXXXXX``, then drop all but the last two and those at multiples of ``keep_every``."""
     final = folder / f"step_{step:08d}"
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,13 +108,13 @@ def save_checkpoint(
         # Left by a process that was killed while it wrote.
         shutil.rmtree(left, ignore_errors=True)
     write_checkpoint(final, tensors, {**state, "step": step})
-    drop_old_checkpoints(folder, step, keep=keep, keep_every=keep_every)
+    drop_old_checkpoints(folder, step, keep_every=keep_every)
     return final
 
 
-def drop_old_checkpoints(folder: Path, step: int, *, keep: int = 2, keep_every: int = 0) -> None:
-    """Drop all checkpoints up to ``step`` but the last ``keep`` of them and those at multiples of ``keep_every``."""
-    for old in [path for path in _candidates(folder) if _step_of(path) <= step][keep:]:
+def drop_old_checkpoints(folder: Path, step: int, *, keep_every: int) -> None:
+    """Drop all checkpoints up to ``step`` but the last two of them and those at multiples of ``keep_every``."""
+    for old in [path for path in _candidates(folder) if _step_of(path) <= step][_N_KEPT:]:
         # A checkpoint of step 0 was written if a signal arrived at once.
         if not (keep_every and _step_of(old) and _step_of(old) % keep_every == 0):
             shutil.rmtree(old, ignore_errors=True)
@@ -129,9 +123,9 @@ def drop_old_checkpoints(folder: Path, step: int, *, keep: int = 2, keep_every: 
 def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
     """Write one checkpoint folder, and replace the one of that name if there is one.
 
-    The checkpoint is written under another name, flushed to disk and renamed: whatever interrupts this, no incomplete
-    checkpoint is ever found under its name. Every file is covered by a hash: ``state.json`` holds those of the tensors,
-    and ``state.json.sha256`` its own, in the form that ``sha256sum -c`` reads.
+    The checkpoint is written under another name, flushed to disk and renamed, so no interruption can leave an
+    incomplete checkpoint under its name. Every file is covered by a hash: ``state.json`` holds the hashes of the
+    tensors, and ``state.json.sha256`` that of ``state.json``, in the form that ``sha256sum -c`` reads.
     """
     partial = final.with_name(f".{final.name}.partial")
     # A folder that a killed process left is removed. A file or a link stays and makes mkdir fail, so that nothing is
@@ -160,16 +154,10 @@ def checkpoint_bytes(network: nn.Module, *, ema: bool) -> int:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint folder, or the latest sound checkpoint of ``checkpoints/`` or of a run.
 
-    A damaged checkpoint is skipped with a warning in the log if an older one is sound.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or all are damaged.
+    A damaged checkpoint is skipped with a warning in the log. If none is sound, a :class:`CheckpointError` is raised.
     """
-    candidates = _candidates(Path(path))
     problems = []
-    for candidate in candidates:
+    for candidate in _candidates(path):
         try:
             return _read(candidate)
         except (OSError, ValueError, SafetensorError) as error:
@@ -198,34 +186,22 @@ def load_network(path: str | Path, *, network: Callable[[], nn.Module] | None = 
     path
         A run's folder, its ``checkpoints`` folder, or one checkpoint.
     network
-        The function that made the network for the training, where that was a network of one's own.
+        The function that made the network for the training, if it is a network of your own.
     ema
-        Take the exponential moving average of the weights, where the run kept one.
+        Take the exponential moving average of the weights, if the run kept one.
 
     Raises
     ------
     CheckpointError
-        If there is no sound checkpoint, it does not fit the network, or the network is one that only ``network`` can
-        make.
+        If there is no sound checkpoint, the checkpoint does not fit the network, or only ``network`` can make the
+        network.
     """
     return load_checkpoint(Path(path)).network(network, ema=ema)
 
 
 def network_settings(network: nn.Module) -> dict[str, Any] | None:
-    """Return the settings by which :func:`rebuilt_network` makes a network, ``None`` for one of another class."""
-    if type(network) is not ScaleEquivariantUNet3D:
-        return None
-    settings = {"width": network.final_conv.in_channels, "levels": len(network.encoders)}
-    return settings | ({"residual": True} if getattr(network, "residual", False) else {})
-
-
-def rebuilt_network(settings: dict[str, Any], weights: Mapping[str, Tensor], source: object) -> ScaleEquivariantUNet3D:
-    """Return a network with weights that were saved, without drawing initial ones from torch's generator."""
-    with torch.device("meta"):
-        network = ScaleEquivariantUNet3D(**settings)
-    network.to_empty(device="cpu")
-    load_weights(network, weights, source)
-    return network
+    """Return the settings from which a checkpoint rebuilds a network, ``None`` for a network of another class."""
+    return network.settings if type(network) is ScaleEquivariantUNet3D else None
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
@@ -293,8 +269,8 @@ def _is_state(state: object) -> bool:
 
 
 def _write_tensors(path: Path, group: dict[str, Tensor]) -> str:
-    # The memory layout of the training is not the file's business.
-    # safetensors refuses tensors that share memory, as tied weights do.
+    # The memory layout of the training does not matter to the file. The copies are needed because safetensors refuses
+    # tensors that share memory, as tied weights do.
     content = safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in group.items()})
     _write_bytes(path, content)
     return _hash(content)

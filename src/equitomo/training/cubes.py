@@ -1,4 +1,4 @@
-"""The cubes of a step, as the losses of a method see them."""
+"""The cubes that the losses of a method see in a step, and the tilts of their views."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def seen_tilts(pair: TomogramPair, method: Method) -> Tilts:
         if len(set(pair.geometries)) > 1:
             raise ValueError(
                 f"{pair.name}: the method {method.name} takes the mean of the halves, whose tilts differ: give one "
-                "volume of all tilts"
+                "volume that was reconstructed from all tilts"
             )
         return pair.geometries[:1]
     if pair.n_views != method.n_views:
         raise ValueError(
             f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
-            "give both halves, or take a method for one volume, as `method='equivariant_imaging'`"
+            "give both halves, or take a method for one volume, such as `method='equivariant_imaging'`"
         )
     if (method.augmentations or method.larger_augmentations) and len(set(pair.geometries)) > 1:
-        # Exchanging parts of the halves, or mirroring them, presumes that both have one wedge.
+        # Both halves must have the same wedge if parts of them are exchanged or if they are mirrored.
         raise ValueError(
             f"{pair.name}: the method {method.name} changes cubes in ways that presume equal tilts of both halves: "
-            "give the tilts of the whole series for both, or take a method without augmentations, as "
+            "give the tilts of the whole series for both, or take a method without augmentations, such as "
             "`method='icecream'`"
         )
     return pair.geometries

@@ -104,11 +104,6 @@ class World:
 def find_world(environment: Mapping[str, str] | None = None) -> World:
     """Read the number of this process from the variables of ``torchrun``, or else from those of a Slurm step.
 
-    Raises
-    ------
-    ValueError
-        If a variable is not a number, or the numbers do not fit each other.
-
     Examples
     --------
     >>> find_world({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
@@ -131,15 +126,7 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
 
 
 def join() -> World:
-    """Connect to the other processes, unless that was done. Without others in the environment this process is alone.
-
-    Raises
-    ------
-    ValueError
-        If the variables of the environment contradict each other.
-    LostProcessError
-        If the other processes do not connect.
-    """
+    """Connect to the other processes that the environment names, unless the caller has done so already."""
     world = find_world()
     if dist.is_available() and dist.is_initialized():
         # The caller has connected, perhaps with numbers of its own.
@@ -166,7 +153,7 @@ def leave() -> None:
 
 
 def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Return host and port at which the processes of a Slurm step connect: those given, or its first machine.
+    """Return the host and port at which the processes of a Slurm step connect: those given, or its first machine.
 
     Examples
     --------
@@ -194,7 +181,7 @@ def _world(environment: Mapping[str, str], rank: str, size: str, local_rank: str
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Explain a failed exchange in its error."""
+    """Turn torch's error of a failed exchange into one that says what happened."""
     try:
         yield
     except RuntimeError as error:

@@ -41,37 +41,37 @@ from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_o
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
 
-# Steps in a row without a finite gradient that end a run; a float16 scale needs some to settle.
+# So many steps in a row without a finite gradient end a run. The loss scale of float16 needs some steps to settle.
 _PATIENCE, _PATIENCE_FLOAT16 = 3, 20
-# Steps after which losses are written, and read from a device that would be waited for.
+# Steps between writing losses, and between reading them from a device that would have to be waited for.
 _WRITE_EVERY = 20
 
 
 class TrainingInterruptedError(Exception):
-    """A signal ended the training after a checkpoint was written."""
+    """Raised when a signal ended the training, after a checkpoint was written."""
 
 
 class TrainingDivergedError(RuntimeError):
-    """Losses or gradients stopped being finite; the last good weights are saved."""
+    """Raised when losses or gradients are no longer finite, after the last good weights were saved."""
 
 
 class Trainer:
     r"""Train a network by a method on the cubes of one or several tomograms.
 
     The cubes and random numbers of step ``k`` depend on the seed and ``k`` alone, so a run that is stopped and resumed
-    repeats an unbroken one, to the bit on a CPU. A step whose gradient is not finite is skipped and counted. A step for
-    which the memory does not suffice is repeated with fewer cubes at once, in the end with activation checkpointing if
-    the network has it, and gives the same result up to rounding.
+    ends like an uninterrupted one, bit-identical on a CPU. A step with a non-finite gradient is skipped and counted. A
+    step that runs out of memory is repeated with fewer cubes at once, and finally with activation checkpointing if the
+    network has it; the result is the same up to rounding.
 
-    Started by ``torchrun`` or ``srun``, the processes share each batch and end with the same weights, those of one
-    process up to rounding. The first one writes all files and reports.
+    Processes that ``torchrun`` or ``srun`` started share each batch and end with the same weights, which are those of a
+    single process up to rounding. The first process writes all files and reports.
 
-    Losses and operators must not keep anything of their own from one step to the next: only the state of the network is
+    Losses and operators must not carry anything from one step to the next, because only the state of the network is
     saved. Random losses repeat their numbers in a resumed run if they draw them from ``draws``, which every loss gets,
     from torch's global generator, or from a ``torch.Generator`` among the attributes of the loss or the operator. The
     generators are seeded before each call, from the seed of the run, the index of the first cube of the call and the
-    number of the loss. Other sources, as those of Python and numpy, are not seeded. The numbers of generators depend on
-    how many cubes go through the network at once; those of ``draws.integers`` do not.
+    number of the loss. Other sources, such as those of Python and numpy, are not seeded. The numbers of generators
+    depend on how many cubes go through the network at once; those of ``draws.integers`` do not.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Trainer:
     overwrite
         Replace the run that ``out`` holds. It is removed when training begins.
     init
-        A network whose weights training starts from, of the same parameters as the one of the method.
+        A network whose weights training starts from; its parameters must have the names and shapes of the method's.
     progress
         Called with the steps done and the latest losses by name.
     preview
@@ -101,10 +101,6 @@ class Trainer:
         Steps done.
     world : World
         Number of this process among those that train together.
-    learner : Learner
-        The network that is trained, its moving average and its optimiser.
-    objective : Objective
-        The operators and the losses.
     dataset : SubtomogramDataset or SubtomogramPool
         The cubes.
     fingerprint : dict
@@ -115,8 +111,8 @@ class Trainer:
     FileExistsError
         If ``out`` holds a run already and neither ``resume`` nor ``overwrite`` is set.
     ValueError
-        If cubes do not fit, a resumed run differs in its settings, network, losses or operators, or the batch has fewer
-        cubes than there are processes.
+        If cubes do not fit into a tomogram, a resumed run differs in its settings, network, losses or operators, or the
+        batch has fewer cubes than there are processes.
 
     Examples
     --------
@@ -146,7 +142,7 @@ class Trainer:
         self.world: World = join()
         if config.batch < self.world.size:
             raise ValueError(
-                f"`batch` {config.batch} cannot be split over {self.world.size} processes, each needs a cube: use "
+                f"`batch` {config.batch} cannot be split over {self.world.size} processes, which need a cube each: use "
                 f"`batch` {self.world.size} or more, or fewer processes"
             )
         self.out = None if out is None else Path(out)
@@ -197,16 +193,15 @@ class Trainer:
         until
             The step after which to stop; ``None`` for the last one.
         progress
-            Called as the ``progress`` of the constructor, and in its place.
+            Replaces the ``progress`` of the constructor.
 
         Raises
         ------
         TrainingInterruptedError
-            On SIGINT, SIGTERM or SIGUSR1, after the state before the current step is saved. Resuming repeats the
-            step. A second SIGINT stops at once.
+            On SIGINT, SIGTERM or SIGUSR1, after the state before the current step was saved. A resumed run repeats
+            this step. A second SIGINT stops at once.
         TrainingDivergedError
-            If several steps in a row had no finite gradient: with the last of them on a CPU, else when the losses are
-            read next.
+            If several steps in a row had no finite gradient. On a GPU this is noticed when losses are read next.
         LostProcessError
             If another process of the training ended.
         torch.OutOfMemoryError
@@ -266,19 +261,19 @@ class Trainer:
 
     @property
     def geometries(self) -> list[dict[str, Any]]:
-        """The different tilts, as a checkpoint holds them."""
+        """The distinct geometries of all views, in the form that a checkpoint holds."""
         return [geometry.as_dict() for geometry in dict.fromkeys(chain.from_iterable(self._tilts))]
 
     @property
     def bytes_to_write(self) -> int:
-        """About how much a run writes into its folder: checkpoints, one of them unfinished, and losses."""
+        """About how many bytes a run writes into its folder: losses and checkpoints, one of them unfinished."""
         one = checkpoint_bytes(self.learner.network, ema=bool(self.config.ema_decay))
         kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
         return (kept + 3) * one + self.config.steps * LossTable.row_bytes(len(self.objective.names))
 
     @property
     def plan(self) -> MemoryPlan:
-        """How many cubes of this process go through the network together, and whether activations are kept."""
+        """How many cubes of this process go through the network at once, and whether activations are recomputed."""
         return self._within_memory.plan
 
     @property
@@ -287,7 +282,7 @@ class Trainer:
         return self.learner.dtype
 
     def bytes_kept(self, n_cubes: int) -> int:
-        """Return the bytes that so many cubes at once keep for the backward pass, each storage counted once."""
+        """Return the bytes that ``n_cubes`` cubes at once keep for the backward pass, counting each storage once."""
         kept: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
@@ -302,7 +297,7 @@ class Trainer:
 
     @property
     def _folder(self) -> Path | None:
-        """The run's folder where this process writes into it."""
+        """The run's folder if this process writes into it, otherwise ``None``."""
         return self.out if self.world.is_first else None
 
     @property
@@ -310,7 +305,7 @@ class Trainer:
         return None if self._folder is None else LossTable(self._folder, self.objective.names)
 
     def _replace(self) -> None:
-        """Remove the run that this one replaces."""
+        """Remove the run that this one overwrites."""
         if self._replaces and self._folder is not None and self.step == 0:
             shutil.rmtree(self._folder / "checkpoints", ignore_errors=True)
             (self._folder / "losses.csv").unlink(missing_ok=True)
@@ -326,7 +321,7 @@ class Trainer:
             # The step may have been left in the middle.
             self.learner.rewind_buffers()
             self.save()
-        # A process that ends may make torchrun end the one that writes.
+        # If a process ends, torchrun may kill the one that still writes.
         self.world.wait()
         raise TrainingInterruptedError(
             f"stopped by {number.name} after step {self.step} of {self.config.steps}; resume to continue"
@@ -340,15 +335,14 @@ class Trainer:
     def _one_step(self, stop: Sequence[int]) -> Tensor:
         """Do one update and return the losses and whether it was skipped, on the device."""
         own = self.world.share(range(self.step * self.config.batch, (self.step + 1) * self.config.batch))
-        # A GPU's steps take a second, and its backward passes see no signals: they are in a thread of their own.
+        # Steps on a GPU take a second, and their backward passes run in another thread, which sees no signals.
         hurry = abandoned_on(stop) if self.device.type == "cpu" else nullcontext()
         with suppress(StepAbandonedError), hurry:
             losses = self._fitting(own)
         self._stop_if_any(stop)
-        # One exchange a step, after each process has repeated what it had to for lack of memory: torch's
-        # DistributedDataParallel exchanges during the backward pass, and what failed in the middle of that cannot be
-        # repeated. As every cube has the same weight, though not every process, the sum is the gradient of the batch,
-        # also where shares are uneven.
+        # There is one exchange in a step, after each process has repeated what ran out of memory. torch's
+        # DistributedDataParallel exchanges during the backward pass, which could then not be repeated. Every cube has
+        # the same weight, so the sum is the gradient of the batch even if the processes have unequal shares.
         statistics = self.learner.running_statistics
         self.world.add([losses, *self.learner.gradients, *statistics])
         if self.world.size > 1:
@@ -365,9 +359,9 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             raise torch.OutOfMemoryError(
-                f"out of memory with {self._within_memory.plan}. One cube is too large for this device: a smaller "
-                "`side` or `width` needs less, or `precision='bfloat16'` where the device has it; a smaller `batch` "
-                "does not, since cubes go one by one already"
+                f"out of memory with {self._within_memory.plan}. One cube is too large for this device: lower `side` "
+                "or `width`, or pass `precision='bfloat16'` if the device has it. A smaller `batch` does not help, as "
+                "cubes go one by one already"
             ) from error
 
     def _planned(self, indices: range, plan: MemoryPlan) -> Tensor:
@@ -376,13 +370,13 @@ class Trainer:
         return self.gradient(indices, plan.n_at_once)
 
     def gradient(self, indices: range, n_at_once: int) -> Tensor:
-        """Give the parameters the gradient of the batch's mean losses, some cubes at a time, and return the losses.
+        """Compute the gradient of the batch's mean losses, ``n_at_once`` cubes at a time, and return the losses.
 
-        Everything drawn depends on a cube's own index, and every cube has the weight of one in the batch: the grouping
-        of the cubes changes the order of the sums only.
+        Everything drawn depends on a cube's own index, and every cube has the same weight, so the grouping of the
+        cubes changes the order of the sums only.
         """
         self.learner.network.zero_grad()
-        # An attempt that failed may have changed them.
+        # An attempt that failed may have changed the buffers.
         self.learner.rewind_buffers()
         parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
         with freed_on_failure():
@@ -398,7 +392,7 @@ class Trainer:
         return losses.detach()
 
     def _read_losses(self) -> None:
-        """Fetch the losses since the last time, report them, and stop a run that has diverged."""
+        """Fetch the losses of the latest steps, report them, and stop a run that has diverged."""
         if not self._rows:
             return
         rows = torch.stack(self._rows).cpu().tolist()
@@ -415,7 +409,7 @@ class Trainer:
             self._give_up()
 
     def _write_losses(self) -> None:
-        """Write the losses that were read since the last time."""
+        """Write the losses that were read but not written yet."""
         first, rows = self.step - len(self._unwritten), self._unwritten
         self._unwritten = []
         if (table := self._table) is None or not rows:
@@ -426,24 +420,25 @@ class Trainer:
 
     def _give_up(self) -> NoReturn:
         in_a_row = self._skipped.longest
-        # The state is one to resume from: skipped steps have changed nothing.
+        # The run can be resumed from this state, because skipped steps have changed nothing.
         self._skipped.reset_patience()
         saved = self.save()
         self.world.wait()
         raise TrainingDivergedError(
             f"no finite gradient in {in_a_row} steps in a row, up to step {self.step}: lower `learning_rate` or pass "
-            "`precision='float32'`. These steps changed nothing, the weights are good" + (f": {saved}" if saved else "")
+            "`precision='float32'`. These steps changed nothing, so the weights are good"
+            + (f": {saved}" if saved else "")
         )
 
     def _resume(self, folder: Path) -> None:
         if has_checkpoint(folder):
             self._restore(load_checkpoint(folder))
             if self._folder is not None:
-                # A killed run may have left more, also one that was killed after its last checkpoint. None is dropped
-                # that is newer than the restored one: those are damaged, and do not count among the kept.
+                # A run that was killed may have left too many. Those newer than the restored one are damaged: they are
+                # not dropped here, and do not count among the kept ones.
                 drop_old_checkpoints(self._folder / "checkpoints", self.step, keep_every=self.config.keep_every)
         if (table := self._table) is not None:
-            # Also the losses of a run that was killed before its first checkpoint.
+            # A run that was killed before its first checkpoint has left losses too.
             table.forget_after(self.step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -453,11 +448,11 @@ class Trainer:
         self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]
 
     def _require_same_everywhere(self) -> None:
-        """Refuse processes that did not read the same: their gradients would be of different things."""
+        """Refuse processes that did not read the same inputs, whose gradients must not be added."""
         if self.world.size == 1:
             return
         tensors = [self.dataset.example, *self.learner.network.state_dict().values()]
-        # Of the parts only what does not depend on how a processor rounds.
+        # Only those entries of the fingerprint are compared that do not depend on how a processor rounds.
         parts = [self.fingerprint["network"], *self.fingerprint["losses"].values(), *self.fingerprint["operators"]]
         texts = [(part["class"], part["text"]) for part in parts]
         given = (self.step, self.learner.dtype, self.config, self.geometries, self.dataset.n_starts, texts)
@@ -478,5 +473,5 @@ class Trainer:
 
 
 def read_every(device: torch.device) -> int:
-    """Return after how many steps losses are read: on a CPU nothing is waited for, and a step may take minutes."""
+    """Return the number of steps between reading losses; a CPU need not be waited for, and its steps take minutes."""
     return 1 if device.type == "cpu" else _WRITE_EVERY

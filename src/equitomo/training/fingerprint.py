@@ -1,4 +1,4 @@
-"""Descriptions of networks, losses and operators, by which a resumed run knows whether it has the same ones."""
+"""Descriptions of networks, losses and operators, by which a resumed run checks that it has the same ones."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Two values that the same formula gives on two machines differ by less.
+# The relative difference that the same formula may give on two machines.
 _TOLERANCE = 1e-4
 # Attributes that say where and how a module runs, and not what it computes.
 _INCIDENTAL = {"training", "checkpointing", "device", "name"}
 
 
 def describe(part: object, *, values: bool = True) -> dict[str, Any]:
-    """Return the class, the settings and the state of a network, a loss or an operator, as JSON can hold them.
+    """Return the class, the settings and the state of a network, a loss or an operator, in a form that JSON can hold.
 
-    The settings are the public attributes of the module and of its submodules, as far as they are numbers, texts,
-    functions or made of these, and the text of the module, which contains ``extra_repr``. Of a tensor of the state the
-    shape is taken and, with ``values``, three sums over its elements, which tell tensors apart without being sensitive
-    to rounding.
+    The settings are the public attributes of the module and of its submodules, if they are numbers, texts, functions
+    or made of these, and the text of the module, which contains ``extra_repr``. A tensor of the state is described by
+    its shape and, with ``values``, by three sums over its elements, which tell tensors apart and do not depend on
+    rounding.
     """
     found: dict[str, Any] = {"class": _name(type(part))}
     if isinstance(part, nn.Module):
@@ -66,7 +66,7 @@ def _settings(part: object) -> dict[str, Any]:
 
 
 def _plain(value: object, depth: int = 3) -> Any:
-    """Return a value as JSON can hold it; of an object that is made of others, its class and its public attributes."""
+    """Return a value in a form that JSON can hold; an object becomes its class and its public attributes."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
@@ -102,7 +102,7 @@ def _of_tensor(value: Tensor, values: bool) -> list[Any]:
         return shape
     flat = torch.view_as_real(value).flatten() if value.is_complex() else value.flatten()
     flat = flat.detach().cpu().double()
-    # The third tells where the values stand.
+    # The third sum depends on the order of the values.
     weight = torch.cos(torch.arange(len(flat), dtype=torch.float64))
     return [shape, float(flat.mean()), float(flat.square().mean().sqrt()), float((flat * weight).mean())]
 

@@ -18,16 +18,7 @@ from equitomo.training.step import forked_generators, learning_rate, seed_genera
 class Learner:
     """The weights of a network, their exponential moving average, the optimiser and the loss scale of float16.
 
-    Parameters
-    ----------
-    make
-        Makes the network.
-    config
-        The settings of the run.
-    device
-        The device on which the network is trained.
-    init
-        A network whose weights training starts from; ``None`` draws them from the seed.
+    Training starts from the weights of ``init``, or from weights that ``make`` draws from the seed.
     """
 
     def __init__(
@@ -39,8 +30,8 @@ class Learner:
     ) -> None:
         if isinstance(make, nn.Module):
             raise TypeError(
-                "`network` is a function that makes the network, got a network: pass `network=lambda: ...`, and a "
-                "network whose weights training is to start from as `init`"
+                "`network` must be a function that makes the network, got a network: pass `network=lambda: ...`, or "
+                "pass the network as `init` if training is to start from its weights"
             )
         self._make, self._config, self._device = make, config, device
         self.network = self._made()
@@ -67,24 +58,14 @@ class Learner:
         return [buffer for buffer in self.network.buffers() if torch.is_floating_point(buffer)]
 
     def rewind_buffers(self) -> None:
-        """Put the buffers, as running means of normalisations, back to what they were after the last step."""
+        """Put the buffers, such as running means of normalisations, back to their values after the last step."""
         for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
 
     def update(self, total: Tensor, step: int) -> Tensor:
-        """Do one step of the optimiser, unless the loss or a gradient is not finite.
+        """Do one step of the optimiser, unless the loss ``total`` or one of its gradients is not finite.
 
-        Parameters
-        ----------
-        total
-            The loss whose gradient the parameters hold. They hold it times the loss scale.
-        step
-            Steps done before this one.
-
-        Returns
-        -------
-        Tensor
-            1 if the step was skipped and 0 otherwise, on the device, which is not waited for.
+        Return 1 if the step was skipped and 0 otherwise, as a tensor on the device, which is not waited for.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step)
@@ -93,7 +74,7 @@ class Learner:
         norm = torch.nn.utils.get_total_norm(self.gradients) + total
         bad = (~torch.isfinite(norm)).float()
         if not self.scaler.is_enabled():
-            # The optimiser skips by itself where this is one, as it does for a gradient scaler.
+            # The optimiser itself skips the step if this is one, as it does for a gradient scaler.
             vars(self.optimizer).update(grad_scale=None, found_inf=bad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -110,21 +91,21 @@ class Learner:
         return network.eval()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors that a checkpoint holds of this."""
+        """Return the tensors that a checkpoint stores for the learner."""
         groups = {"weights": self.network.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.network)}
         return groups | ({"ema": self.ema} if self.ema else {})
 
     def state(self) -> dict[str, Any]:
-        """Return the rest of what a checkpoint holds of this."""
+        """Return everything else that a checkpoint stores for the learner."""
         return {"scaler": self.scaler.state_dict()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over what :meth:`tensors` and :meth:`state` returned."""
+        """Restore what :meth:`tensors` and :meth:`state` returned."""
         load_weights(self.network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self.ema.items():
             value.copy_(checkpoint.tensors["ema"][name])
         load_optimizer_tensors(self.optimizer, self.network, checkpoint.tensors["optimizer"])
-        # The state is empty where the run had another precision until now.
+        # The state is empty if the run had another precision until now.
         if self.scaler.is_enabled() and checkpoint.state["scaler"]:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self._keep_buffers()

@@ -12,20 +12,12 @@ from pathlib import Path
 from equitomo.io import open_without_links, write_atomically
 from equitomo.training.checkpoint import CheckpointError
 
-# Of one number of a row, at most.
+# The most that one number of a row takes.
 _NUMBER_BYTES = 25
 
 
 class LossTable:
-    """The file ``losses.csv`` in the folder of a run.
-
-    Parameters
-    ----------
-    folder
-        The folder.
-    names
-        The names of the losses.
-    """
+    """The file ``losses.csv`` in the folder of a run, with a column for each named loss."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._path = folder / "losses.csv"
@@ -40,7 +32,7 @@ class LossTable:
         """Add rows of step, losses, step size and whether the step was skipped."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = not self._path.exists()
-        # A link put there by someone else is not followed, which Path.open cannot say.
+        # A link that someone else put there is not followed. Path.open has no option for that.
         with open(self._path, "a", newline="", opener=open_without_links) as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
@@ -51,18 +43,7 @@ class LossTable:
             os.fsync(file.fileno())
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows that a resumed run will write again.
-
-        Raises
-        ------
-        CheckpointError
-            If the file has other columns or rows than :meth:`append` writes.
-
-        Warns
-        -----
-        UserWarning
-            If it does not hold all rows up to ``step``.
-        """
+        """Drop the rows that a resumed run will write again; refuse a foreign file, and warn if rows are missing."""
         there = self._path.exists()
         header, *lines = self._path.read_bytes().splitlines(keepends=True) if there else [self._header()]
         try:
@@ -73,8 +54,8 @@ class LossTable:
             raise CheckpointError(f"{self._path} holds rows that this program did not write: move it away")
         if len(kept) < step:
             warnings.warn(
-                f"{self._path} has {len(kept)} of the {step} steps so far: the losses of the others are lost, the run "
-                "continues",
+                f"{self._path} has rows for {len(kept)} of the {step} steps so far: the losses of the others are lost, "
+                "and the run continues",
                 stacklevel=2,
             )
         if there:

@@ -23,7 +23,7 @@ _CHECKPOINTED = 0.5
 
 
 class MemoryPlan(NamedTuple):
-    """How a step is divided: the cubes that go through the network at once, and whether activations are kept."""
+    """How a step is divided: the number of cubes at once, and whether activation checkpointing is used."""
 
     n_at_once: int
     checkpointing: bool = False
@@ -42,7 +42,7 @@ class MemoryPlan(NamedTuple):
 
 
 def cubes_at_once(config: TrainingConfig, device: torch.device) -> int:
-    """Return the cubes that go through the network together, as configured or as many as make sense on the device."""
+    """Return the number of cubes at once: the configured one, or as many as make sense on the device."""
     if config.micro_batch:
         return config.micro_batch
     if device.type != "cpu":
@@ -51,7 +51,7 @@ def cubes_at_once(config: TrainingConfig, device: torch.device) -> int:
 
 
 def bytes_of_step(config: TrainingConfig, dtype: torch.dtype, n_cubes: int, *, checkpointing: bool = False) -> float:
-    """Return about how many bytes a step of the library's network takes beside the weights, with so many cubes."""
+    """Return about how many bytes a step of the library's network takes besides the weights, with ``n_cubes`` cubes."""
     views = 1 if config.method == "equivariant_imaging" else 2
     calls = 1 if config.method == "noise2noise" or not config.equivariance_weight else 2
     kept = n_cubes * math.prod(config.cube_shape) * views * calls * config.width * _KEPT[dtype]

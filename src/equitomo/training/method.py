@@ -1,4 +1,4 @@
-"""A method of training as a value."""
+"""The value that describes a method of training."""
 
 from __future__ import annotations
 
@@ -35,24 +35,25 @@ class Method:
     name
         The name of the method.
     network
-        Makes the network :math:`f`, a module that maps ``(batch, 1, z, y, x)`` to the same shape. It is called again
-        whenever a copy of the network is needed, under a seed of the run, and must make the same modules each time.
+        A function that makes the network :math:`f`, a module that maps ``(batch, 1, z, y, x)`` to the same shape. It is
+        called again whenever a copy of the network is needed, and must make the same modules each time.
     physics
-        Makes the operator :math:`A` for a shape ``(z, y, x)`` and a geometry.
+        A function that makes the operator :math:`A` for a shape ``(z, y, x)`` and a geometry.
     losses
-        Makes the losses for an operator, by name. Each is called as deepinv does, with ``x_net``, ``y``, ``physics``
-        and ``model``, and with ``draws``; it returns one value per sample, or one for all. The names head the columns
-        of ``losses.csv``. A loss whose attribute ``weight`` is zero is not called. One whose ``uses_estimate`` or
-        ``needs_estimate_gradient`` is ``False`` saves the call of the network that makes ``x_net``, or its gradient.
+        A function that makes the losses for an operator, by name. Each is called as in deepinv, with ``x_net``, ``y``,
+        ``physics`` and ``model``, and also with ``draws``; it returns one value per sample, or one for all. The names
+        head the columns of ``losses.csv``. A loss whose attribute ``weight`` is zero is not called. If no loss that is
+        called has a true ``uses_estimate``, the call of the network that makes ``x_net`` is saved; if none has a true
+        ``needs_estimate_gradient``, its gradient is saved. A loss without these attributes counts as true.
     augmentations
         Functions that change cubes before the losses see them, in this order: each takes cubes ``(batch, views, z, y,
         x)``, the geometry of every cube, and the draws to use, and returns cubes of the same shape.
     larger_augmentations
-        Functions of the same kind that come before these and get larger cubes, which are cropped afterwards.
+        Functions of the same kind that are called first, on larger cubes, which are cropped afterwards.
     cut_margin
-        Voxels by which these are larger at each face, where the volume has them.
+        Voxels by which the larger cubes extend at each face, as far as the volume does.
     n_views
-        Views of a cube: 2 for both halves, 1 for their mean or for a single volume.
+        Number of views of a cube: 2 for both halves, 1 for their mean or for a single volume.
 
     Examples
     --------

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from equitomo.training.config import OptimiserSettings
 
-# Momentum, steps and coefficients of the Newton-Schulz iteration are those of Jordan et al.; the usual change of a
-# parameter by Adam, in step sizes, is that of Liu et al.
+# Momentum, number and coefficients of the Newton-Schulz iterations are those of Jordan et al. The factor that makes a
+# step as large as the usual one of Adam is that of Liu et al.
 _MOMENTUM, _ITERATIONS, _NEWTON_SCHULZ, _LIKE_ADAM = 0.95, 5, (3.4445, -4.7750, 2.0315), 0.2
 
 
 def optimizer_for(network: nn.Module, config: OptimiserSettings) -> torch.optim.Optimizer:
-    """Return the configured optimiser. Where its ``found_inf`` is set to 1, its step changes nothing."""
+    """Return the configured optimiser, whose step changes nothing while its attribute ``found_inf`` is 1."""
     if config.optimizer == "muon":
         return KernelMuon(network.parameters(), config.learning_rate)
     return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
@@ -37,23 +37,23 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module,
     for key, value in tensors.items():
         name, _, quantity = key.rpartition(".")
         parameter = network.get_parameter(name)
-        # In the memory layout of the parameter, where it has its shape.
+        # Take the memory layout of the parameter if the shapes agree.
         like = parameter.detach() if value.shape == parameter.shape else value
         optimizer.state[parameter][quantity] = torch.empty_like(like, device=parameter.device).copy_(value)
 
 
 class KernelMuon(torch.optim.Optimizer):
-    r"""Muon for convolution kernels, each taken as a matrix from its inputs and taps to its output maps.
+    r"""Apply Muon to convolution kernels, each taken as a matrix from its inputs and taps to its output maps.
 
     The momentum of each matrix is orthogonalised before it is applied (Jordan et al., "Muon: an optimizer for hidden
     layers in neural networks", 2024), so that all directions in a kernel learn alike. The step size is that of Adam,
     scaled as in Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982. Biases, the scales of
     normalisations and kernels with a single map or a single input are vectors and learn with Adam.
 
-    ``torch.optim.Muon`` orthogonalises in bfloat16, where the last bit of a gradient, which depends on the order of a
-    sum over the batch, can become a hundredth of a step; it takes matrices only and cannot skip a step. Here everything
-    is float32, matrices are views of the kernels, and ``found_inf`` skips a step without waiting for the device, as it
-    does for the fused Adam.
+    ``torch.optim.Muon`` orthogonalises in bfloat16. There a difference in the last bit of a gradient, which depends on
+    the order of a sum over the batch, can grow to a hundredth of a step. It also takes matrices only and cannot skip a
+    step. Here everything is float32, matrices are views of the kernels, and ``found_inf`` skips a step without waiting
+    for the device, as it does for the fused Adam.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class KernelMuon(torch.optim.Optimizer):
             if parameter.grad is None:
                 continue
             momentum = self.state[parameter]["momentum_buffer"]
-            # The momentum stays as it is where it takes the place of the gradient.
+            # In a step that is skipped the momentum replaces the gradient, and so stays as it is.
             gradient = torch.where(bad > 0, momentum, _matrix(parameter.grad, parameter))
             momentum.lerp_(gradient, 1 - _MOMENTUM)
             direction = _orthogonal(gradient.lerp(momentum, _MOMENTUM))
@@ -121,11 +121,10 @@ def _matrix(kernel: Tensor, like: Tensor) -> Tensor:
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """Return the matrix with its singular values brought near 1, between about 0.7 and 1.2.
-
-    Each iteration multiplies by a polynomial of the Gram matrix. All of them commute, so they are multiplied with each
-    other first: two products with the matrix itself, which is many times wider than high, in place of ten.
-    """
+    """Return the matrix with its singular values brought near 1, between about 0.7 and 1.2."""
+    # Each iteration multiplies by a polynomial of the Gram matrix. These polynomials commute, so they are multiplied
+    # with each other first: that takes two products with the matrix itself, which is many times wider than high,
+    # instead of ten.
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
     gram = wide @ wide.T

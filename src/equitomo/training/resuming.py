@@ -11,20 +11,14 @@ from equitomo.training.checkpoint import Checkpoint, CheckpointError
 from equitomo.training.config import PredictionSettings, RuntimeSettings, TrainingConfig
 from equitomo.training.fingerprint import differences
 
-# Settings that a resumed run may change without becoming another run; with conditions "steps" too.
+# Settings that a resumed run may change without becoming another run; "steps" only under conditions.
 _FREE = {field.name for group in (RuntimeSettings, PredictionSettings) for field in fields(group)} | {"steps"}
 
 
 def require_same_run(
     checkpoint: Checkpoint, config: TrainingConfig, geometries: list[dict[str, Any]], fingerprint: Mapping[str, Any]
 ) -> None:
-    """Refuse a checkpoint of a run with other settings, tilts, network, losses or operator, or of no training at all.
-
-    Raises
-    ------
-    CheckpointError
-        If something differs. The message names both.
-    """
+    """Refuse a checkpoint of another run, or of no training at all; the error names both values that differ."""
     if "optimizer" not in checkpoint.tensors:
         raise CheckpointError(f"{checkpoint.path} holds a network and no training to resume: start from it")
     require_same_settings(checkpoint.state["config"], config, checkpoint.state["step"], checkpoint.path)
@@ -33,25 +27,11 @@ def require_same_run(
 
 
 def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, done: int, source: object) -> None:
-    """Refuse settings with which the steps that are done would have been others.
+    """Refuse settings with which the ``done`` steps of a run with the settings ``before`` would have been different.
 
-    Parameters
-    ----------
-    before
-        The settings that the run had.
-    config
-        The settings with which it is to continue.
-    done
-        Its steps so far.
-    source
-        The file that the former were read from.
-
-    Raises
-    ------
-    CheckpointError
-        If a setting differs. The message names all that do.
+    The error names every setting that differs, and the file ``source`` from which the earlier ones were read.
     """
-    # A setting that is younger than the run has a default that does what was done before it.
+    # A setting that was introduced after the run has a default that does what was done before.
     saved, mine = TrainingConfig().as_dict() | dict(before), config.as_dict()
     differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
     if differing:
@@ -59,14 +39,15 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
         raise CheckpointError(f"{source} is of a run with other settings: {shown}. Give those of the run")
     if config.steps == saved["steps"]:
         return
-    changed = f"{source} is at step {done} of a run of {saved['steps']}, which now is to have"
+    changed = f"{source} is at step {done} of a run of {saved['steps']}, which is now to have"
     if config.steps < done:
-        raise CheckpointError(f"{changed} {config.steps}: give no fewer than are done")
-    # Nothing else that a step does depends on how many there will be, and its size not before the warm-up is over.
+        raise CheckpointError(f"{changed} {config.steps}: give at least the number of steps that are done")
+    # Only the learning rate after the warm-up depends on the total number of steps.
     if config.schedule != "constant" and done > config.warmup:
         raise CheckpointError(
-            f"{changed} {config.steps}: with the schedule {config.schedule} the sizes of those done depend on `steps`. "
-            f"Resume it with {saved['steps']}, or start another run in another folder with this one as `init`"
+            f"{changed} {config.steps}: with the schedule {config.schedule} the learning rates of the steps that are "
+            f"done depend on `steps`. Resume it with `steps={saved['steps']}`, or start another run in another folder "
+            "with this one as `init`"
         )
 
 

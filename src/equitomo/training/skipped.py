@@ -6,30 +6,17 @@ import logging
 from collections.abc import Iterable
 
 _log = logging.getLogger(__name__)
-# Of so many steps or more a larger share than this is worth a warning.
+# After the first 50 steps, a larger share of skipped steps than this is worth a warning.
 _FEW, _SHARE = 50, 0.1
 
 
 class SkippedSteps:
-    """The counts of the steps that were skipped, as far as they were read from the device.
-
-    Parameters
-    ----------
-    patience
-        The number of skipped steps in a row that ends a run.
-
-    Attributes
-    ----------
-    total : int
-        The skipped steps of the whole run.
-    consecutive : int
-        The skipped steps since the last good one.
-    longest : int
-        The longest row of skipped steps, also where good ones came after it.
-    """
+    """The counts of the steps that were skipped, as far as they were read from the device."""
 
     def __init__(self, patience: int) -> None:
+        # So many skipped steps in a row end a run.
         self._patience = patience
+        # All skipped steps of the run, those since the last good step, and the longest row of them so far.
         self.total = self.consecutive = self.longest = 0
         self._has_warned = False
 
@@ -42,11 +29,11 @@ class SkippedSteps:
 
     @property
     def are_too_many(self) -> bool:
-        """Whether so many steps in a row were skipped that the run is to end."""
+        """Whether so many steps in a row were skipped that the run is to end, even if a good step followed."""
         return self.longest >= self._patience
 
     def reset_patience(self) -> None:
-        """Count anew how many steps in a row were skipped."""
+        """Start the count of skipped steps in a row anew."""
         self.consecutive = self.longest = 0
 
     def warn_of_many(self, n_steps: int) -> None:

@@ -23,8 +23,8 @@ from equitomo.volumes import Shape
 
 # Streams of draws from here on belong to the call of the network and to the losses, in this order.
 _STREAMS = 1 << 16
-# Columns of losses.csv that are no losses.
-RESERVED = ("step", "learning_rate", "skipped")
+# Columns of losses.csv that are not losses.
+_RESERVED = ("step", "learning_rate", "skipped")
 
 
 def learning_rate(config: OptimiserSettings, step: int) -> float:
@@ -40,28 +40,9 @@ def learning_rate(config: OptimiserSettings, step: int) -> float:
 class Objective(nn.Module):
     """The losses of cubes, whose tomograms may have different geometries.
 
-    Operators that differ in their masks only become one operator, which then holds a mask per cube. Otherwise the
-    cubes of a batch are grouped by geometry, and each group has an operator and losses of its own.
-
-    Parameters
-    ----------
-    network
-        The network that learns.
-    method
-        The operators and the losses.
-    shape
-        Voxels of a cube along (z, y, x).
-    tilts
-        The different geometries of the tomograms, each with one for every view.
-    device
-        The device of operators and losses.
-
-    Attributes
-    ----------
-    names : tuple of str
-        The names of the losses.
-    terms : list
-        One :class:`Terms`, or one for each of ``tilts``.
+    Operators that differ in their masks only are replaced by one operator, which then holds a mask per cube. Otherwise
+    the cubes of a batch are grouped by geometry, and each group has an operator and losses of its own. The attribute
+    ``terms`` holds one :class:`Terms`, or one for each element of ``tilts``, the distinct tilts of the tomograms.
     """
 
     masks: Tensor | None
@@ -75,7 +56,7 @@ class Objective(nn.Module):
         self.register_buffer("masks", _joined(operators, dim=0) if shared else None, persistent=False)
         if self.masks is not None:
             operators = operators[:1]
-            # Losses that look at the operator, as for the rotations that move a wedge, see all of its masks.
+            # Losses that depend on the operator, for example on the rotations that move its wedge, see all masks.
             operators[0].update(mask=self.masks)
         self.terms = [Terms(network, physics, method.losses(physics)) for physics in operators]
         # A list alone would hide the modules from torch.
@@ -104,15 +85,6 @@ class Terms(nn.Module):
     Random numbers depend on the seed, on the index of the first cube and on the loss: before the network is called for
     the estimate, and before each loss, torch's global generator and every generator that a loss, the operator or the
     model holds are seeded. The global generator is put back afterwards.
-
-    Parameters
-    ----------
-    network
-        The network that learns.
-    physics
-        The operator.
-    losses
-        The losses by name.
     """
 
     def __init__(self, network: nn.Module, physics: Physics, losses: Mapping[str, Loss]) -> None:
@@ -123,7 +95,7 @@ class Terms(nn.Module):
         self.model: nn.Module = TwoViewReconstructor(network)
         for loss in losses.values():
             self.model = loss.adapt_model(self.model)
-        # A model that a loss has adapted keeps what the loss needs only if it is asked to, as deepinv's trainer does.
+        # A model that a loss has adapted stores what the loss needs only on request, as deepinv's trainer does.
         keeps = "update_parameters" in inspect.signature(self.model.forward).parameters
         self._options = {"update_parameters": True} if keeps else {}
         self._generators = [
@@ -133,7 +105,7 @@ class Terms(nn.Module):
     def forward(self, y: Tensor, draws: Draws) -> Tensor:
         """Return the losses ``(losses, cubes)``."""
         active = [loss for loss in self.losses if _has_weight(loss)]
-        # An estimate without a judge is not made, and one whose judges need no gradient keeps nothing for it.
+        # The estimate is computed only if a loss uses it, and with a graph only if a loss needs its gradient.
         estimated = any(getattr(loss, "uses_estimate", True) for loss in active)
         learned = any(getattr(loss, "needs_estimate_gradient", True) for loss in active)
         with forked_generators(y.device):
@@ -180,7 +152,7 @@ def fingerprint_of(method: Method, network: nn.Module, objective: Objective) -> 
 
 @contextmanager
 def forked_generators(device: torch.device) -> Iterator[None]:
-    """Put torch's global generators of the host and of a device back afterwards."""
+    """Restore torch's global generators of the host and of a device afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
@@ -197,7 +169,7 @@ def _checked(losses: Mapping[str, Loss]) -> tuple[str, ...]:
     for name, loss in losses.items():
         if not isinstance(loss, nn.Module):
             raise TypeError(f"the loss {name!r} must be a deepinv loss, got {loss!r}")
-        if not name.isprintable() or not name or name in RESERVED:
+        if not name.isprintable() or not name or name in _RESERVED:
             raise ValueError(f"the name of a loss heads a column of losses.csv and cannot be {name!r}")
     if not any(map(_has_weight, losses.values())):
         raise ValueError("there is nothing to learn from: at least one loss with a weight other than zero is needed")
@@ -226,7 +198,7 @@ def _operator(method: Method, shape: Shape, views: Tilts, device: torch.device) 
     if not _differ_in_masks_only(operators, shape):
         raise ValueError(
             f"the tilts of the halves differ, and an operator of the class {type(operators[0]).__name__} cannot take a "
-            "mask for each: its masks must have one shape, or the tilts be those of both halves"
+            "mask for each: give masks of one shape, or the tilts of the whole series for both halves"
         )
     of_each = dict(zip(dict.fromkeys(views), operators, strict=True))
     operators[0].update(mask=_joined([of_each[geometry] for geometry in views], dim=1))

@@ -20,8 +20,8 @@ class StepAbandonedError(Exception):
 def stop_signals(*, patient: bool = False) -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGUSR1 in a list, and restore the previous handlers afterwards.
 
-    A second Ctrl-C stops at once, unless ``patient``: processes that torchrun started get it twice, from the terminal
-    and from torchrun, which kills processes that have not ended after half a minute.
+    A second Ctrl-C stops at once unless ``patient``, because processes that torchrun started get each one twice: from
+    the terminal and from torchrun, which kills processes that have not ended after half a minute.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -44,22 +44,17 @@ def stop_signals(*, patient: bool = False) -> Iterator[list[int]]:
 
 @contextmanager
 def abandoned_on(stop: Sequence[int]) -> Iterator[None]:
-    """Abandon the computation of a gradient soon after a signal was added to ``stop``.
+    """Raise :class:`StepAbandonedError` in the computation of a gradient soon after a signal was added to ``stop``.
 
-    A step with the paper's settings takes minutes on a CPU, and nothing has changed before its last part, the update of
-    the weights. Python handles signals only between two of its own instructions, of which a backward pass has none; the
-    hooks used here give it one for every tensor that is kept for the backward pass.
-
-    Raises
-    ------
-    StepAbandonedError
-        At the next of these tensors after a signal.
+    A step with the paper's settings takes minutes on a CPU, and it changes nothing before its last part, the update of
+    the weights. Python handles signals only between two of its own instructions, and a backward pass has none of
+    these. The hooks used here run Python code for every tensor that is kept for the backward pass.
     """
 
     def look(tensor: Tensor) -> Tensor:
         if stop:
             raise StepAbandonedError
-        # A result that is kept with its own graph would hold itself, and stay for good when the pass is left.
+        # A tensor that is kept with its own graph would refer to itself and never be freed after an abandoned pass.
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(look, look):
@@ -68,11 +63,9 @@ def abandoned_on(stop: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def freed_on_failure() -> Iterator[None]:
-    """Free the memory of a backward pass on a CPU that fails in the middle.
-
-    torch keeps the remaining tasks in the queue of the thread, with all tensors that they hold, and drops them only
-    when it processes an older task.
-    """
+    """Free the memory of a backward pass on a CPU that fails in the middle."""
+    # torch keeps the remaining tasks in the queue of the thread, with all tensors that they hold, and drops them only
+    # when it processes an older task.
     older = torch.zeros((), requires_grad=True).neg()
     try:
         yield
