@@ -17,7 +17,8 @@ from equitomo.datasets.registration import shifted
 from equitomo.datasets.splits import scan_shifts
 from equitomo.datasets.views import binned, dose_filtered, extended, normalized, transformed
 from equitomo.io import SeriesMetadata
-from equitomo.simulate import filtered_backprojection
+from equitomo.physics import TiltSeriesPhysics
+from equitomo.solvers import filtered_backprojection
 
 ANGLES = tuple(range(-60, 61, 6))
 
@@ -80,9 +81,11 @@ def test_a_shuffled_series_gives_the_reconstruction_of_the_sorted_one(generator)
     shuffle = torch.randperm(len(ANGLES), generator=generator).tolist()
     series = [TiltSeries(images, ANGLES), TiltSeries(images[shuffle], [ANGLES[n] for n in shuffle])]
     shape = (16, 64, 64)
-    first, second = (filtered_backprojection(one.projections, one.geometry, shape) for one in series)
+    physics = TiltSeriesPhysics(shape, series[0].geometry)
+    assert series[1].geometry == series[0].geometry
+    first, second = (filtered_backprojection(one.projections[None, None], physics) for one in series)
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
-    unsorted = filtered_backprojection(images[shuffle], series[0].geometry, shape)
+    unsorted = filtered_backprojection(images[shuffle][None, None], physics)
     assert float((unsorted - first).abs().max()) > 0.1 * float(first.abs().max())
 
 
