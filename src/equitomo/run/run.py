@@ -32,6 +32,7 @@ from equitomo.run.prediction import (
     require_range,
 )
 from equitomo.run.record import Invocation
+from equitomo.run.refinement import REFINED, Refinement
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
@@ -449,6 +450,10 @@ class Run:
         predictor = self.predictor(common_geometry(pair), settings, devices=[self.trainer.device])
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
+        if settings.refine != "none":
+            # The room for the refined volume is counted with the rest.
+            Refinement(pair, self.path / _RECONSTRUCTION, settings, overwrite=True)
+            n_bytes += bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         assert self._training is not None
         self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)
 
@@ -489,6 +494,8 @@ class Run:
                 self.train(progress=step_progress)
             plan = self.plan(pair, out, settings, overwrite=True, devices=[self.trainer.device])
             planned(plan)
+            # An earlier refinement is not that of the new result.
+            (self.path / REFINED).unlink(missing_ok=True)
             plan.write(progress)
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
         return out
