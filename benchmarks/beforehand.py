@@ -31,7 +31,7 @@ from equitomo import (
 )
 from equitomo.loss import measured_mean_square
 from equitomo.precision import autocast, checked_dtype
-from equitomo.training.step import learning_rate
+from equitomo.training.budget import learning_rate
 
 _REFRESH = 200  # steps from one estimate of the volume to the next
 _WAYS: dict[str, dict[str, Any]] = {

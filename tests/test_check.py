@@ -609,6 +609,18 @@ def test_without_a_gpu_that_is_said_with_the_time_of_a_step(pair, capsys, monkey
     assert found["time"] == ("ok", "about 19 hours for 3,600 steps of 19 s")
 
 
+@pytest.mark.parametrize(("minutes", "severity"), [("100", "ok"), ("10", "MEND")])
+def test_a_time_is_told_as_the_steps_that_it_holds(pair, capsys, monkeypatch, minutes, severity):
+    monkeypatch.setattr("equitomo.run.checks.time.perf_counter", count(0, 4).__next__)
+    pair.write()
+    # The number of steps is left out.
+    settings = [word for word in TINY if word not in ("--steps", TINY[TINY.index("--steps") + 1])]
+    run("check", *pair.paths, f"--tilts={pair.tilts}", *settings, "--device", "cpu", "--minutes", minutes)
+    found, message = lines(capsys.readouterr().out)["time"]
+    assert found == severity
+    assert re.match(rf"{minutes} minutes hold about \d+ steps of 19 s", message)
+
+
 def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
     monkeypatch.setattr("equitomo.run.checks.time.perf_counter", count(0, 4).__next__)
     source = TomogramPair(pair.first, pair.second, (-60.0, 40.0))

@@ -45,6 +45,7 @@ OUT_OF_RANGE = [
     *[pytest.param("steps", value, "at least 1", marks=pytest.mark.fault(48)) for value in (0, -5)],
     ("checkpoint_every", 0, "at least 1"),
     ("warmup", -1, "zero or more"),
+    *[("minutes", value, "a positive number") for value in (0.0, -1.0, NAN, INF)],
     ("margin", -1, "zero or more"),
     ("margin", 36, "less than half of side 72"),
     ("preview_every", -1, "zero or more"),
@@ -216,3 +217,14 @@ def test_settings_come_back_from_a_dictionary_and_from_json(side):
 def test_the_configuration_is_had_without_torch():
     code = "import sys; from equitomo.training.config import TrainingConfig; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_steps_and_minutes_together_are_refused():
+    with pytest.raises(ValueError, match="`steps` and `minutes` both say how long to train: give one of them"):
+        TrainingConfig.preset("tiny", steps=10, minutes=1.0)
+
+
+@pytest.mark.parametrize("value", ["10", True])
+def test_minutes_are_a_number(value):
+    with pytest.raises(ValueError, match="`minutes` must be a number"):
+        TrainingConfig(minutes=value)

@@ -127,3 +127,13 @@ def test_a_method_in_a_configuration_file_gives_its_defaults(tmp_path):
 
 def test_common_options_are_options():
     assert set().union(*map(names_of, COMMANDS.values())) >= COMMON
+
+
+def test_steps_and_minutes_together_are_refused():
+    with pytest.raises(ValueError, match="--steps and --minutes both say how long to train: give one of them"):
+        parse(["train", "a.mrc", "b.mrc", "--tilts=-60,60", "--out", "run", "--steps", "5", "--minutes=10"])
+
+
+def test_minutes_take_the_place_of_the_preset_s_steps():
+    parsed = parse(["train", "a.mrc", "b.mrc", "--tilts=-60,60", "--out", "run", "--preset", "tiny", "--minutes=10"])
+    assert parsed.config.minutes == 10

@@ -26,10 +26,10 @@ from equitomo import (
 from equitomo.draws import ELEMENTS, draw_integers
 from equitomo.methods import method_of
 from equitomo.training import Trainer, TrainingDivergedError, TrainingInterruptedError, engine
+from equitomo.training.budget import learning_rate
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
 from equitomo.training.optimizer import optimizer_tensors
 from equitomo.training.skipped import SkippedSteps
-from equitomo.training.step import learning_rate
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
 TINY = {

@@ -151,12 +151,12 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
         if demonstration is not None and is_first:
             demonstration.write(run.path)
         if run.step:
-            print(f"Resuming after step {run.step} of {run.config.steps}")
+            print(f"Resuming after step {run.step}" + (f" of {run.trainer.steps}" if run.trainer.steps else ""))
         with step_bar(run) if is_first else nullcontext() as show:
             run.train(progress=show)
         leave()
         skipped = f", {run.trainer.skipped} steps skipped" if run.trainer.skipped else ""
-        print(f"Trained {run.config.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
+        print(f"Trained {run.trainer.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
         if is_first and not isinstance(command, options.Train):
             with tile_bar("predicting") as show:
                 truth = None if demonstration is None else demonstration.truth

@@ -225,18 +225,31 @@ COMMANDS: dict[str, type[Command]] = {
 }
 POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.
-COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "method", "init", "resume", "overwrite"}
-COMMON |= {
-    "device",
-    "picture",
-    "axes",
-    "size",
-    "alignment",
-    "aretomo",
-    "warp",
-    "relion",
-    "thickness",
-    "bin",
-    "split",
-    "ctf",
-}
+COMMON = set(
+    [
+        "table",
+        "tilts",
+        "tilt_axis",
+        "mask",
+        "run",
+        "out",
+        "steps",
+        "minutes",
+        "method",
+        "init",
+        "resume",
+        "overwrite",
+        "device",
+        "picture",
+        "axes",
+        "size",
+        "alignment",
+        "aretomo",
+        "warp",
+        "relion",
+        "thickness",
+        "bin",
+        "split",
+        "ctf",
+    ]
+)

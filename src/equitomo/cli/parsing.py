@@ -43,6 +43,8 @@ def parse(arguments: Sequence[str]) -> Command:
         print_config="--print-config",
         allow_abbrev=False,
     )
+    if _values_of(arguments, "--steps") and _values_of(arguments, "--minutes"):
+        raise ValueError("--steps and --minutes both say how long to train: give one of them")
     # They give the defaults of all other settings.
     chosen = settings_in(arguments, ("preset", "method"))
     # Of the other commands only the names and their meaning are shown.

@@ -30,20 +30,27 @@ def tile_bar(title: str, unit: str = "tile") -> Iterator[Callable[[int, int], No
 @contextmanager
 def step_bar(run: Run) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Show the steps of a training, and yield a function of the steps done and their losses that moves the bar."""
-    first, clock, steps = run.step, 0.0, run.config.steps
+    first, clock, minutes = run.step, 0.0, run.config.minutes
     on_cpu = run.trainer.device.type == "cpu"
-    with tqdm(total=steps, initial=first, desc="training", unit="step", smoothing=0.05) as bar:
+    # The number of steps that was announced.
+    announced: list[int] = []
+    with tqdm(total=run.trainer.steps, initial=first, desc="training", unit="step", smoothing=0.05) as bar:
 
         def show(step: int, losses: dict[str, float]) -> None:
             nonlocal clock
+            steps = run.trainer.steps
+            bar.total = steps
             shown = {name: f"{value:.4f}" for name, value in losses.items() if name not in ("skipped", "change")}
             shown |= {"change": f"{losses['change']:.1%}"} if "change" in losses else {}
             bar.set_postfix(shown, refresh=False)
             bar.update(step - bar.n)
+            if minutes is not None and steps is not None and not announced:
+                announced.append(steps)
+                tqdm.write(f"{minutes:g} minutes hold about {steps:,} steps; the number follows the clock")
             if on_cpu and step == first + 1:
                 # The first step also sets things up.
                 clock = time.perf_counter()
-            elif on_cpu and step == first + 2:
+            elif on_cpu and steps is not None and step == first + 2:
                 took = time.perf_counter() - clock
                 remaining = duration((steps - step) * took)
                 tqdm.write(f"No GPU is used: a step takes {duration(took)}, all that are left {remaining}")

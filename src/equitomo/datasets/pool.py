@@ -145,13 +145,17 @@ class SubtomogramPool(Cubes):
             pair.release()
 
     def _warn_of_unvisited(self) -> None:
-        visited = {self.tomogram_at(turn) for turn in range(self._n_intervals - 1 + self.n_held)}
-        if len(visited) < len(self.pairs):
-            warnings.warn(
-                f"only {len(visited)} of {len(self.pairs)} tomograms will be visited in {self._n_intervals} intervals: "
-                "train for more steps, lower `exchange_every`, or allow more `memory`",
-                stacklevel=3,
-            )
+        visited: set[int] = set()
+        # A training whose number of steps is not known has practically infinitely many turns.
+        for turn in range(self._n_intervals - 1 + self.n_held):
+            visited.add(self.tomogram_at(turn))
+            if len(visited) == len(self.pairs):
+                return
+        warnings.warn(
+            f"only {len(visited)} of {len(self.pairs)} tomograms will be visited in {self._n_intervals} intervals: "
+            "train for more steps, lower `exchange_every`, or allow more `memory`",
+            stacklevel=3,
+        )
 
     def _exchange(self, interval: int) -> None:
         """Load the tomograms of an interval, and begin to read the one that the next interval needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ class IcecreamTrainer(Trainer):
         Other deepinv losses, by their names in ``losses.csv``. They replace all losses of the method.
     physics
         A function that makes another operator for a shape ``(z, y, x)`` and a geometry.
-    out, resume, overwrite, init, progress, preview
+    out, resume, overwrite, init, progress, preview, clock
         See :class:`~equitomo.training.Trainer`.
 
     Examples
@@ -72,6 +73,7 @@ class IcecreamTrainer(Trainer):
         init: nn.Module | None = None,
         progress: Progress | None = None,
         preview: Preview | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         config = TrainingConfig() if config is None else config
         method = method_of(config)
@@ -91,4 +93,5 @@ class IcecreamTrainer(Trainer):
             init=init,
             progress=progress,
             preview=preview,
+            clock=clock,
         )

@@ -32,6 +32,8 @@ _GIGA = 1e9
 _TIMED_STRIDES, _TIMED_CUBES, _TIMED_STEPS = 3, 4, 2
 # Copies in float32 of the volume that a run holds at once: the halves as read and normalised, result and its parts.
 _COPIES = 8
+# A network of preset tiny learns little in fewer steps.
+_FEW_STEPS = 100
 _PROGRAM = 5e8  # bytes of the libraries themselves
 
 
@@ -165,8 +167,21 @@ def _of_machine(pairs: Sequence[TomogramPair], config: TrainingConfig, out: str 
     written, space = trial.written + result, shutil.disk_usage(_existing(Path(out))).free
     message = f"{written / _GIGA:.2f} GB needed, {space / _GIGA:.1f} GB free"
     yield Finding("ok" if written < space else "error", "disk", message)
-    whole = duration(trial.seconds * config.steps)
-    yield Finding("ok", "time", f"about {whole} for {config.steps:,} steps of {duration(trial.seconds)}")
+    yield _of_time(trial.seconds, config)
+
+
+def _of_time(seconds: float, config: TrainingConfig) -> Finding:
+    """Return how long a training takes, or how many steps its time holds, with the seconds of a step."""
+    if config.minutes is None:
+        whole = duration(seconds * config.steps)
+        return Finding("ok", "time", f"about {whole} for {config.steps:,} steps of {duration(seconds)}")
+    n_steps = int(60 * config.minutes / seconds)
+    message = f"{config.minutes:g} minutes hold about {n_steps:,} steps of {duration(seconds)}"
+    if n_steps >= _FEW_STEPS:
+        return Finding("ok", "time", message)
+    return Finding(
+        "warning", "time", f"{message}, too few to learn from", "more `minutes`, or a smaller `batch` or `width`"
+    )
 
 
 def _of_memory(pairs: Sequence[TomogramPair], config: TrainingConfig, trial: Trial | None) -> Finding:

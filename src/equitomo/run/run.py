@@ -487,10 +487,10 @@ class Run:
             As :meth:`require_reconstruction`, :meth:`train` and :meth:`predict`.
         """
         pair, out = self._pair(), self.path / _RECONSTRUCTION
-        if self.step < self.config.steps:
+        if not self.trainer.is_finished:
             self.require_reconstruction(settings)
         with self.recorded():
-            if self.step < self.config.steps:
+            if not self.trainer.is_finished:
                 self.train(progress=step_progress)
             plan = self.plan(pair, out, settings, overwrite=True, devices=[self.trainer.device])
             planned(plan)

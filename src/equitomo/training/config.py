@@ -138,6 +138,9 @@ class OptimiserSettings(_Settings):
     ----------
     steps
         Number of steps.
+    minutes
+        Train for so many minutes in place of ``steps``: the number of steps is chosen from the measured time of a
+        step, and corrected on the way. The checks before and the prediction after the training take time besides.
     optimizer
         ``"adam"``, or ``"muon"``, which orthogonalises the momentum of every kernel and learns faster; see the
         benchmarks.
@@ -154,6 +157,7 @@ class OptimiserSettings(_Settings):
     """
 
     steps: int = 50_000
+    minutes: float | None = None
     optimizer: Optimizer = "adam"
     learning_rate: float = 1e-4
     warmup: int = 0
@@ -164,6 +168,8 @@ class OptimiserSettings(_Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.steps >= 1, "steps", "at least 1", self.steps)
+        met = self.minutes is None or 0 < self.minutes < math.inf
+        _require(met, "minutes", "a positive number", self.minutes)
         _require(self.warmup >= 0, "warmup", "zero or more", self.warmup)
         rate = self.learning_rate
         _require(math.isfinite(rate) and rate > 0, "learning_rate", "a positive number", rate)
@@ -300,6 +306,8 @@ class TrainingConfig(
             if change not in known:
                 near = difflib.get_close_matches(change, known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"no setting has the name {change!r}; the nearest name is {near!r}")
+        if "steps" in changes and changes.get("minutes") is not None:
+            raise ValueError("`steps` and `minutes` both say how long to train: give one of them")
         method = changes.get("method", _PRESETS[name]["method"])
         # An unknown method is refused by the constructor, as every other value is.
         return cls(**{**_PRESETS[name], **_METHODS.get(method, {}), **changes})
@@ -353,6 +361,9 @@ def _require(met: bool, name: str, rule: str, value: object) -> None:
 def _require_type(name: str, kind: Any, value: object) -> None:
     if get_origin(kind) is Literal:
         _require(value in get_args(kind), name, f"one of {', '.join(get_args(kind))}", repr(value))
+    elif kind == float | None:
+        met = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        _require(met, name, "a number", repr(value))
     elif get_origin(kind) is UnionType:
         # The side of a cube: a boolean is an integer to Python, but a mistake here.
         lengths = value if isinstance(value, tuple) and len(value) == 3 else (value,)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
 from itertools import chain
@@ -17,6 +19,7 @@ from equitomo.datasets import TomogramPair, cubes_of
 from equitomo.draws import Draws
 from equitomo.precision import autocast
 from equitomo.resources import Retry, is_out_of_memory
+from equitomo.training.budget import Budget, learning_rate
 from equitomo.training.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -35,7 +38,7 @@ from equitomo.training.memory import MemoryPlan, cubes_at_once
 from equitomo.training.method import Method
 from equitomo.training.resuming import require_same_run
 from equitomo.training.skipped import SkippedSteps
-from equitomo.training.step import Objective, fingerprint_of, learning_rate
+from equitomo.training.step import Objective, fingerprint_of
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -94,11 +97,15 @@ class Trainer:
     preview
         Called every ``preview_every`` steps with the step, a fixed cube and its reconstruction, both
         ``(z, y, x)`` on the CPU.
+    clock
+        A function that returns seconds, by which a training of so many ``minutes`` is timed.
 
     Attributes
     ----------
     step : int
         Steps done.
+    budget : Budget
+        The number of steps, and how the learning rate changes over them.
     world : World
         Number of this process among those that train together.
     dataset : SubtomogramDataset or SubtomogramPool
@@ -136,6 +143,7 @@ class Trainer:
         init: nn.Module | None = None,
         progress: Progress | None = None,
         preview: Preview | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config = TrainingConfig() if config is None else config
         self.method = method
@@ -157,7 +165,8 @@ class Trainer:
         self.dataset = cubes_of(
             pairs,
             config.side,
-            length=config.steps * config.batch,
+            # How many cubes a training of so many minutes takes is not known before.
+            length=config.steps * config.batch if config.minutes is None else sys.maxsize,
             memory=round(config.memory * 2**30) or None,
             exchange_every=config.exchange_every * config.batch,
             seed=config.seed,
@@ -174,6 +183,7 @@ class Trainer:
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
         self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
         self.step = 0
+        self.budget = Budget(config, clock, self.world.largest)
         self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self.learner.scaler.is_enabled() else _PATIENCE)
         self._read_every = read_every(self.device)
         # The step of the latest checkpoint.
@@ -181,6 +191,8 @@ class Trainer:
         # The losses of the latest steps, on the device; and those that are read, but not written.
         self._rows: list[Tensor] = []
         self._unwritten: list[list[float]] = []
+        # The step sizes of all steps that are not written.
+        self._rates: list[float] = []
         if resume and self.out is not None:
             self._resume(self.out)
         self._require_same_everywhere()
@@ -207,27 +219,37 @@ class Trainer:
         torch.OutOfMemoryError
             If not even one cube at a time with activation checkpointing fits into the memory.
         """
-        last = self.config.steps if until is None else min(until, self.config.steps)
         self._progress = self._progress if progress is None else progress
         self._replace()
+        self.budget.start()
         with (
             stop_signals(patient=self.world.size > 1) as stop,
             closing(self.dataset),
             torch.backends.cudnn.flags(enabled=True, benchmark=True),
         ):
-            while self.step < last:
+            while not self._is_over(until):
                 self._rows.append(self._one_step(stop))
                 self.step += 1
                 if self.step % self._read_every == 0:
                     self._read_losses()
                 if self.step % _WRITE_EVERY == 0:
                     self._write_losses()
-                if self._is_due() or self.step == last:
+                if self._is_due() or self._is_over(until):
                     self.save()
                 self._show()
             # A signal may have arrived after the last gradient was computed.
             self._stop_if_any(stop)
         return self
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps; ``None`` while a training of so many minutes has not chosen it."""
+        return self.budget.plan.steps
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is done."""
+        return self.steps is not None and self.step >= self.steps
 
     @property
     def skipped(self) -> int:
@@ -253,6 +275,7 @@ class Trainer:
             "skipped": self._skipped.total,
             "consecutive": self._skipped.consecutive,
             **self.learner.state(),
+            **self.budget.state(),
         }
         tensors = self.learner.tensors()
         self._saved = self.step
@@ -268,8 +291,10 @@ class Trainer:
     def bytes_to_write(self) -> int:
         """About how many bytes a run writes into its folder: losses and checkpoints, one of them unfinished."""
         one = checkpoint_bytes(self.learner.network, ema=bool(self.config.ema_decay))
-        kept = self.config.steps // self.config.keep_every if self.config.keep_every else 0
-        return (kept + 3) * one + self.config.steps * LossTable.row_bytes(len(self.objective.names))
+        # Where the number is not known yet, that of the preset is as good a guess as any.
+        steps = self.config.steps if self.steps is None else self.steps
+        kept = steps // self.config.keep_every if self.config.keep_every else 0
+        return (kept + 3) * one + steps * LossTable.row_bytes(len(self.objective.names))
 
     @property
     def plan(self) -> MemoryPlan:
@@ -324,8 +349,16 @@ class Trainer:
         # If a process ends, torchrun may kill the one that still writes.
         self.world.wait()
         raise TrainingInterruptedError(
-            f"stopped by {number.name} after step {self.step} of {self.config.steps}; resume to continue"
+            f"stopped by {number.name} after step {self.step}{self._of_all}; resume to continue"
         )
+
+    @property
+    def _of_all(self) -> str:
+        return "" if self.steps is None else f" of {self.steps}"
+
+    def _is_over(self, until: int | None) -> bool:
+        """Return whether the last step is done, or the step ``until`` which to stop."""
+        return self.is_finished or (until is not None and self.step >= until)
 
     def _is_due(self) -> bool:
         """Return whether a checkpoint is to be written after this step."""
@@ -348,7 +381,9 @@ class Trainer:
         if self.world.size > 1:
             for mean in statistics:
                 mean /= self.world.size
-        bad = self.learner.update(losses.sum(), self.step)
+        rate = learning_rate(self.config, self.step, self.budget.plan)
+        bad = self.learner.update(losses.sum(), self.step, rate)
+        self._rates.append(rate)
         return torch.cat([losses, bad[None]])
 
     def _fitting(self, indices: range) -> Tensor:
@@ -398,6 +433,8 @@ class Trainer:
         rows = torch.stack(self._rows).cpu().tolist()
         self._rows = []
         self._unwritten += rows
+        # All steps so far are done, also on a device that was not waited for.
+        self.budget.look(self.step)
         # The counts are the same in all processes, whose gradients and losses were added before.
         self._skipped.count(bad for *_, bad in rows)
         if self.world.is_first:
@@ -410,11 +447,10 @@ class Trainer:
 
     def _write_losses(self) -> None:
         """Write the losses that were read but not written yet."""
-        first, rows = self.step - len(self._unwritten), self._unwritten
-        self._unwritten = []
+        first, rows, rates = self.step - len(self._unwritten), self._unwritten, self._rates
+        self._unwritten, self._rates = [], []
         if (table := self._table) is None or not rows:
             return
-        rates = [learning_rate(self.config, step) for step in range(first, self.step)]
         numbered = enumerate(zip(rows, rates, strict=True), start=first + 1)
         table.append([(step, *losses, rate, int(bad)) for step, ((*losses, bad), rate) in numbered])
 
@@ -444,6 +480,7 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.config, self.geometries, self.fingerprint)
         self.learner.restore(checkpoint)
+        self.budget.restore(checkpoint.state, checkpoint.state["config"].get("minutes"))
         self.step = self._saved = checkpoint.state["step"]
         self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]
 

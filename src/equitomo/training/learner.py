@@ -12,7 +12,7 @@ from equitomo.precision import checked_dtype
 from equitomo.training.checkpoint import Checkpoint, load_weights
 from equitomo.training.config import TrainingConfig
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
-from equitomo.training.step import forked_generators, learning_rate, seed_generators
+from equitomo.training.step import forked_generators, seed_generators
 
 
 class Learner:
@@ -62,13 +62,14 @@ class Learner:
         for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
 
-    def update(self, total: Tensor, step: int) -> Tensor:
-        """Do one step of the optimiser, unless the loss ``total`` or one of its gradients is not finite.
+    def update(self, total: Tensor, step: int, rate: float) -> Tensor:
+        """Do one step of the optimiser with the learning rate ``rate``.
 
-        Return 1 if the step was skipped and 0 otherwise, as a tensor on the device, which is not waited for.
+        The step is skipped if the loss ``total`` or one of its gradients is not finite. Return 1 if it was skipped and 0
+        otherwise, as a tensor on the device, which is not waited for.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self._config, step)
+            group["lr"] = rate
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(self.gradients) + total

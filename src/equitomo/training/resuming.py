@@ -11,7 +11,7 @@ from equitomo.training.checkpoint import Checkpoint, CheckpointError
 from equitomo.training.config import PredictionSettings, RuntimeSettings, TrainingConfig
 from equitomo.training.fingerprint import differences
 
-# Settings that a resumed run may change without becoming another run; "steps" only under conditions.
+# Settings that a resumed run may change without becoming another run; with conditions "steps" and "minutes" too.
 _FREE = {field.name for group in (RuntimeSettings, PredictionSettings) for field in fields(group)} | {"steps"}
 
 
@@ -33,11 +33,13 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
     """
     # A setting that was introduced after the run has a default that does what was done before.
     saved, mine = TrainingConfig().as_dict() | dict(before), config.as_dict()
-    differing = sorted(k for k in saved.keys() | mine.keys() if k not in _FREE and saved.get(k) != mine.get(k))
+    free = _FREE if None in (config.minutes, saved["minutes"]) else _FREE | {"minutes"}
+    differing = sorted(k for k in saved.keys() | mine.keys() if k not in free and saved.get(k) != mine.get(k))
     if differing:
         shown = ", ".join(f"`{key}` was {saved.get(key)}, now {mine.get(key)}" for key in differing)
         raise CheckpointError(f"{source} is of a run with other settings: {shown}. Give those of the run")
-    if config.steps == saved["steps"]:
+    # With another time the number of steps is chosen anew.
+    if config.steps == saved["steps"] or config.minutes is not None:
         return
     changed = f"{source} is at step {done} of a run of {saved['steps']}, which is now to have"
     if config.steps < done:

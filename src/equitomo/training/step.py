@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from equitomo.draws import Draws, draw_integers
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
-from equitomo.training.config import OptimiserSettings
 from equitomo.training.fingerprint import describe
 from equitomo.training.method import Method, Tilts
 from equitomo.volumes import Shape
@@ -25,16 +23,6 @@ from equitomo.volumes import Shape
 _STREAMS = 1 << 16
 # Columns of losses.csv that are not losses.
 _RESERVED = ("step", "learning_rate", "skipped")
-
-
-def learning_rate(config: OptimiserSettings, step: int) -> float:
-    """Return the step size at a step counted from 0: a linear rise, then constant or half a cosine to zero."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Objective(nn.Module):
