@@ -65,8 +65,8 @@ class Learner:
     def update(self, total: Tensor, step: int, rate: float) -> Tensor:
         """Do one step of the optimiser with the learning rate ``rate``.
 
-        The step is skipped if the loss ``total`` or one of its gradients is not finite. Return 1 if it was skipped and 0
-        otherwise, as a tensor on the device, which is not waited for.
+        The step is skipped if the loss ``total`` or one of its gradients is not finite. Return 1 if it was skipped and
+        0 otherwise, as a tensor on the device, which is not waited for.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
