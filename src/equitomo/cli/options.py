@@ -226,5 +226,5 @@ COMMANDS: dict[str, type[Command]] = {
 POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
-COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness", "bin"}
-COMMON |= {"split", "ctf"}
+COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}
+COMMON |= {"bin", "split", "ctf"}
