@@ -12,7 +12,8 @@ from torch import Tensor
 from equitomo.fourier import frequencies
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.metrics import fourier_correlation
-from equitomo.simulate import simulate_halves, simulate_specimen
+from equitomo.physics import TiltSeriesPhysics
+from equitomo.simulate import simulate_halves, simulate_particles, simulate_specimen
 
 TILT_AXES: list[TiltAxis] = ["y", "x"]
 
@@ -129,3 +130,42 @@ def test_halves_are_drawn_from_their_generator_alone(halves):
 def test_what_cannot_be_simulated_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(TiltGeometry([-60, 0, 60]))
+
+
+# Particles -------------------------------------------------------------------------------------------
+
+
+def test_particles_have_one_density_on_a_background_of_zero():
+    particles = simulate_particles((48, 50, 52), density=3.0, generator=torch.Generator().manual_seed(0))
+    inside, outside = (particles == 3).double().mean(), (particles == 0).double().mean()
+    assert 0.02 < inside < 0.2
+    # The rest are the voxels at the surfaces.
+    assert 0.85 < inside + outside < 1
+
+
+def test_a_detector_as_wide_as_the_volume_sees_all_particles_at_every_tilt():
+    particles = simulate_particles((40, 40, 40), generator=torch.Generator().manual_seed(0))
+    series = TiltSeriesPhysics((40, 40, 40), TiltGeometry(range(-80, 81, 8))).A(particles[None, None])
+    masses = series.sum(dim=(-2, -1)).flatten()
+    torch.testing.assert_close(masses, particles.sum().expand_as(masses), rtol=1e-5, atol=0)
+
+
+def test_particles_do_not_touch():
+    particles = simulate_particles(
+        (48, 48, 48), n_particles=5, radii=(3, 6), generator=torch.Generator().manual_seed(0)
+    )
+    inside = (particles > 0).float()[None]
+    labels = inside * torch.arange(1.0, inside.numel() + 1).reshape(inside.shape)
+    # The largest number spreads through each connected piece.
+    for _ in range(48):
+        labels = torch.nn.functional.max_pool3d(labels, 3, 1, 1) * inside
+    assert len(labels[inside > 0].unique()) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"n_particles": 0}, "n_particles"), ({"radii": (4, 30)}, "radii"), ({"density": 0}, "density")],
+)
+def test_particles_that_cannot_be_made_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"`{message}`"):
+        simulate_particles((32, 32, 32), **settings)

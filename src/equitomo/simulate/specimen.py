@@ -108,7 +108,7 @@ class _Scene:
         self.shape = shape
         self.voxel_size = voxel_size
         self.generator = generator
-        self.device = _device(generator)
+        self.device = device_of(generator)
         self.half_size = torch.tensor([shape[0] * thickness, shape[1], shape[2]], device=self.device) / 2
         self.volume = math.prod(shape) * thickness
         self.beads: list[Tensor] = []  # rows of z, y, x, weight
@@ -265,8 +265,9 @@ def _splat(beads: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 def normal(size: Sequence[int], generator: torch.Generator | None) -> Tensor:
     """Return standard normal numbers, drawn on the generator's device."""
-    return torch.randn(*size, generator=generator, device=_device(generator))
+    return torch.randn(*size, generator=generator, device=device_of(generator))
 
 
-def _device(generator: torch.Generator | None) -> torch.device:
+def device_of(generator: torch.Generator | None) -> torch.device:
+    """Return the device of a generator, and the CPU for None."""
     return torch.device("cpu") if generator is None else generator.device
