@@ -31,6 +31,7 @@ from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
 from equitomo.run.prediction import require_other
 from equitomo.run.record import Invocation
+from equitomo.run.refinement import written_by
 from equitomo.run.settings import TomogramFiles
 from equitomo.run.summary import agreement, correlations, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
@@ -165,7 +166,7 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             if pair.n_views == 2:
                 print(agreement(pair))
             drawn = ", ".join(str(run.path / name) for name in ("slices.png", "losses.png", "previews"))
-            print(f"Wrote {out}\nDrew  {drawn}")
+            print("\n".join(f"Wrote {path}" for path in written_by(out, command.result)), f"\nDrew  {drawn}", sep="")
 
 
 @prepare.register
@@ -186,7 +187,7 @@ def _(command: options.Predict, call: Call) -> Job:
         print(f"Prediction takes up to {plan.needs}, and what the network computes with")
         with tile_bar("predicting") as show:
             out = plan.write(show)
-        print(f"Wrote {out}")
+        print("\n".join(f"Wrote {path}" for path in written_by(out, command.prediction)))
 
     return job
 

@@ -21,7 +21,8 @@ from equitomo.training.distributed import join
 MANIFEST = "manifest.json"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
-RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "reconstruction.mrc", "slices.png", MANIFEST)
+RESULTS = ("reconstruction.mrc", "refined.mrc", "slices.png")
+RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", *RESULTS, MANIFEST)
 
 
 class RunFolder:

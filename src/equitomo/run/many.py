@@ -107,6 +107,8 @@ class TablePrediction:
     ) -> None:
         if files.table is None:
             raise ValueError("these are the files of one tomogram: give a `table` of many")
+        if settings.refine != "none":
+            raise ValueError("`refine` is for one tomogram: predict those of a `table` one by one to refine them")
         number, count = _part(files.part or "1/1")
         tomograms, folder = tomograms_of(files, need_second=False), valid_path(folder)
         results = [folder / name for name in result_names(files.table, tomograms)]

@@ -16,6 +16,7 @@ from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
 from equitomo.run.memory import require_memory
+from equitomo.run.refinement import Refinement
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
@@ -105,6 +106,8 @@ class Plan:
     ----------
     needs : Footprint
         The memory and the disk that the prediction takes.
+    refinement : Refinement or None
+        The refinement that follows, if the settings ask for one.
 
     Raises
     ------
@@ -131,9 +134,12 @@ class Plan:
         n_bytes = bytes_to_create(self.out, pair.shape, settings.dtype) + self.needs.disk
         require_writable(self.out, overwrite=overwrite, n_bytes=n_bytes)
         require_memory(self.needs.memory, f"{self.out}: prediction", "a smaller `tile` or `local_tile` needs less")
+        self.refinement = None
+        if settings.refine != "none":
+            self.refinement = Refinement(pair, self.out, settings, overwrite=overwrite)
 
     def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:
-        """Predict into the file, and return its path.
+        """Predict into the file, refine the result into another one if that was asked for, and return the first path.
 
         Parameters
         ----------
@@ -150,6 +156,8 @@ class Plan:
             intensities = (pair.scale.mean, pair.scale.scale)
             self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)
             before_naming()
+        if self.refinement is not None:
+            self.refinement.write()
         return self.out
 
 

@@ -31,6 +31,7 @@ from equitomo.run.prediction import (
     require_range,
 )
 from equitomo.run.record import Invocation
+from equitomo.run.refinement import Refinement
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
@@ -445,6 +446,10 @@ class Run:
         predictor = self.predictor(pair.geometry, settings, devices=[self.trainer.device])
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
+        if settings.refine != "none":
+            # The room for the refined volume is counted with the rest.
+            Refinement(pair, self.path / _RECONSTRUCTION, settings, overwrite=True)
+            n_bytes += bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         assert self._training is not None
         self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)
 

@@ -155,11 +155,22 @@ class ReconstructionSettings:
         The relative error in the network's values that "auto" allows.
     dtype
         The type of the voxels in the file.
+    refine
+        "sirt" also writes refined.mrc (or NAME_refined), in which iterations of SIRT have brought the result into
+        agreement with what was measured.
+    projections
+        The aligned tilt series that the result is refined against, an MRC file whose images have the order of the
+        tilts; by default the projections of the halves are used.
+    positive
+        Set values below zero to zero in the refined volume, for a specimen on a background of zero.
+    refine_iterations
+        The iterations of the refinement; more bring more noise back, and 0 only scales the result to the projections.
 
     Raises
     ------
     ValueError
-        If ``margin_tolerance`` is not positive.
+        If ``margin_tolerance`` is not positive, ``refine_iterations`` is negative, or settings of a refinement are
+        given without ``refine``.
     """
 
     wedge: Literal["local", "global", "tile"] = "local"
@@ -168,8 +179,17 @@ class ReconstructionSettings:
     tile_margin: int | Literal["auto"] = 24
     margin_tolerance: float = 0.01
     dtype: Literal["float32", "float16"] = "float32"
+    refine: Literal["none", "sirt"] = "none"
+    projections: str | None = None
+    positive: bool = False
+    refine_iterations: int = 5
 
     def __post_init__(self) -> None:
+        if self.refine_iterations < 0:
+            raise ValueError(f"`refine_iterations` must not be negative, got {self.refine_iterations}")
+        if self.refine == "none" and (self.positive or self.projections is not None):
+            given = "positive" if self.projections is None else "projections"
+            raise ValueError(f"`{given}` is a setting of a refinement: pass `refine='sirt'` too")
         if not self.margin_tolerance > 0:
             raise ValueError(f"`margin_tolerance` must be positive, got {self.margin_tolerance}")
 

@@ -1,0 +1,110 @@
+"""The data-consistent finish of a prediction, written beside it under a name and a label of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from equitomo.datasets import TiltSeries, TomogramPair
+from equitomo.geometry import TiltGeometry
+from equitomo.io import bytes_to_create, creating_volume, read_volume, require_writable
+from equitomo.refinement import MeasuredSeries, Measurement, ReprojectedHalves, bytes_to_refine, refine
+from equitomo.run.memory import require_memory
+from equitomo.run.settings import ReconstructionSettings
+
+# What stands beside reconstruction.mrc; other results keep their name with a suffix.
+REFINED = "refined.mrc"
+
+
+class Refinement:
+    """The refinement of a prediction, checked before the prediction is made.
+
+    Parameters
+    ----------
+    pair
+        The tomogram.
+    out
+        The file of the prediction.
+    settings
+        The settings, with ``refine="sirt"``.
+    overwrite
+        Replace the refined file if it exists.
+
+    Attributes
+    ----------
+    path : Path
+        The file to write.
+
+    Raises
+    ------
+    ValueError
+        If the projections do not fit the tomogram, or the memory does not suffice.
+    OSError
+        If a file cannot be read or written.
+    """
+
+    def __init__(self, pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool) -> None:
+        self.path = refined_name(out)
+        self._settings, self._overwrite, self._pair, self._source = settings, overwrite, pair, out
+        self._measurement = _measurement(pair, settings)
+        n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
+        require_writable(self.path, overwrite=overwrite, n_bytes=n_bytes)
+        require_memory(
+            bytes_to_refine(pair.shape, self._measurement),
+            f"{self.path}: refinement",
+            "predict without `refine`, and refine on a larger machine",
+        )
+
+    def write(self, progress: Callable[[int, int], None] | None = None) -> Path:
+        """Refine the file of the prediction and return the path of the result."""
+        volume, settings = read_volume(self._source), self._settings
+        against = "the halves" if settings.projections is None else "projections"
+        sign = ", positive" if settings.positive else ""
+        label = f"equitomo: refined by {settings.refine_iterations} iterations of SIRT against {against}{sign}"
+        header: dict[str, Any] = {"like": volume, "label": label, "dtype": settings.dtype, "overwrite": self._overwrite}
+        with creating_volume(self.path, volume.shape, **header) as data:
+            refine(
+                volume,
+                self._measurement,
+                iterations=settings.refine_iterations,
+                positive=settings.positive,
+                out=data,
+                progress=progress,
+            )
+        return self.path
+
+
+def refined_name(out: Path) -> Path:
+    """Return the file beside a prediction that holds its refinement."""
+    return out.with_name(REFINED if out.name == "reconstruction.mrc" else f"{out.stem}_refined{out.suffix}")
+
+
+def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
+    """Return the files that a prediction writes."""
+    return [out] if settings.refine == "none" else [out, refined_name(out)]
+
+
+def _measurement(pair: TomogramPair, settings: ReconstructionSettings) -> Measurement:
+    """Return the projections: those of a file, or else those of the halves."""
+    if settings.projections is None:
+        return ReprojectedHalves(pair.halves, pair.geometries)
+    geometry, tilts = pair.geometry, pair.files.get("tilts")
+    if not isinstance(geometry, TiltGeometry) or geometry.continuous:
+        raise ValueError(
+            f"`projections` {settings.projections} need the list of their tilts: pass the file of the angles as "
+            "`tilts`, and not a range"
+        )
+    # The file and not the geometry, which has lost the order of the images.
+    series = TiltSeries.read(
+        settings.projections,
+        tilts=tilts if isinstance(tilts, Path) else list(geometry.angles),
+        tilt_axis=geometry.tilt_axis,
+    )
+    n_along = pair.shape[geometry.axes.along]
+    if series.shape[0] != n_along:
+        raise ValueError(
+            f"{settings.projections} has {series.shape[0]} pixels along the tilt axis and the tomogram {n_along} "
+            "voxels: give the aligned projections that the halves were made from, binned as these"
+        )
+    return MeasuredSeries(series.projections, series.geometry)
