@@ -167,11 +167,12 @@ def test_nanometres_come_in_and_go_out(written, reconstructed, particles):
             "18 pixels along the tilt axis and the tomogram 20 voxels",
         ),
         (["--refine", "sirt", "--projections", "fewer.mrc"], "22 images but 23 tilt angles"),
+        (["--refine", "sirt", "--projections", "inverted.mrc"], "inverted.mrc: the projections do not show this"),
     ],
 )
 def test_a_refinement_that_cannot_be_made_is_refused_before_the_training(written, tmp_path, capsys, settings, message):
     stack = mrcfile.read(written / "series.mrc")
-    for name, images in (("series", stack), ("short", stack[:, 1:-1]), ("fewer", stack[1:])):
+    for name, images in (("series", stack), ("short", stack[:, 1:-1]), ("fewer", stack[1:]), ("inverted", -stack)):
         with mrcfile.new(tmp_path / f"{name}.mrc", images) as file:
             file.voxel_size = 33.6
     settings = [tmp_path / word if word.endswith(".mrc") else word for word in settings]

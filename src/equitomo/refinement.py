@@ -180,44 +180,75 @@ def refine(
     >>> error(refine(blurred, measured)) < 0.5 * error(blurred)
     True
     """
-    source, geometry = as_voxels(volume), measurement.geometry
     if iterations < 0:
         raise ValueError(f"`iterations` must not be negative, got {iterations}")
-    result = np.empty(source.shape, np.float32) if out is None else out
-    parts = list(_parts(source.shape, measurement))
-    operators: dict[int, TiltSeriesPhysics] = {}
-
-    def of(part: slice) -> tuple[Tensor, Tensor, LinearPhysics]:
-        x = _planes(source, part, geometry.tilt_axis)[None, None].to(device)
-        if part.stop - part.start not in operators:
-            operators[part.stop - part.start] = TiltSeriesPhysics(
-                x.shape[-3:], geometry, detector=measurement.detector, tilt_axis_offset=tilt_axis_offset, device=device
-            )
-        physics = operators[part.stop - part.start]
-        return x, measurement.series(part, physics), measurement.operator(physics)
-
-    product = power = 0.0
-    for part in parts:
-        x, y, physics = of(part)
-        projected = physics.A(x)
-        product += float((projected.double() * y).sum())
-        power += float(projected.double().square().sum())
-    if not product > 0:
-        raise ValueError(
-            "the projections do not show this volume: those of the volume have the opposite sign; check that their "
-            "contrast, tilts and tilt axis are those of the volume"
-        )
-    for number, part in enumerate(parts):
-        x, y, physics = of(part)
-        found = x * (product / power)
+    problem = _Problem(volume, measurement, tilt_axis_offset, device)
+    scale = problem.scale()
+    result = np.empty(problem.source.shape, np.float32) if out is None else out
+    for part in problem.parts:
+        x, y, physics = problem.of(part)
+        found = x * scale
         if iterations:
             found = sirt(y, physics, iterations=iterations, positive=positive, init=found)
         elif positive:
             found = found.clamp(min=0)
-        result[_place(part, geometry.tilt_axis)] = found[0, 0].cpu().numpy()
+        result[_place(part, measurement.geometry.tilt_axis)] = found[0, 0].cpu().numpy()
         if progress is not None:
-            progress(parts[number].stop, parts[-1].stop)
+            progress(part.stop, problem.parts[-1].stop)
     return result
+
+
+def fitted_scale(
+    volume: VolumeLike,
+    measurement: Measurement,
+    *,
+    tilt_axis_offset: float = 0.0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Return the factor that brings a volume closest to the projections, with arguments as for :func:`refine`."""
+    return _Problem(volume, measurement, tilt_axis_offset, device).scale()
+
+
+class _Problem:
+    """A volume and the projections that it is compared with, a few planes at a time."""
+
+    def __init__(
+        self, volume: VolumeLike, measurement: Measurement, tilt_axis_offset: float, device: torch.device | str
+    ) -> None:
+        self.source, self._measurement = as_voxels(volume), measurement
+        self._offset, self._device = tilt_axis_offset, device
+        self.parts = list(_parts(self.source.shape, measurement))
+        self._operators: dict[int, TiltSeriesPhysics] = {}
+
+    def of(self, part: slice) -> tuple[Tensor, Tensor, LinearPhysics]:
+        """Return planes across the tilt axis, their series and the operator between them."""
+        x = _planes(self.source, part, self._measurement.geometry.tilt_axis)[None, None].to(self._device)
+        n = part.stop - part.start
+        if n not in self._operators:
+            self._operators[n] = TiltSeriesPhysics(
+                x.shape[-3:],
+                self._measurement.geometry,
+                detector=self._measurement.detector,
+                tilt_axis_offset=self._offset,
+                device=self._device,
+            )
+        physics = self._operators[n]
+        return x, self._measurement.series(part, physics), self._measurement.operator(physics)
+
+    def scale(self) -> float:
+        """Return the factor of the volume with the least squared distance of its projections to the series."""
+        product = power = 0.0
+        for part in self.parts:
+            x, y, physics = self.of(part)
+            projected = physics.A(x).double()
+            product += float((projected * y).sum())
+            power += float(projected.square().sum())
+        if not product > 0:
+            raise ValueError(
+                "the projections do not show this volume, whose own have the opposite sign: check that the contrast, "
+                "the tilts and the tilt axis of the projections are those of the volume"
+            )
+        return product / power
 
 
 def bytes_to_refine(shape: Shape, measurement: Measurement) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from equitomo.datasets import TiltSeries, TomogramPair
 from equitomo.geometry import TiltGeometry
 from equitomo.io import bytes_to_create, creating_volume, read_volume, require_writable
-from equitomo.refinement import MeasuredSeries, Measurement, ReprojectedHalves, bytes_to_refine, refine
+from equitomo.refinement import MeasuredSeries, Measurement, ReprojectedHalves, bytes_to_refine, fitted_scale, refine
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 
@@ -107,4 +107,10 @@ def _measurement(pair: TomogramPair, settings: ReconstructionSettings) -> Measur
             f"{settings.projections} has {series.shape[0]} pixels along the tilt axis and the tomogram {n_along} "
             "voxels: give the aligned projections that the halves were made from, binned as these"
         )
-    return MeasuredSeries(series.projections, series.geometry)
+    measured = MeasuredSeries(series.projections, series.geometry)
+    try:
+        # Projections of another contrast are to be found now and not after the training.
+        fitted_scale(pair.halves[0], measured)
+    except ValueError as error:
+        raise ValueError(f"{settings.projections}: {error}") from error
+    return measured
