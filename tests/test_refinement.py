@@ -181,3 +181,31 @@ def test_a_refinement_that_cannot_be_made_is_refused_before_the_training(written
     assert run("reconstruct", *given, *settings) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refinement_replaces_no_input_and_a_new_result_leaves_no_old_refinement(written, reconstructed, capsys):
+    given = ["--tilts", written / "series.mdoc", *TINY, *TILES, "--normalization", "scale"]
+    halves = [written / "even.hspy", written / "odd.hspy"]
+    predict = [
+        "predict",
+        written / "a_refined.mrc",
+        "--run",
+        reconstructed,
+        "--out",
+        written / "a.mrc",
+        "--device",
+        "cpu",
+    ]
+    write_volume(written / "a_refined.mrc", read_volume(halves[0]).data, voxel_size=33.6)
+    assert run(*predict, *TILES, "--refine", "sirt", "--overwrite") == 2
+    assert "a_refined.mrc is one of the inputs" in capsys.readouterr().err
+    assert (reconstructed / "refined.mrc").exists()
+    assert run("reconstruct", *halves, *given, "--out", reconstructed, "--resume") == 0
+    assert not (reconstructed / "refined.mrc").exists()
+
+
+def test_tables_are_not_refined(written, reconstructed, tmp_path, capsys):
+    (tmp_path / "table.csv").write_text(f"first,second\n{written / 'even.hspy'},{written / 'odd.hspy'}\n")
+    table = ["--table", tmp_path / "table.csv", "--run", reconstructed, "--out", tmp_path / "out", "--refine", "sirt"]
+    assert run("predict", *table) == 2
+    assert "--refine is for one tomogram" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from equitomo.io import read_volume, require_place, valid_path
 from equitomo.resources import computing_threads
 from equitomo.run.prediction import Plan, chosen_devices, require_other
 from equitomo.run.run import Devices, Run
-from equitomo.run.settings import Prediction, PredictionTable, ReconstructionSettings
+from equitomo.run.settings import REFINEMENT_SETTINGS, Prediction, PredictionTable, ReconstructionSettings
 from equitomo.run.table import ResultRecord, Tomogram, claimed, result_names, tomograms_of
 
 TableProgress = Callable[[Path, int, int], None]
@@ -177,7 +177,8 @@ class TablePrediction:
 
     def _recorded_settings(self) -> dict[str, Any]:
         """Return the settings on which a result depends; the device changes it by no more than rounding."""
-        tiles = asdict(self.settings)
+        # Results of a table are not refined, and those of earlier versions know no such settings.
+        tiles = {name: value for name, value in asdict(self.settings).items() if name not in REFINEMENT_SETTINGS}
         if self.settings.tile_margin != "auto":
             del tiles["margin_tolerance"]
         config = self.run.config_with(self.settings)

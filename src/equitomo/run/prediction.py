@@ -16,7 +16,7 @@ from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
 from equitomo.run.memory import require_memory
-from equitomo.run.refinement import Refinement
+from equitomo.run.refinement import Refinement, refined_name
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
@@ -128,7 +128,8 @@ class Plan:
     ) -> None:
         self.pair, self.out, self.predictor = pair, valid_path(out), predictor
         self.settings, self._overwrite = settings, overwrite
-        require_other(self.out, *(file if isinstance(file, Path) else file.path for file in pair.files.values()))
+        inputs = [file if isinstance(file, Path) else file.path for file in pair.files.values()]
+        require_other(self.out, *inputs)
         require_range(pair, settings.dtype)
         self.needs = Footprint.of(predictor, pair.shape, halves=len(pair.halves), sources=pair.halves)
         n_bytes = bytes_to_create(self.out, pair.shape, settings.dtype) + self.needs.disk
@@ -136,6 +137,7 @@ class Plan:
         require_memory(self.needs.memory, f"{self.out}: prediction", "a smaller `tile` or `local_tile` needs less")
         self.refinement = None
         if settings.refine != "none":
+            require_other(refined_name(self.out), *inputs, settings.projections)
             self.refinement = Refinement(pair, self.out, settings, overwrite=overwrite)
 
     def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:

@@ -31,7 +31,7 @@ from equitomo.run.prediction import (
     require_range,
 )
 from equitomo.run.record import Invocation
-from equitomo.run.refinement import Refinement
+from equitomo.run.refinement import REFINED, Refinement
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
@@ -490,6 +490,8 @@ class Run:
                 self.train(progress=step_progress)
             plan = self.plan(pair, out, settings, overwrite=True, devices=[self.trainer.device])
             planned(plan)
+            # An earlier refinement is not that of the new result.
+            (self.path / REFINED).unlink(missing_ok=True)
             plan.write(progress)
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
         return out

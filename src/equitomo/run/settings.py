@@ -135,6 +135,10 @@ class SpecimenSettings:
             raise ValueError(f"`snr` must be positive, got {self.snr}")
 
 
+# The settings of what follows a prediction and does not change it.
+REFINEMENT_SETTINGS = {"refine", "projections", "positive", "refine_iterations"}
+
+
 @dataclass(frozen=True)
 class ReconstructionSettings:
     """How a tomogram is cut into tiles for the network, and how the result is written.
