@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         deconvolve,
         flip_phases,
     )
-    from equitomo.run import Run
+    from equitomo.run import Run, make_halves
     from equitomo.symmetry import MirrorAveraged
     from equitomo.training import TrainingConfig, load_network
     from equitomo.transform import CubeRotationGroup
@@ -85,6 +85,7 @@ __all__ = [
     "judge_geometry",
     "load_icecream_checkpoint",
     "load_network",
+    "make_halves",
     "read_series",
     "read_stack",
     "read_tilts",
@@ -134,6 +135,7 @@ _HOMES = {
     "judge_geometry": "diagnosis",
     "load_icecream_checkpoint": "models",
     "load_network": "training",
+    "make_halves": "run",
     "read_series": "io",
     "read_stack": "io",
     "read_tilts": "io",

@@ -68,6 +68,57 @@ def draw_slices(
     return _save(figure, path)
 
 
+def draw_halves(
+    path: str | Path,
+    view: Tensor,
+    angles: Sequence[float],
+    sinogram: Sequence[Tensor],
+    volumes: Mapping[str, VolumeLike],
+    geometries: Sequence[TiltGeometry],
+    *,
+    title: str = "",
+    voxel_size: Sequence[float] | None = None,
+) -> Path:
+    """Draw a view and a sinogram of a tilt series, and central slices and spectra of the two halves made of it.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    view
+        A view ``(along, across)`` of the tilt axis.
+    angles, sinogram
+        The tilts in ascending order, and one row across the tilt axis of each view.
+    volumes
+        Titles and volumes ``(z, y, x)`` of the halves.
+    geometries
+        The tilts of each half.
+    title
+        The title of the picture.
+    voxel_size
+        As for :func:`draw_slices`.
+    """
+    figure, grid = _figure(1 + len(volumes), 4)
+    rows = torch.stack(list(sinogram)).float().numpy()
+    for axes, image in ((grid[0, 0], view.float().numpy()), (grid[0, 1], rows)):
+        low, high = np.percentile(image, [0.5, 99.5])
+        axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect="auto" if image is rows else None)
+    grid[0, 0].set(xlabel="across the tilt axis", ylabel="along it")
+    ticks = sorted({0, len(angles) // 2, len(angles) - 1})
+    grid[0, 1].set(xlabel="across the tilt axis", ylabel="tilt / degrees", yticks=ticks)
+    grid[0, 1].set_yticklabels([f"{angles[n]:.0f}" for n in ticks])
+    for axes in grid[0, 2:]:
+        axes.axis("off")
+    spectra = [log_power(one, geometry.axes) for one, geometry in zip(volumes.values(), geometries, strict=True)]
+    low, high = np.percentile(torch.cat([spectrum.flatten() for spectrum in spectra]).numpy(), [2, 99.8])
+    for row, (name, volume), geometry, spectrum in zip(grid[1:], volumes.items(), geometries, spectra, strict=True):
+        _show_slices(row[:3], as_voxels(volume), voxel_size)
+        row[0].set_ylabel(name, fontsize=11)
+        _show_spectrum(row[3], spectrum, geometry.axes, [geometry], (low, high))
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
 def draw_preview(path: str | Path, cube: Tensor, output: Tensor, title: str) -> Path:
     """Draw the central slices of a cube ``(z, y, x)`` and of the network's output for it."""
     figure, grid = _figure(2, 3)

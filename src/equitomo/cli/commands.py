@@ -24,7 +24,7 @@ from equitomo.datasets import TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
-from equitomo.run import Conversion, Demonstration, Outcome, Plan, Run, TablePrediction, check_training
+from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Run, TablePrediction, check_training
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import RUN_FILES, RunFolder
 from equitomo.run.interruption import interruptible
@@ -215,6 +215,25 @@ def _prepare_table(command: options.Predict, call: Call) -> Job:
         finally:
             bar.bar.close()
             print(f"\n{listed(outcomes, n_tasks)}")
+        return int(any(outcome.status == "failed" for outcome in outcomes))
+
+    return job
+
+
+@prepare.register
+def _(command: options.Halves, call: Call) -> Job:
+    given = command.folder
+    halves = Halves(command.files, given.out, command.settings, overwrite=given.overwrite)
+    call.stack.enter_context(halves.held(break_lock=given.break_lock))
+
+    def job() -> int:
+        with tile_bar("reconstructing", unit="plane") as show:
+            outcomes = halves.write(
+                progress=lambda name, done, total: show(done, total),
+                finished=lambda outcome: tqdm.write(with_options(str(outcome), call.names)),
+                announce=tqdm.write,
+            )
+        print(f"Wrote {halves.table}, for `equitomo train --table`" if halves.table.exists() else "Nothing was made")
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     return job

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from equitomo.run.settings import (
+    HalvesSettings,
     Prediction,
     PredictionTable,
     ReconstructionSettings,
+    SeriesFiles,
     SpecimenSettings,
     TomogramFiles,
     TrainingFiles,
@@ -41,6 +43,25 @@ class Folder:
     overwrite: bool = False
     break_lock: bool = False
     init: str | None = None
+
+
+@dataclass(frozen=True)
+class HalvesFolder:
+    """The folder of the halves.
+
+    Parameters
+    ----------
+    out
+        The folder for the halves. Series that are done already are skipped.
+    overwrite
+        Replace halves that were made from other files or with other settings.
+    break_lock
+        Take a folder that seems to be used by a process which is certainly gone.
+    """
+
+    out: str
+    overwrite: bool = False
+    break_lock: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,6 +200,15 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """Make two half tomograms of a tilt series, or of all that an alignment program wrote."""
+
+    files: SeriesFiles
+    folder: HalvesFolder
+    settings: HalvesSettings
+
+
+@dataclass(frozen=True)
 class Fsc:
     """Fourier shell correlation of two volumes; with the tilts also of the measured part and of the wedge."""
 
@@ -189,11 +219,24 @@ class Fsc:
 # The commands that train, and those that look at the tomograms to train on.
 Training = Train | Reconstruct | Demo
 Looking = Train | Reconstruct | Check
-Command = Training | Looking | Predict | Convert | Fsc
+Command = Training | Looking | Predict | Convert | Fsc | Halves
 COMMANDS: dict[str, type[Command]] = {
-    command.__name__.lower(): command for command in (Reconstruct, Check, Demo, Train, Predict, Convert, Fsc)
+    command.__name__.lower(): command for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Convert, Fsc)
 }
 POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "method", "init", "resume", "overwrite"}
-COMMON |= {"device", "picture", "axes", "size"}
+COMMON |= {
+    "device",
+    "picture",
+    "axes",
+    "size",
+    "alignment",
+    "aretomo",
+    "warp",
+    "relion",
+    "thickness",
+    "bin",
+    "split",
+    "ctf",
+}

@@ -16,9 +16,9 @@ from equitomo.run.memory import duration
 
 
 @contextmanager
-def tile_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+def tile_bar(title: str, unit: str = "tile") -> Iterator[Callable[[int, int], None]]:
     """Show a bar, and yield a function of the tiles done and their total that moves it."""
-    with tqdm(desc=title, unit="tile") as bar:
+    with tqdm(desc=title, unit=unit) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -14,7 +14,7 @@ from .errors import FileFormatError, FileFormatWarning
 from .opening import read_text
 from .star import project_file, star_tables
 
-COLUMNS = ("first", "second", "tilts", "tilt_axis", "second_axis_tilts", "mask")
+COLUMNS = ("first", "second", "tilts", "tilt_axis", "second_axis_tilts", "second_tilts", "mask")
 # The names of these columns in RELION 5 and in programs that follow it.
 LABELS = {
     "rlnTomoReconstructedTomogramHalf1": "first",
@@ -49,6 +49,8 @@ class TableRow:
         A file, or ``"auto"``; ``None`` if the table does not state it.
     second_axis_tilts
         The tilts about the other axis of a dual-axis series; ``None`` if the table does not state them.
+    second_tilts
+        The tilts of the second half; ``None`` if the table does not state that they differ.
     """
 
     line: int
@@ -58,6 +60,7 @@ class TableRow:
     tilt_axis: Literal["y", "x"] | None
     mask: str | None
     second_axis_tilts: str | None = None
+    second_tilts: str | None = None
 
 
 def read_table(path: str | Path, *, need_second: bool = True) -> list[TableRow]:
@@ -191,6 +194,7 @@ def _row(path: Path, line: int, values: dict[str, str], needed: Needed) -> Table
         axis,  # type: ignore[arg-type]
         mask if mask in (None, "auto") else str(_place(path, line, mask)),
         _tilts(path, line, given.get("second_axis_tilts")),
+        _tilts(path, line, given.get("second_tilts")),
     )
 
 

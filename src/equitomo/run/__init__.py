@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from equitomo.run.checks import check_training
     from equitomo.run.convert import Conversion
     from equitomo.run.demo import Demonstration
+    from equitomo.run.halves.making import Halves, HalvesOutcome, make_halves
     from equitomo.run.many import Outcome, TablePrediction
     from equitomo.run.prediction import Plan
     from equitomo.run.run import Run
     from equitomo.run.settings import (
+        HalvesSettings,
         Prediction,
         PredictionTable,
         ReconstructionSettings,
+        SeriesFiles,
         SpecimenSettings,
         TomogramFiles,
         TomogramTable,
@@ -27,12 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Conversion",
     "Demonstration",
+    "Halves",
+    "HalvesOutcome",
+    "HalvesSettings",
     "Outcome",
     "Plan",
     "Prediction",
     "PredictionTable",
     "ReconstructionSettings",
     "Run",
+    "SeriesFiles",
     "SpecimenSettings",
     "TablePrediction",
     "Tomogram",
@@ -41,18 +48,22 @@ __all__ = [
     "TrainingFiles",
     "TrainingTable",
     "check_training",
+    "make_halves",
     "tomograms_of",
 ]
 
 _HOMES = {
     "Conversion": "convert",
     "Demonstration": "demo",
+    "Halves": "halves.making",
+    "HalvesOutcome": "halves.making",
     "Outcome": "many",
     "Plan": "prediction",
     "Run": "run",
     "TablePrediction": "many",
     "Tomogram": "table",
     "check_training": "checks",
+    "make_halves": "halves.making",
     "tomograms_of": "table",
 }
 

@@ -94,7 +94,7 @@ def _examined(
     pair = yield from _attempt("files", lambda: tomogram.read(tilts, lazy=True, name=name))
     if pair is None:
         return
-    for finding in (yield from _attempt("files", lambda: diagnose(pair))) or ():
+    for finding in (yield from _attempt("files", lambda: diagnose(pair, ctf_state=tomogram.ctf_state))) or ():
         if geometry is not None or finding.subject not in ("tilts", "wedge", "axes"):
             yield finding
     try:

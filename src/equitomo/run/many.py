@@ -146,6 +146,8 @@ class TablePrediction:
         declared = tomogram.declared
         geometry = run.geometry(declared.tilts, declared.tilt_axis, declared.second_axis_tilts)
         settings = self._recorded_settings() | {"nan": declared.nan, "tilts": geometry.as_dict()}
+        if declared.second_tilts is not None:
+            settings["second_tilts"] = run.geometry(declared.second_tilts, declared.tilt_axis).as_dict()
         indifferent = {"tile"} if self._is_seamless else set()
         record = ResultRecord(result, tomogram.halves, run.weight_hashes, settings, indifferent=indifferent)
         overwrite = self._overwrite

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from equitomo.datasets import TomogramPair
-from equitomo.geometry import Geometry
+from equitomo.geometry import Geometry, TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
@@ -26,6 +26,8 @@ VoxelType = Literal["float32", "float16"]
 # The widest margin that "auto" compares with.
 _WIDEST_MARGIN = 64
 _LARGEST_FLOAT16 = 6e4
+# Degrees by which the ends of the tilts of two halves may differ for their wedge to count as one.
+_SAME_RANGE = 7.0
 
 
 def predictor_for(
@@ -170,8 +172,31 @@ def require_other(out: Path, *inputs: str | Path | None) -> None:
         raise ValueError(f"{out} is one of the inputs: choose another name for the result")
 
 
+def common_geometry(pair: TomogramPair) -> Geometry:
+    """Return the tilts of both halves together if their ranges nearly agree, and else those of the first.
+
+    Halves that were made of every second tilt, or of scans of the same tilts, lack almost the same wedge.
+    """
+    if not _nearly_agree(pair):
+        return pair.geometry
+    angles = {angle for geometry in pair.geometries for part in geometry.parts for angle in part.angles}
+    return TiltGeometry(angles, pair.geometry.parts[0].tilt_axis)
+
+
+def _nearly_agree(pair: TomogramPair) -> bool:
+    """Return whether the halves have other tilts about one axis, but nearly the same range."""
+    parts = [part for geometry in pair.geometries for part in geometry.parts]
+    if len(set(pair.geometries)) == 1 or len(parts) != 2 or any(part.continuous or part.weights for part in parts):
+        return False
+    first, second = parts
+    ends = zip(first.tilt_range, second.tilt_range, strict=True)
+    return first.tilt_axis == second.tilt_axis and all(abs(one - other) <= _SAME_RANGE for one, other in ends)
+
+
 def require_one_wedge(pair: TomogramPair, config: TrainingConfig) -> None:
-    """Refuse halves of different tilts where a prediction depends on the wedge."""
+    """Refuse halves of clearly different tilts where a prediction depends on the wedge."""
+    if _nearly_agree(pair):
+        return
     if len(set(pair.geometries)) > 1 and (config.passes > 1 or config.test_time_mirrors):
         raise ValueError(
             f"{pair.name}: the halves have different tilts, and a prediction with several passes or with mirror images "

@@ -26,6 +26,7 @@ from equitomo.run.prediction import (
     Plan,
     Progress,
     chosen_devices,
+    common_geometry,
     predictor_for,
     require_one_wedge,
     require_range,
@@ -286,10 +287,13 @@ class Run:
         ValueError, OSError
             As :meth:`geometry` and :meth:`equitomo.TomogramPair.read`.
         """
+        geometry = self.geometry(files.tilts, files.tilt_axis, files.second_axis_tilts)
+        second = files.second_tilts and self.geometry(files.second_tilts, files.tilt_axis, files.second_axis_tilts)
         return TomogramPair.read(
             files.first,
             files.second,
-            tilts=self.geometry(files.tilts, files.tilt_axis, files.second_axis_tilts),
+            tilts=geometry,
+            second_tilts=second,
             normalization=self.config.normalization,
             nan=files.nan,
             permissive=files.permissive,
@@ -403,7 +407,7 @@ class Run:
             As :class:`equitomo.run.Plan` and :meth:`predictor`.
         """
         require_one_wedge(pair, self.config_with(settings))
-        predictor = self.predictor(pair.geometry, settings, devices=devices, pair=pair)
+        predictor = self.predictor(common_geometry(pair), settings, devices=devices, pair=pair)
         return Plan(pair, out, predictor, settings, overwrite=overwrite)
 
     def predict(
@@ -442,7 +446,7 @@ class Run:
         pair = self._pair()
         require_range(pair, settings.dtype)
         require_one_wedge(pair, self.config_with(settings))
-        predictor = self.predictor(pair.geometry, settings, devices=[self.trainer.device])
+        predictor = self.predictor(common_geometry(pair), settings, devices=[self.trainer.device])
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
         assert self._training is not None

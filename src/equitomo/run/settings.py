@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -27,6 +28,9 @@ class TomogramFiles:
     second_axis_tilts
         The tilts of the second series of a dual-axis tomogram, about the other axis (x if the first is y), as for
         ``tilts``.
+    second_tilts
+        The tilts of the second half where they differ from those of the first, as in halves that were made of the even
+        and the odd tilts.
     permissive
         Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
     is_tomogram
@@ -40,6 +44,7 @@ class TomogramFiles:
     tilts: str | None = None
     tilt_axis: Literal["y", "x"] | None = None
     second_axis_tilts: str | None = None
+    second_tilts: str | None = None
     permissive: bool = False
     is_tomogram: bool = False
     nan: Literal["refuse", "mean"] = "refuse"
@@ -69,8 +74,8 @@ class TomogramTable(TomogramFiles):
     ----------
     table
         Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
-        tilts, tilt_axis, second_axis_tilts and mask; paths are relative to its folder. For a prediction the second
-        halves may be missing, and results that exist are skipped.
+        tilts, tilt_axis, second_axis_tilts, second_tilts and mask; paths are relative to its folder. For a prediction
+        the second halves may be missing, and results that exist are skipped.
     """
 
     first: str | None = None  # type: ignore[assignment]
@@ -199,3 +204,164 @@ class Prediction(ReconstructionSettings):
     passes: int | None = None
     average_first: bool | None = None
     test_time_mirrors: bool | None = None
+
+
+@dataclass(frozen=True)
+class SeriesFiles:
+    """The files of a tilt series, or of many.
+
+    Parameters
+    ----------
+    first
+        A tilt series, a stack of images: MRC, .hspy, .emd, .tif or .dm3. Or that of one half of the frames or of the
+        dose, with the other one as ``second``.
+    second
+        The other half of the frames or of the dose, at the same tilts.
+    tilts
+        A file with the tilt of each image, in the order of the images; by default those in the stack itself.
+    alignment
+        A file of the program that aligned the series, in place of ``tilts``: .aln of AreTomo, tilt.com, .tlt or .xf of
+        IMOD, .xml or .tomostar of Warp, .star of RELION, .mdoc of SerialEM. What lies beside it is read too.
+    aretomo
+        A folder with the output of AreTomo, for all of its series.
+    warp
+        A folder with the .xml or .tomostar of Warp, for all of its series.
+    relion
+        A tomograms.star of RELION 5, for all of its series.
+    permissive
+        Read files without the MAP mark whenever their header agrees with their size.
+    """
+
+    first: str | None = None
+    second: str | None = None
+    tilts: str | None = None
+    alignment: str | None = None
+    aretomo: str | None = None
+    warp: str | None = None
+    relion: str | None = None
+    permissive: bool = False
+
+    def __post_init__(self) -> None:
+        many = [name for name in ("aretomo", "warp", "relion") if getattr(self, name) is not None]
+        if (self.first is not None) + len(many) != 1:
+            raise ValueError("give a tilt series as FIRST, or the output of one program: `aretomo`, `warp` or `relion`")
+        if many and (self.tilts or self.alignment):
+            raise ValueError(f"`{many[0]}` has the tilts of all its series: leave out `tilts` and `alignment`")
+        if self.tilts is not None and self.alignment is not None:
+            raise ValueError("`tilts` and `alignment` both give the tilts of the images: pass one of them")
+
+
+@dataclass(frozen=True)
+class HalvesSettings:
+    """How two half tomograms are made of a tilt series.
+
+    Parameters
+    ----------
+    thickness
+        Sections of the result. By default what the program's files say; of dark-field images, as many as
+        they have pixels across the tilt axis.
+    size
+        Y,X such as 512,512: voxels of the result; by default those of the images. All pixels of the images are used.
+    bin
+        Pixels along each axis of the images that become one.
+    tilt_axis
+        The axis of the images along which the tilt axis lies: "y" along the rows' direction of growing index, "x" along
+        the columns'. Files of an alignment program know it.
+    tilt_axis_angle
+        Degrees from the y axis to the tilt axis, counterclockwise with x to the right, by which the images are turned.
+    tilt_axis_offset
+        Pixels from the middle of the images to the tilt axis, before binning.
+    pretilt
+        Degrees to add to all tilts.
+    exclude
+        Images to leave out, counted from 0, such as 0,17,40-45.
+    order
+        "sections": the n-th tilt is that of the n-th image. "acquisition": the tilts were sorted but not the images,
+        whose order is found from their likeness.
+    align
+        "mass" moves the centre of mass of each view to where a rotation takes it, as suits single particles.
+    split
+        What the halves are made of: other scans of the same tilts ("scan"), every second tilt ("tilt"), or scans where
+        at least half of the tilts have two ("auto").
+    method
+        Filtered backprojection or simultaneous iterations (SIRT).
+    iterations
+        Iterations of SIRT.
+    positive
+        Whether SIRT keeps values from being negative.
+    intensities
+        "views" gives all views one mean and deviation, as suits transmitted electrons; "background" only subtracts the
+        background, as suits dark-field images; "auto" takes the second where a bright specimen lies on a dark
+        background.
+    dose_filter
+        Weight frequencies by what the dose has left of them; the files must tell the dose.
+    ctf
+        "flip" flips phases by the defocus in the files, in strips along the tilt axis. Dark-field images have no such
+        contrast.
+    strict
+        Refuse a series whose images contradict its tilt axis or order, in place of a warning.
+    pixel_size
+        Of the images in ångström, before binning; by default what the files say.
+    memory
+        GiB to work in; 0 takes half of what is free.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+
+    thickness: int | None = None
+    size: str | None = None
+    bin: int = 1
+    tilt_axis: Literal["y", "x"] | None = None
+    tilt_axis_angle: float | None = None
+    tilt_axis_offset: float = 0.0
+    pretilt: float = 0.0
+    exclude: str | None = None
+    order: Literal["sections", "acquisition"] = "sections"
+    align: Literal["none", "mass"] = "none"
+    split: Literal["auto", "scan", "tilt"] = "auto"
+    method: Literal["fbp", "sirt"] = "fbp"
+    iterations: int = 50
+    positive: bool = False
+    intensities: Literal["auto", "views", "background", "none"] = "auto"
+    dose_filter: bool = False
+    ctf: Literal["none", "flip"] = "none"
+    strict: bool = True
+    pixel_size: float | None = None
+    memory: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("thickness", "bin", "iterations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if not self.memory >= 0:
+            raise ValueError(f"`memory` must not be negative, got {self.memory}")
+        if self.positive and self.method != "sirt":
+            raise ValueError("`positive=True` is for SIRT: pass `method='sirt'` too")
+        _ = self.shape, self.excluded
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The voxels along y and x that ``size`` states."""
+        if self.size is None:
+            return None
+        match = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", self.size)
+        if not match or 0 in (y_x := (int(match[1]), int(match[2]))):
+            raise ValueError(f"`size` must be Y,X in voxels such as 512,512, got {self.size!r}")
+        return y_x
+
+    @property
+    def excluded(self) -> tuple[int, ...]:
+        """The images that ``exclude`` states."""
+        found: set[int] = set()
+        for word in filter(None, map(str.strip, (self.exclude or "").split(","))):
+            match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", word)
+            if not match:
+                raise ValueError(
+                    f"`exclude` must be numbers of images from 0, such as 0,17,40-45, got {self.exclude!r}"
+                )
+            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        return tuple(sorted(found))

@@ -17,8 +17,9 @@ from filelock import Timeout
 from equitomo.datasets import Normalization, TomogramPair, read_geometry
 from equitomo.diagnosis import diagnose
 from equitomo.geometry import Geometry
-from equitomo.io import PARTIAL, read_table, write_atomically
+from equitomo.io import PARTIAL, CtfState, read_table, write_atomically
 from equitomo.run.folder import locked
+from equitomo.run.halves.recording import recorded_ctf_state
 from equitomo.run.record import described, file_hash, versions
 from equitomo.run.settings import TomogramFiles, TomogramTable, TrainingFiles
 
@@ -53,6 +54,11 @@ class Tomogram:
         """The names of the halves."""
         return " and ".join(map(str, self.halves.values()))
 
+    @property
+    def ctf_state(self) -> CtfState:
+        """What was done about the contrast transfer function, as far as ``equitomo halves`` recorded it."""
+        return recorded_ctf_state(self.declared.first, self.table)
+
     def geometry(self) -> Geometry:
         """Return the declared tilts, or say in an error that they are missing or cannot be read."""
         if self.declared.tilts is not None:
@@ -75,6 +81,7 @@ class Tomogram:
             # The name of a file is passed on, which then belongs to the files of the pair.
             tilts=geometry or given.tilts or self.geometry(),
             tilt_axis=given.tilt_axis or "y",
+            second_tilts=given.second_tilts if given.tilts else None,
             second_axis_tilts=None if geometry else given.second_axis_tilts,
             mask=getattr(given, "mask", None),
             normalization=self.normalization,
@@ -95,7 +102,7 @@ def read_pairs(tomograms: Sequence[Tomogram], *, warn: bool = True) -> list[Tomo
     for tomogram in tomograms:
         try:
             pair = tomogram.read(lazy=tomogram.table is not None)
-            warn_of_findings(pair, warn=warn)
+            warn_of_findings(pair, warn=warn, ctf_state=tomogram.ctf_state)
         except (ValueError, OSError) as error:
             if tomogram.table is None:
                 raise
@@ -106,10 +113,10 @@ def read_pairs(tomograms: Sequence[Tomogram], *, warn: bool = True) -> list[Tomo
     return pairs
 
 
-def warn_of_findings(pair: TomogramPair, *, warn: bool = True) -> None:
+def warn_of_findings(pair: TomogramPair, *, warn: bool = True, ctf_state: CtfState = "unknown") -> None:
     """Refuse a pair that cannot be used, and warn of the findings on one that can."""
     _ = pair.scale
-    for finding in diagnose(pair) if warn else ():
+    for finding in diagnose(pair, ctf_state=ctf_state) if warn else ():
         # A spectrum that does not show the wedge is a note for `check`: nothing can be done about it.
         if finding.severity != "ok" and (finding.severity, finding.subject) != ("note", "wedge"):
             warnings.warn(f"{pair.name}: {finding.text}", stacklevel=2)
@@ -150,7 +157,7 @@ def tomograms_of(
     shared = {field.name: getattr(files, field.name) for field in fields(kind)}
     tomograms = []
     for row in read_table(table, need_second=need_second):
-        own = {name: getattr(row, name) for name in ("tilts", "tilt_axis", "second_axis_tilts")}
+        own = {name: getattr(row, name) for name in ("tilts", "tilt_axis", "second_axis_tilts", "second_tilts")}
         own |= {"mask": row.mask} if kind is TrainingFiles else {}
         own = {name: value or shared[name] for name, value in own.items()}
         halves = {"first": str(row.first), "second": None if row.second is None else str(row.second)}

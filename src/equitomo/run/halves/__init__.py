@@ -1,0 +1,1 @@
+"""Two half tomograms from a tilt series, or from many."""
