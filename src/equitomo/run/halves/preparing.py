@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from equitomo.datasets import TiltSeries, paired, registered_scans, split, split_by_scan, split_by_tilt
-from equitomo.datasets.views import ViewNormalization, cropped, dose_filtered, normalized, transformed
+from equitomo.datasets.views import ViewNormalization, cropped, dose_filtered, filled, normalized, transformed
 from equitomo.diagnosis import Finding
 from equitomo.diagnosis.tilt_axis import fit_tilt_axis, judge_series
 from equitomo.io import CtfState, SeriesMetadata, read_series, read_stack
@@ -137,8 +137,6 @@ def load(source: Source, settings: HalvesSettings, *, permissive: bool = False) 
         metadata = replace(metadata, tilt_axis_offset=settings.tilt_axis_offset)
     if settings.pixel_size is not None:
         metadata = replace(metadata, pixel_size=settings.pixel_size)
-    for note in metadata.notes:
-        warnings.warn(f"{source.name}: {note}", stacklevel=2)
     if metadata.x_tilt is not None and any(abs(metadata.x_tilt[n]) > 0.05 for n in metadata.kept):
         warnings.warn(f"{source.name}: the tilt about x in its files is not applied", stacklevel=2)
     has_halves = metadata.half_stacks is not None or metadata.half_images is not None
@@ -164,7 +162,9 @@ def prepare(source: Source, settings: HalvesSettings, *, permissive: bool = Fals
     ValueError, OSError
         If a file cannot be read, the series cannot be used, or its images contradict its tilt axis or their order.
     """
-    loaded = load(source, settings, permissive=permissive)
+    loaded = [
+        series.with_projections(filled(series.projections)) for series in load(source, settings, permissive=permissive)
+    ]
     findings = [finding for finding in judge_series(loaded[0]) if finding.severity != "ok"]
     for finding in findings:
         if finding.severity == "error" and settings.strict and source.metadata is None:
