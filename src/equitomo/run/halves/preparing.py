@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -254,9 +255,11 @@ def _is_dark_field(series: TiltSeries) -> bool:
     """Return whether a bright specimen is seen on a dark background, of which most of the image consists."""
     if fit_tilt_axis(series.projections, series.angles).is_compact:
         return True
-    deviation = series.projections - series.projections.mean((1, 2), keepdim=True)
-    skewness = (deviation**3).mean((1, 2)) / deviation.square().mean((1, 2)) ** 1.5
-    return float(skewness.median()) > _SKEWED
+    skewness = []
+    for view in series.projections:
+        deviation = view - view.mean()
+        skewness.append(float((deviation**3).mean() / deviation.square().mean() ** 1.5))
+    return median(skewness) > _SKEWED
 
 
 def _split(series: TiltSeries, settings: HalvesSettings) -> tuple[TiltSeries, TiltSeries]:
