@@ -15,7 +15,7 @@ from equitomo.datasets import paired, read_geometry, registered_scans
 from equitomo.datasets.acquisition import acquisition_order, schemes
 from equitomo.datasets.registration import shifted
 from equitomo.datasets.splits import scan_shifts
-from equitomo.datasets.views import binned, dose_filtered, extended, normalized, transformed
+from equitomo.datasets.views import binned, dose_filtered, extended, filled, normalized, transformed
 from equitomo.io import SeriesMetadata
 from equitomo.physics import TiltSeriesPhysics
 from equitomo.solvers import filtered_backprojection
@@ -398,3 +398,22 @@ def test_the_scans_of_a_real_series_become_halves_that_lie_on_each_other():
     # At 12 degrees there is a single scan.
     assert (first.n_views, second.n_views) == (46, 45)
     assert set(first.angles) - set(second.angles) == {12.0}
+
+
+# Empty borders
+
+
+def test_empty_borders_are_filled_from_beside_them(generator):
+    inside = 9 + torch.randn(2, 40, 40, generator=generator)
+    views = torch.nn.functional.pad(inside, (5, 0, 0, 3))
+    whole = filled(views)
+    assert float(whole.min()) > 3
+    torch.testing.assert_close(whole[:, :-5, 7:], views[:, :-5, 7:], rtol=0, atol=0)
+    torch.testing.assert_close(whole[:, :-5, 0], views[:, :-5, 7], rtol=0, atol=0)
+
+
+def test_a_dark_background_is_no_border(generator):
+    views = smooth_image(64, 64)[None].float() * 100
+    torch.testing.assert_close(filled(views), views, rtol=0, atol=0)
+    noisy = views + torch.randn(1, 64, 64, generator=generator)
+    torch.testing.assert_close(filled(noisy), noisy, rtol=0, atol=0)

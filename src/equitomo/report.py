@@ -113,6 +113,7 @@ def draw_halves(
     low, high = np.percentile(torch.cat([spectrum.flatten() for spectrum in spectra]).numpy(), [2, 99.8])
     for row, (name, volume), geometry, spectrum in zip(grid[1:], volumes.items(), geometries, spectra, strict=True):
         _show_slices(row[:3], as_voxels(volume), voxel_size)
+        release(volume)
         row[0].set_ylabel(name, fontsize=11)
         _show_spectrum(row[3], spectrum, geometry.axes, [geometry], (low, high))
     figure.suptitle(title)

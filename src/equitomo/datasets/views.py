@@ -17,6 +17,9 @@ ViewNormalization = Literal["views", "background", "none"]
 _REACH = 10
 # Above these quantiles of a view are gold and hot pixels, which must not set its scale.
 _CLIPPED = 0.005
+# A row or column is a border if its deviation is less than this part of the usual one and its mean is off the
+# background by more than this part of the view's deviation; and the pixels beside a border that are filled too.
+_EVEN, _OFF, _MIXED = 0.2, 0.2, 2
 
 
 def transformed(views: Tensor, transforms: Tensor, shape: Sequence[int] | None = None) -> Tensor:
@@ -184,6 +187,42 @@ def background(views: Tensor) -> Tensor:
         narrowest = int((dark[width - 1 :] - dark[:starts]).argmin())
         levels.append(dark[narrowest : narrowest + width].mean())
     return torch.stack(levels)
+
+
+def filled(views: Tensor) -> Tensor:
+    """Return views whose empty borders are filled with the outermost pixels that were measured.
+
+    Aligned images often have borders of one value, where nothing was recorded. Their edges would become bright rims in
+    a reconstruction. A border is a row or column at an end of the image whose pixels hardly differ and lie off the
+    background; two more are filled beside it, which binning has mixed with it. A view of which less than half would be
+    left is not changed.
+
+    Parameters
+    ----------
+    views
+        The views ``(view, rows, columns)``.
+
+    Examples
+    --------
+    >>> view = torch.nn.functional.pad(torch.randn(1, 28, 32) + 9, (0, 0, 4, 0))
+    >>> bool((filled(view)[:, 0] > 3).all()), bool((filled(view)[:, 8:] == view[:, 8:]).all())
+    (True, True)
+    """
+    levels = background(views)
+    result = views.clone()
+    for place, view, level in zip(result, views, levels, strict=True):
+        spread = view.std()
+        sides = []
+        for lines in (view, view.T):
+            deviation, mean = lines.std(1), lines.mean(1)
+            is_empty = (deviation < _EVEN * deviation.median()) & ((mean - level).abs() > _OFF * spread)
+            before, after = (int(ends.long().cumprod(0).sum()) for ends in (is_empty, is_empty.flip(0)))
+            sides.append([n + _MIXED if n else 0 for n in (before, after)])
+        (top, bottom), (left, right) = sides
+        inside = view[top : len(view) - bottom, left : view.shape[1] - right]
+        if inside.numel() < view.numel() and 2 * inside.numel() > view.numel():
+            place.copy_(nn.functional.pad(inside[None, None], (left, right, top, bottom), mode="replicate")[0, 0])
+    return result
 
 
 def extended(views: Tensor, margin: int) -> Tensor:

@@ -18,7 +18,7 @@ TOLERANCE = 0.5
 # The tilt axis is wrong if the centre of mass moves along it this many times as much as along the other axis. Of two
 # real and two simulated series, the wrong axis gave 2.5 to 5.2 and the right one at most 0.4.
 _RATIO = 2.0
-_MOST = 512  # larger images are averaged before
+_MOST = 256  # larger images are averaged before
 # The part of the width that counts as an edge, wider than the empty borders of aligned images, and the part of the mean
 # brightness that edges have around a specimen that ends within the images.
 _EDGE, _EMPTY = 1 / 16, 0.02

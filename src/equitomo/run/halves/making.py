@@ -219,6 +219,8 @@ class Halves:
         n_planes, n_bytes = planes_at_once(prepared, self.settings)
         z, y, x = prepared.shape
         counts = " and ".join(str(half.n_views) for half in prepared.halves)
+        for note in () if metadata is None or metadata.program == "relion" else metadata.notes:
+            announce(f"{source.name}: {note}")
         announce(
             f"{source.name}: {counts} views to {z} x {y} x {x} voxels (z, y, x), {n_planes} planes at once in about "
             f"{readable(n_bytes)}"
@@ -228,8 +230,7 @@ class Halves:
 
     def _reconstruct(self, source: Source, prepared: Prepared, n_planes: int, progress: HalvesProgress) -> None:
         """Write the halves of one series, their tilts, their picture and their record."""
-        record = self._record(source)
-        content = record.content()
+        inputs = self._begun(source)
         files = [self._half(source.name, number) for number in (1, 2)]
         along = prepared.halves[0].geometry.axes.along
         n = prepared.shape[along]
@@ -251,13 +252,12 @@ class Halves:
             "voxel_size": prepared.halves[0].pixel_size,
             "dose": [None if half.dose is None else list(half.dose) for half in prepared.halves],
         }
-        self._finish(source, record, content, prepared, (files[0].name, files[1].name), facts)
+        self._finish(source, inputs, prepared, (files[0].name, files[1].name), facts)
 
     def _take(self, source: Source, metadata: SeriesMetadata, progress: HalvesProgress) -> HalvesOutcome:
         """Use the halves that the program made, in place or with their axes in order."""
         assert metadata.half_tomograms is not None
-        record = self._record(source)
-        content = record.content()
+        inputs = self._begun(source)
         first, second = (str(path.absolute()) for path in metadata.half_tomograms)
         if metadata.half_tomogram_axes == "yzx":
             for number, path in enumerate(metadata.half_tomograms, 1):
@@ -269,34 +269,46 @@ class Halves:
         tilts = [self.folder.path / f"{source.name}{ending}.tlt" for ending in ("_half1", "_half2", "")]
         for path in tilts:
             write_tilts(path, angles)
-        entry = {"first": first, "second": second, "tilts": tilts[0].name, "second_tilts": tilts[1].name}
-        self._close(source, record, content, entry | {"tilt_axis": "y", "angles": [angles, angles], **facts})
+        entry: dict[str, Any] = {
+            "first": first,
+            "second": second,
+            "tilts": tilts[0].name,
+            "second_tilts": tilts[1].name,
+        }
+        entry |= {"tilt_axis": "y", "angles": [angles, angles], **facts, "made_from": inputs}
+        HalvesManifest(self.folder.path).add(source.name, entry)
         how = "with their axes in the order z, y, x" if metadata.half_tomogram_axes == "yzx" else "in place"
         return HalvesOutcome(source.name, "taken", f"the halves that {metadata.program} made, {how}")
 
     def _finish(
         self,
         source: Source,
-        record: ResultRecord,
-        content: bytes,
+        inputs: dict[str, Any],
         prepared: Prepared,
         files: tuple[str, str],
         facts: dict[str, Any],
     ) -> None:
-        """Write the tilts of both halves, and the record of a series that is done."""
+        """Write the tilts of both halves, and record a series that is done."""
         folder, (first, second) = self.folder.path, prepared.halves
         tilts = tuple(
             write_tilts(folder / f"{source.name}_half{number}.tlt", half.angles)
             for number, half in enumerate(prepared.halves, 1)
         )
         write_tilts(folder / f"{source.name}.tlt", tuple(sorted({*first.angles, *second.angles})))
-        self._close(source, record, content, entry_of(prepared.halves, files, (tilts[0], tilts[1]), **facts))
+        entry = entry_of(prepared.halves, files, (tilts[0], tilts[1]), **facts, made_from=inputs)
+        HalvesManifest(self.folder.path).add(source.name, entry)
 
-    def _close(self, source: Source, record: ResultRecord, content: bytes, entry: dict[str, Any]) -> None:
-        """Record a series that is done, in the manifest first: the record beside it makes a later call skip it."""
-        made_from = json.loads(content)
-        HalvesManifest(self.folder.path).add(source.name, entry | {"made_from": made_from})
+    def _begun(self, source: Source) -> dict[str, Any]:
+        """Record what the halves of a series will be made from, and return it.
+
+        The record is written first: files that a stopped call leaves are then known to be its own.
+        """
+        record = self._record(source)
+        content = record.content()
+        HalvesManifest(self.folder.path).discard(source.name)
         record.write(content)
+        inputs: dict[str, Any] = json.loads(content)
+        return inputs
 
     def _prepare(self, source: Source) -> Prepared:
         return prepare(source, self.settings, permissive=self._files.permissive)
@@ -317,18 +329,13 @@ class Halves:
         if not files:
             return None
         differences = self._record(source).differences()
-        if not differences and all(_is_whole(path) for path in files):
-            return "done already"
-        # A call that was stopped left files without a record, which it may replace.
-        if differences and entry is not None and not self.overwrite:
+        if not differences:
+            # Files without an entry were left by a call that was stopped.
+            return "done already" if entry is not None and all(_is_whole(path) for path in files) else None
+        if not self.overwrite:
             raise FileExistsError(
                 f"{files[0]} was made from something else ({'; '.join(differences)}): replace it with "
                 "`overwrite=True`, or choose another `folder`"
-            )
-        if entry is None and not self.overwrite:
-            raise FileExistsError(
-                f"{files[0]} exists, and there is no record of it: replace it with `overwrite=True`, or choose another "
-                "`folder`"
             )
         return None
 

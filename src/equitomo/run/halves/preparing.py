@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from equitomo.datasets import TiltSeries, paired, registered_scans, split, split_by_scan, split_by_tilt
-from equitomo.datasets.views import ViewNormalization, cropped, dose_filtered, normalized, transformed
+from equitomo.datasets.views import ViewNormalization, cropped, dose_filtered, filled, normalized, transformed
 from equitomo.diagnosis import Finding
 from equitomo.diagnosis.tilt_axis import fit_tilt_axis, judge_series
 from equitomo.io import CtfState, SeriesMetadata, read_series, read_stack
@@ -137,8 +138,6 @@ def load(source: Source, settings: HalvesSettings, *, permissive: bool = False) 
         metadata = replace(metadata, tilt_axis_offset=settings.tilt_axis_offset)
     if settings.pixel_size is not None:
         metadata = replace(metadata, pixel_size=settings.pixel_size)
-    for note in metadata.notes:
-        warnings.warn(f"{source.name}: {note}", stacklevel=2)
     if metadata.x_tilt is not None and any(abs(metadata.x_tilt[n]) > 0.05 for n in metadata.kept):
         warnings.warn(f"{source.name}: the tilt about x in its files is not applied", stacklevel=2)
     has_halves = metadata.half_stacks is not None or metadata.half_images is not None
@@ -164,7 +163,9 @@ def prepare(source: Source, settings: HalvesSettings, *, permissive: bool = Fals
     ValueError, OSError
         If a file cannot be read, the series cannot be used, or its images contradict its tilt axis or their order.
     """
-    loaded = load(source, settings, permissive=permissive)
+    loaded = [
+        series.with_projections(filled(series.projections)) for series in load(source, settings, permissive=permissive)
+    ]
     findings = [finding for finding in judge_series(loaded[0]) if finding.severity != "ok"]
     for finding in findings:
         if finding.severity == "error" and settings.strict and source.metadata is None:
@@ -254,9 +255,11 @@ def _is_dark_field(series: TiltSeries) -> bool:
     """Return whether a bright specimen is seen on a dark background, of which most of the image consists."""
     if fit_tilt_axis(series.projections, series.angles).is_compact:
         return True
-    deviation = series.projections - series.projections.mean((1, 2), keepdim=True)
-    skewness = (deviation**3).mean((1, 2)) / deviation.square().mean((1, 2)) ** 1.5
-    return float(skewness.median()) > _SKEWED
+    skewness = []
+    for view in series.projections:
+        deviation = view - view.mean()
+        skewness.append(float((deviation**3).mean() / deviation.square().mean() ** 1.5))
+    return median(skewness) > _SKEWED
 
 
 def _split(series: TiltSeries, settings: HalvesSettings) -> tuple[TiltSeries, TiltSeries]:

@@ -11,7 +11,7 @@ import torch
 from equitomo import resources
 from equitomo.datasets import TiltSeries
 from equitomo.datasets.views import extended
-from equitomo.io import creating_volume
+from equitomo.io import creating_volume, release
 from equitomo.physics import TiltSeriesPhysics, full_detector
 from equitomo.run.halves.preparing import Prepared, middle_planes, offsets
 from equitomo.run.memory import readable
@@ -92,6 +92,8 @@ def reconstruct_half(
             place: list[slice] = [slice(None)] * 3
             place[along] = slice(start, start + piece.shape[1])
             volume[tuple(place)] = x[0, 0].numpy()
+            # Pages of the file would otherwise stay in memory.
+            release(volume)
             progress(start + piece.shape[1])
 
 

@@ -42,6 +42,14 @@ class HalvesManifest:
     def add(self, name: str, entry: Mapping[str, Any]) -> None:
         """Record the halves of one series, and write the manifest and the table anew."""
         self.series[name] = dict(entry)
+        self._write()
+
+    def discard(self, name: str) -> None:
+        """Forget the halves of a series, which are about to be made anew."""
+        if self.series.pop(name, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
         content = json.dumps({"series": self.series}, indent=1).encode() + b"\n"
         write_atomically(self._folder / MANIFEST, content, overwrite=True)
         lines = [",".join(_COLUMNS)]
