@@ -8,7 +8,8 @@ from asserting import assert_close
 
 from equitomo import TiltGeometry
 from equitomo.draws import Draws
-from equitomo.fourier import rfftn
+from equitomo.fourier import filtered, rfftn
+from equitomo.geometry import wedge_mask
 from equitomo.methods import exchange_tilts, mirror_cubes
 from equitomo.methods.augmentation import SECTORS
 from equitomo.symmetry import mirrors_of
@@ -48,6 +49,35 @@ def test_without_flips_cubes_are_only_turned():
     turns = [y[0].flip(axes) for axes in ((), (-3, -2), (-3, -1), (-2, -1))]
     for cube in mirror_cubes(y, SYMMETRIC, Draws(0, range(50)), flips=False):
         assert any(torch.equal(cube, turn) for turn in turns)
+
+
+def test_halves_of_different_tilts_exchange_only_what_both_measured():
+    tilts = (TiltGeometry(range(-60, 61, 6)), TiltGeometry(range(-45, 46, 6)))
+    masks = torch.stack([wedge_mask((12, 12, 12), own) for own in tilts])
+    y = torch.stack(
+        [filtered(half, mask, (12, 12, 12)) for half, mask in zip(cubes().unbind(1), masks, strict=True)], 1
+    )
+    exchanged = exchange_tilts(y, [tilts] * 4, Draws(0, range(4)))
+    assert_close(exchanged.sum(1), y.sum(1))
+    assert not torch.allclose(exchanged, y, atol=1e-2)
+    for half, mask in zip(exchanged.unbind(1), masks, strict=True):
+        assert float((rfftn(half) * (1 - mask)).abs().max()) < 1e-6
+    # Exchanging all sectors would move what only one half measured into the other one.
+    everywhere = exchange_tilts(y, tilts[0], Draws(0, range(4)))
+    assert float((rfftn(everywhere[:, 1]) * (1 - masks[1])).abs().max()) > 0.1
+
+
+def test_halves_of_different_tilts_are_mirrored_as_both_wedges_allow():
+    y = cubes(1).expand(50, -1, -1, -1, -1)
+    images = [y[0].flip(axes) for axes in mirrors_of(ASYMMETRIC)]
+    for tilts in ((SYMMETRIC, ASYMMETRIC), (ASYMMETRIC, SYMMETRIC)):
+        found = mirror_cubes(y, [tilts] * 50, Draws(0, range(50)))
+        assert all(any(torch.equal(cube, image) for image in images) for cube in found)
+
+
+def test_tilts_of_dual_axis_halves_that_differ_are_not_exchanged():
+    with pytest.raises(ValueError, match="dual-axis tilts that differ"):
+        exchange_tilts(cubes(1), [(SYMMETRIC | ABOUT_X, SYMMETRIC)], Draws(0, range(1)))
 
 
 @pytest.mark.parametrize("change", [mirror_cubes, exchange_tilts])

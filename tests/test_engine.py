@@ -651,10 +651,15 @@ def test_halves_of_different_tilts_train_beside_others(tmp_path):
     assert len(load_checkpoint(tmp_path).geometries) == 2
 
 
+def test_fast_trains_on_halves_of_different_tilts(tmp_path):
+    settings = config(method="fast", steps=1, batch=4)
+    IcecreamTrainer(halves_of_different_tilts(), settings, out=tmp_path).train()
+    assert load_checkpoint(tmp_path).geometries == [TiltGeometry.from_range(*tilts) for tilts in TILTS]
+
+
 @pytest.mark.parametrize(
     ("parts", "settings", "message"),
     [
-        ({}, {"method": "fast"}, "presume equal tilts of both halves"),
         ({}, {"method": "equivariant_imaging"}, "takes the mean of the halves, whose tilts differ"),
         ({"physics": CTFOperator}, {}, "an operator of the class CTFOperator cannot take a mask for each"),
     ],

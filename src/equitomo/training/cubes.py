@@ -27,7 +27,7 @@ def drawn_cubes(
     else:
         (y, sources), begins = dataset.batch(indices), []
     tilts = [tilts_of_pairs[source] for source in sources]
-    geometries = [first for first, *_ in tilts]
+    geometries = [own[0] if len(set(own)) == 1 else own for own in tilts]
     y = y.to(device, non_blocking=True)
     if method.n_views == 1 and y.shape[1] > 1:
         y = y.mean(1, keepdim=True)
@@ -53,12 +53,5 @@ def seen_tilts(pair: TomogramPair, method: Method) -> Tilts:
         raise ValueError(
             f"{pair.name}: the method {method.name} compares {method.n_views} half tomograms and got {pair.n_views}: "
             "give both halves, or take a method for one volume, such as `method='equivariant_imaging'`"
-        )
-    if (method.augmentations or method.larger_augmentations) and len(set(pair.geometries)) > 1:
-        # Both halves must have the same wedge if parts of them are exchanged or if they are mirrored.
-        raise ValueError(
-            f"{pair.name}: the method {method.name} changes cubes in ways that presume equal tilts of both halves: "
-            "give the tilts of the whole series for both, or take a method without augmentations, such as "
-            "`method='icecream'`"
         )
     return pair.geometries

@@ -17,7 +17,7 @@ Tilts = tuple[Geometry, ...]
 Network = Callable[[], nn.Module]
 Operator = Callable[[Shape, Geometry], Physics]
 Losses = Callable[[Physics], Mapping[str, Loss]]
-Augmentation = Callable[[Tensor, Sequence[Geometry], Draws], Tensor]
+Augmentation = Callable[[Tensor, Sequence[Geometry | Tilts], Draws], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Method:
         ``needs_estimate_gradient``, its gradient is saved. A loss without these attributes counts as true.
     augmentations
         Functions that change cubes before the losses see them, in this order: each takes cubes ``(batch, views, z, y,
-        x)``, the geometry of every cube, and the draws to use, and returns cubes of the same shape.
+        x)``, the geometry of every cube, and the draws to use, and returns cubes of the same shape. If the views of a
+        cube have different tilts, its geometry is a tuple with that of each view.
     larger_augmentations
         Functions of the same kind that are called first, on larger cubes, which are cropped afterwards.
     cut_margin

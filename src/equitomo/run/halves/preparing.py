@@ -169,7 +169,7 @@ def prepare(source: Source, settings: HalvesSettings, *, permissive: bool = Fals
     findings = [finding for finding in judge_series(loaded[0]) if finding.severity != "ok"]
     for finding in findings:
         if finding.severity == "error" and settings.strict and source.metadata is None:
-            raise ValueError(f"{source.name}: {finding.text}; `strict=False` goes on all the same")
+            raise ValueError(f"{source.name}: {finding.text}; to continue nevertheless, pass `strict=False`")
         warnings.warn(f"{source.name}: {finding.text}", stacklevel=2)
     is_dark_field = _is_dark_field(loaded[0])
     halves = paired(*loaded) if len(loaded) == 2 else _split(loaded[0], settings)
