@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 
 import psutil
 import pytest
 import torch
 
+from equitomo import resources
 from equitomo.resources import Retry, computing_threads, free_memory, is_out_of_memory
 
 OUT_OF_MEMORY = [
@@ -138,3 +142,50 @@ def test_threads_compute_with_the_cores_of_the_calling_thread(monkeypatch):
         for done in [pool.submit(both.wait, 100) for _ in range(2)]:
             done.result()
     assert numbers == [torch.get_num_threads()] * 2
+
+
+QUOTAS = [
+    ({"cpu.max": "150000 100000"}, 1),
+    ({"cpu.max": "50000 100000"}, 1),
+    ({"cpu.max": "400000 100000"}, 4),
+    ({"cpu.max": "max 100000"}, 8),
+    ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ({"cpu.max": "nonsense"}, 8),
+    ({}, 8),
+]
+
+
+@pytest.mark.parametrize(("files", "expected"), QUOTAS)
+def test_as_many_cores_are_usable_as_affinity_and_quota_allow(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert resources.usable_cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("variables", "expected"), [({}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
+def test_torch_takes_no_more_threads_than_there_are_usable_cores(monkeypatch, variables, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(resources, "usable_cores", lambda: 3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        resources.use_usable_cores()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_the_program_lets_waiting_threads_sleep_unless_told_otherwise(given, expected):
+    code = "import sys, os; from equitomo.cli import main; assert 'torch' not in sys.modules; main(sys.argv[1:]); "
+    code += "assert 'torch' in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    command = [sys.executable, "-c", code, "fsc", "missing.mrc", "too.mrc"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [expected]

@@ -69,3 +69,16 @@ def test_a_predictor_takes_it_with_the_stride_of_its_network():
     assert predictor.stride == network.stride == 2
     x = torch.randn(12, 12, 12)
     assert_close(predictor(x.flip(0)), predictor(x).flip(0), 1e-5)
+
+
+TWO = [(TiltGeometry.from_range(-60, 60), True), (TiltGeometry.from_range(-40, 60), True)]
+TWO += [(geometry, False) for geometry, _ in TWO]
+
+
+@pytest.mark.parametrize(("geometry", "flips"), TWO)
+def test_of_two_images_the_other_one_reverses_most_axes_and_leaves_the_wedge(geometry, flips):
+    every = MirrorAveraged(nn.Identity(), geometry, flips=flips).mirrors
+    own, other = MirrorAveraged(nn.Identity(), geometry, flips=flips, images="two").mirrors
+    assert own == ()
+    assert other in every
+    assert len(other) == (3 if flips else 2)

@@ -1,10 +1,13 @@
-"""Find free memory, and retry with less when it runs out."""
+"""Find free memory and cores, and retry with less when memory runs out."""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
@@ -36,6 +39,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     # torch raises a RuntimeError with one of several texts where it cannot allocate memory.
     text = str(error)
     return any(sign in text for sign in ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED"))
+
+
+def usable_cores(groups: str | Path = "/sys/fs/cgroup") -> int:
+    """Return how many cores this process may keep busy: those it may run on, within the quota of its control group.
+
+    Containers and batch systems set such quotas. A process with more threads than its quota is stopped for a part of
+    every period.
+
+    Parameters
+    ----------
+    groups
+        The folder of the control group.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota(Path(groups)))))
+
+
+def use_usable_cores() -> None:
+    """Let torch compute with no more threads than there are usable cores, unless OMP_NUM_THREADS gives a number."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (cores := usable_cores()):
+        torch.set_num_threads(cores)
 
 
 def computing_threads(n: int) -> ThreadPoolExecutor:
@@ -100,3 +124,16 @@ class Retry(Generic[Plan]):
             # Inside the handler the error would keep the memory of the failed attempt in use. Without a GPU this does
             # nothing.
             torch.cuda.empty_cache()
+
+
+def _quota(folder: Path) -> float:
+    """Return the cores' worth of time in the quota of a control group, of version 2 or 1; infinity without one."""
+    files = [["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]]
+    for names in files:
+        try:
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            return int(quota) / int(period) if int(quota) > 0 else math.inf
+        except (OSError, ValueError, ZeroDivisionError):
+            # There is no such file, or its quota is "max".
+            continue
+    return math.inf

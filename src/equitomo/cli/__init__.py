@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,10 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = parse(given)
         names = names_of(type(command))
+        # Threads that spin while they wait for each other make a step on a shared machine several times as slow. OpenMP
+        # reads this when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         # Only now, with the arguments in order, is it worth waiting for torch.
         from equitomo.cli import commands
+        from equitomo.resources import use_usable_cores
         from equitomo.training.distributed import find_world
 
+        use_usable_cores()
         if not isinstance(command, Training) and (n := find_world().size) > 1:
             name = type(command).__name__.lower()
             raise ValueError(f"{name} is the work of one process, but {n} were started: leave out torchrun or srun")

@@ -21,7 +21,7 @@ from equitomo.run.table import ResultRecord, Tomogram, claimed, result_names, to
 TableProgress = Callable[[Path, int, int], None]
 _PREDICTION = Prediction()
 # Settings of a run on which a result depends.
-_SETTINGS = ("passes", "average_first", "test_time_mirrors", "flips", "precision", "normalization")
+_SETTINGS = ("passes", "average_first", "test_time_mirrors", "mirror_images", "flips", "precision", "normalization")
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,10 @@ def predictor_for(
     ``physics`` makes the operator of a run that has its own; otherwise the geometry does. A ``tile_margin`` of "auto"
     is measured on ``pair``. Without one it stays zero, which suffices to see whether the other settings fit.
     """
+    averaged = MirrorAveraged(network, geometry, flips=config.flips, images=config.mirror_images)
     make = partial(
         TiledPredictor,
-        MirrorAveraged(network, geometry, flips=config.flips) if config.test_time_mirrors else network,
+        averaged if config.test_time_mirrors else network,
         geometry if physics is None else lambda shape: physics(shape, geometry),
         tile=settings.tile or None,
         passes=config.passes,

@@ -221,13 +221,16 @@ class Prediction(ReconstructionSettings):
     average_first
         Average the halves before the network and not after it; by default as the run was configured.
     test_time_mirrors
-        Average over the mirror images that leave the wedge where it is; by default as the run was configured.
+        Average over mirror images that leave the wedge where it is; by default as the run was configured.
+    mirror_images
+        How many of them: "two" or "all"; by default as the run was configured.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     passes: int | None = None
     average_first: bool | None = None
     test_time_mirrors: bool | None = None
+    mirror_images: Literal["two", "all"] | None = None
 
 
 @dataclass(frozen=True)

@@ -189,13 +189,17 @@ class PredictionSettings(_Settings):
         Average the two halves before the network in predictions, not after it as equation (7) does. The result then
         comes from less noise and half the work, but no longer from two independent halves.
     test_time_mirrors
-        Average predictions over the mirror images that leave the wedge where it is. The result is better and takes
-        eight times the work; see :class:`equitomo.MirrorAveraged`.
+        Average predictions over mirror images that leave the wedge where it is. The result is better; see
+        :class:`equitomo.MirrorAveraged`.
+    mirror_images
+        How many of them: ``"two"`` takes twice the work of one prediction, and ``"all"`` up to eight times, for a
+        result that is hardly better.
     """
 
     passes: int = 2
     average_first: bool = False
     test_time_mirrors: bool = False
+    mirror_images: Literal["two", "all"] = "two"
 
     def __post_init__(self) -> None:
         super().__post_init__()
