@@ -241,6 +241,14 @@ def test_the_tilts_of_warp_get_the_sign_of_imod(tmp_path):
     assert read_tilts(warp(tmp_path, used="False")) == (-40.01, 0.0)
 
 
+@pytest.mark.parametrize("name", ["AreAnglesInverted", "LevelAngleY", "Z"])
+def test_a_damaged_attribute_of_warp_is_named(tmp_path, name):
+    path = warp(tmp_path)
+    path.write_text(re.sub(f'{name}="[^"]*"', f'{name}="?"', path.read_text(), count=1))
+    with pytest.raises(FileFormatError, match=f"TS.xml: {name} of <"):
+        read_series(path)
+
+
 def test_warp_projects_as_its_record_says(tmp_path):
     """The position of a point in an image, computed with Warp's matrices, is aligned to x cos t + z sin t."""
     series = read_series(warp(tmp_path))

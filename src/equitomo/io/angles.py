@@ -72,9 +72,10 @@ def check_angles(
 
 def number(path: Path, line: int, text: str, what: str = "a tilt angle; expected a number of degrees") -> float:
     """Return one number, or raise an error that names the line; ``what`` says what it should be."""
-    if not NUMBER.fullmatch(text):
+    # Digits with an exponent such as 1e999 are infinite.
+    if not NUMBER.fullmatch(text) or not math.isfinite(value := float(text)):
         raise FileFormatError(f"{path}: line {line}: {text!r} is not {what}")
-    return float(text)
+    return value
 
 
 def listed_angles(path: Path, lines: Lines) -> list[Found]:

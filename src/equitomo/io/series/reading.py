@@ -61,7 +61,7 @@ def read_series(path: str | Path, *, name: str | None = None) -> SeriesMetadata:
     (-60.0, -57.5, 60.0)
     """
     path = valid_path(path)
-    found = find_series(path) if path.is_dir() else _reader_of(path)(path)
+    found = find_series(path) if path.is_dir() else _read(path)
     names = ", ".join(series.name for series in found[:5]) + (", ..." if len(found) > 5 else "")
     if name is not None:
         found = [series for series in found if series.name == name]
@@ -96,7 +96,7 @@ def find_series(path: str | Path, *, program: SeriesProgram | None = None) -> li
     """
     path = valid_path(path)
     if not path.is_dir():
-        return _reader_of(path)(path)
+        return _read(path)
     programs = [program] if program is not None else list(_FILES)
     for candidate in programs:
         files = _FILES[candidate](path)
@@ -119,7 +119,7 @@ def _read_all(files: Iterable[Path]) -> list[SeriesMetadata]:
     errors: list[FileFormatError] = []
     for file in files:
         try:
-            found += _reader_of(file)(file)
+            found += _read(file)
         except FileFormatError as error:
             errors.append(error)
     if not found:
@@ -127,6 +127,17 @@ def _read_all(files: Iterable[Path]) -> list[SeriesMetadata]:
     for refused in errors:
         warnings.warn(f"left out: {refused}", FileFormatWarning, stacklevel=3)
     return found
+
+
+def _read(path: Path) -> list[SeriesMetadata]:
+    """Return the series of a file, or raise an error that names the file."""
+    try:
+        return _reader_of(path)(path)
+    except FileFormatError:
+        raise
+    except (ValueError, ArithmeticError) as error:
+        # Readers check what users get wrong; this is left for damage that no reader looks for.
+        raise FileFormatError(f"{path}: is damaged ({error}); copy the file again") from error
 
 
 def _warp_files(folder: Path) -> list[Path]:
@@ -270,4 +281,4 @@ def _from_mrc(path: Path) -> SeriesMetadata:
             f"{path}: {n} images without tilts: no FEI extended header, and no .aln, .tlt, .mdoc, .rawtlt or _TLT.txt "
             "of this name beside it; give the file of the tilts"
         )
-    return _reader_of(beside)(beside)[0]
+    return _read(beside)[0]

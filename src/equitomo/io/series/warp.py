@@ -77,8 +77,8 @@ def read_warp(path: Path) -> SeriesMetadata:
     offsets = list(
         zip(*(_values(path, root, f"AxisOffset{axis}", float, n) or [0.0] * n for axis in "XY"), strict=True)
     )
-    inverted = _flag(root.get("AreAnglesInverted", "False"))
-    level_x, level_y = (float(root.get(f"LevelAngle{axis}") or 0) for axis in "XY")
+    inverted = _attribute(path, root, "AreAnglesInverted", _flag, False)
+    level_x, level_y = (_attribute(path, root, f"LevelAngle{axis}", float, 0.0) for axis in "XY")
     return SeriesMetadata(
         path.stem,
         tuple(-angle for angle in angles),
@@ -151,6 +151,15 @@ def _values(path: Path, root: ElementTree.Element, tag: str, kind: Callable[[str
         raise FileFormatError(f"{path}: <{tag}>: {error}") from error
 
 
+def _attribute(path: Path, element: ElementTree.Element, name: str, kind: Callable[[str], T], missing: T) -> T:
+    """Return the value of an attribute of an element, or that of a missing one."""
+    text = element.get(name)
+    try:
+        return kind(text) if text else missing
+    except ValueError as error:
+        raise FileFormatError(f"{path}: {name} of <{element.tag}>: {error}; copy the file again") from error
+
+
 def _flag(text: str) -> bool:
     """Return whether a text of Warp means yes."""
     if text.lower() not in ("true", "false"):
@@ -168,7 +177,8 @@ def _grid(path: Path, root: ElementTree.Element, tag: str, n: int) -> list[float
     nodes = root.findall(f"{tag}/Node")
     by_view: dict[int, list[float]] = {}
     for node in nodes:
-        by_view.setdefault(int(node.get("Z", "0")), []).append(float(node.get("Value", "nan")))
+        view = _attribute(path, node, "Z", int, 0)
+        by_view.setdefault(view, []).append(_attribute(path, node, "Value", float, math.nan))
     if sorted(by_view) != list(range(n)):
         return None
     return [sum(values) / len(values) for _, values in sorted(by_view.items())]
