@@ -11,7 +11,15 @@ import pytest
 import torch
 from commanding import TINY, files_in, run
 
-from equitomo import TiltGeometry, TiltSeriesPhysics, read_volume, refinement, write_volume
+from equitomo import (
+    ContrastTransfer,
+    TiltGeometry,
+    TiltSeriesPhysics,
+    deconvolve,
+    read_volume,
+    refinement,
+    write_volume,
+)
 from equitomo.refinement import MeasuredSeries, ReprojectedHalves, refine
 from equitomo.simulate import simulate_particles
 from equitomo.solvers import filtered_backprojection, sirt
@@ -202,6 +210,24 @@ def test_a_refinement_replaces_no_input_and_a_new_result_leaves_no_old_refinemen
     assert (reconstructed / "refined.mrc").exists()
     assert run("reconstruct", *halves, *given, "--out", reconstructed, "--resume") == 0
     assert not (reconstructed / "refined.mrc").exists()
+
+
+def test_a_deconvolved_volume_stands_beside_the_prediction_and_says_what_it_is(written, reconstructed):
+    out, halves = written / "b.mrc", [written / "even.hspy", written / "odd.hspy"]
+    settings = ["--deconvolve", "warp", "--defocus", "30000", "--phase-flipped", "--device", "cpu", *TILES]
+    assert run("predict", *halves, "--run", reconstructed, "--out", out, *settings) == 0
+    before, after = (read_volume(written / name) for name in ("b.mrc", "b_deconvolved.mrc"))
+    assert after.header.labels[-1] == "equitomo: deconvolved as in warp, defocus 30000 A"
+    ctf = ContrastTransfer(30000, pixel_size=33.6)
+    expected = deconvolve(torch.from_numpy(np.array(before.data)), ctf, convention="warp", phase_flipped=True)
+    np.testing.assert_allclose(after.data, expected.numpy(), rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("given", [["--deconvolve", "isonet"], ["--defocus", "30000"]])
+def test_a_deconvolution_needs_its_defocus(written, reconstructed, capsys, given):
+    halves = [written / "even.hspy", written / "odd.hspy"]
+    assert run("predict", *halves, "--run", reconstructed, "--out", written / "c.mrc", *given) == 2
+    assert re.search("`?--deconvolve`? and `?--defocus`? belong together", capsys.readouterr().err)
 
 
 def test_tables_are_not_refined(written, reconstructed, tmp_path, capsys):

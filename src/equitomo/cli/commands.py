@@ -29,9 +29,8 @@ from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import RUN_FILES, RunFolder
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
-from equitomo.run.prediction import require_other
+from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
-from equitomo.run.refinement import written_by
 from equitomo.run.settings import TomogramFiles
 from equitomo.run.summary import agreement, correlations, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings

@@ -21,7 +21,8 @@ from equitomo.training.distributed import join
 MANIFEST = "manifest.json"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
-RESULTS = ("reconstruction.mrc", "refined.mrc", "slices.png")
+FINISHED = ("refined.mrc", "deconvolved.mrc")
+RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png")
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", *RESULTS, MANIFEST)
 
 

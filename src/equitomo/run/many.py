@@ -15,7 +15,7 @@ from equitomo.io import read_volume, require_place, valid_path
 from equitomo.resources import computing_threads
 from equitomo.run.prediction import Plan, chosen_devices, require_other
 from equitomo.run.run import Devices, Run
-from equitomo.run.settings import REFINEMENT_SETTINGS, Prediction, PredictionTable, ReconstructionSettings
+from equitomo.run.settings import FINISHING_SETTINGS, Prediction, PredictionTable, ReconstructionSettings
 from equitomo.run.table import ResultRecord, Tomogram, claimed, result_names, tomograms_of
 
 TableProgress = Callable[[Path, int, int], None]
@@ -107,8 +107,9 @@ class TablePrediction:
     ) -> None:
         if files.table is None:
             raise ValueError("these are the files of one tomogram: give a `table` of many")
-        if settings.refine != "none":
-            raise ValueError("`refine` is for one tomogram: predict those of a `table` one by one to refine them")
+        for name in ("refine", "deconvolve"):
+            if getattr(settings, name) != "none":
+                raise ValueError(f"`{name}` is for one tomogram: predict those of a `table` one by one for it")
         number, count = _part(files.part or "1/1")
         tomograms, folder = tomograms_of(files, need_second=False), valid_path(folder)
         results = [folder / name for name in result_names(files.table, tomograms)]
@@ -179,8 +180,8 @@ class TablePrediction:
 
     def _recorded_settings(self) -> dict[str, Any]:
         """Return the settings on which a result depends; the device changes it by no more than rounding."""
-        # Results of a table are not refined, and those of earlier versions know no such settings.
-        tiles = {name: value for name, value in asdict(self.settings).items() if name not in REFINEMENT_SETTINGS}
+        # Results of a table are neither refined nor deconvolved, and those of earlier versions know no such settings.
+        tiles = {name: value for name, value in asdict(self.settings).items() if name not in FINISHING_SETTINGS}
         if self.settings.tile_margin != "auto":
             del tiles["margin_tolerance"]
         config = self.run.config_with(self.settings)

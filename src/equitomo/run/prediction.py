@@ -15,6 +15,7 @@ from equitomo.geometry import Geometry, TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
+from equitomo.run.deconvolution import Deconvolution, deconvolved_name
 from equitomo.run.memory import require_memory
 from equitomo.run.refinement import Refinement, refined_name
 from equitomo.run.settings import ReconstructionSettings
@@ -109,8 +110,8 @@ class Plan:
     ----------
     needs : Footprint
         The memory and the disk that the prediction takes.
-    refinement : Refinement or None
-        The refinement that follows, if the settings ask for one.
+    finishes : list of Refinement or Deconvolution
+        What follows the prediction, if the settings ask for it.
 
     Raises
     ------
@@ -138,13 +139,12 @@ class Plan:
         n_bytes = bytes_to_create(self.out, pair.shape, settings.dtype) + self.needs.disk
         require_writable(self.out, overwrite=overwrite, n_bytes=n_bytes)
         require_memory(self.needs.memory, f"{self.out}: prediction", "a smaller `tile` or `local_tile` needs less")
-        self.refinement = None
-        if settings.refine != "none":
-            require_other(refined_name(self.out), *inputs, settings.projections)
-            self.refinement = Refinement(pair, self.out, settings, overwrite=overwrite)
+        for path in written_by(self.out, settings)[1:]:
+            require_other(path, *inputs, settings.projections)
+        self.finishes = finishes(pair, self.out, settings, overwrite=overwrite)
 
     def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:
-        """Predict into the file, refine the result into another one if that was asked for, and return the first path.
+        """Predict into the file, write what follows into others, and return the path of the first.
 
         Parameters
         ----------
@@ -161,9 +161,27 @@ class Plan:
             intensities = (pair.scale.mean, pair.scale.scale)
             self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)
             before_naming()
-        if self.refinement is not None:
-            self.refinement.write()
+        for finish in self.finishes:
+            finish.write()
         return self.out
+
+
+def finishes(
+    pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool
+) -> list[Refinement | Deconvolution]:
+    """Return what the settings ask for after a prediction, checked before it."""
+    found: list[Refinement | Deconvolution] = []
+    if settings.refine != "none":
+        found.append(Refinement(pair, out, settings, overwrite=overwrite))
+    if settings.deconvolve != "none":
+        found.append(Deconvolution(pair, out, settings, overwrite=overwrite))
+    return found
+
+
+def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
+    """Return the files that a prediction writes."""
+    refined = [] if settings.refine == "none" else [refined_name(out)]
+    return [out, *refined, *([] if settings.deconvolve == "none" else [deconvolved_name(out)])]
 
 
 def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.device]:

@@ -13,9 +13,6 @@ from equitomo.refinement import MeasuredSeries, Measurement, ReprojectedHalves, 
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 
-# What stands beside reconstruction.mrc; other results keep their name with a suffix.
-REFINED = "refined.mrc"
-
 
 class Refinement:
     """The refinement of a prediction, checked before the prediction is made.
@@ -77,12 +74,7 @@ class Refinement:
 
 def refined_name(out: Path) -> Path:
     """Return the file beside a prediction that holds its refinement."""
-    return out.with_name(REFINED if out.name == "reconstruction.mrc" else f"{out.stem}_refined{out.suffix}")
-
-
-def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
-    """Return the files that a prediction writes."""
-    return [out] if settings.refine == "none" else [out, refined_name(out)]
+    return out.with_name("refined.mrc" if out.name == "reconstruction.mrc" else f"{out.stem}_refined{out.suffix}")
 
 
 def _measurement(pair: TomogramPair, settings: ReconstructionSettings) -> Measurement:

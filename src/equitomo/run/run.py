@@ -19,7 +19,7 @@ from equitomo.geometry import Geometry, TiltAxis, TiltUnion, as_geometry
 from equitomo.inference import Footprint, TiledPredictor
 from equitomo.io import bytes_to_create, read_volume
 from equitomo.methods import IcecreamTrainer
-from equitomo.run.folder import RunFolder
+from equitomo.run.folder import FINISHED, RunFolder
 from equitomo.run.initial import initial_network
 from equitomo.run.pictures import StepProgress, TrainingWatch
 from equitomo.run.prediction import (
@@ -27,12 +27,12 @@ from equitomo.run.prediction import (
     Progress,
     chosen_devices,
     common_geometry,
+    finishes,
     predictor_for,
     require_one_wedge,
     require_range,
 )
 from equitomo.run.record import Invocation
-from equitomo.run.refinement import REFINED, Refinement
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
@@ -450,10 +450,9 @@ class Run:
         predictor = self.predictor(common_geometry(pair), settings, devices=[self.trainer.device])
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
-        if settings.refine != "none":
-            # The room for the refined volume is counted with the rest.
-            Refinement(pair, self.path / _RECONSTRUCTION, settings, overwrite=True)
-            n_bytes += bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
+        # The room for refined and deconvolved volumes is counted with the rest.
+        following = finishes(pair, self.path / _RECONSTRUCTION, settings, overwrite=True)
+        n_bytes += len(following) * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         assert self._training is not None
         self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)
 
@@ -494,8 +493,9 @@ class Run:
                 self.train(progress=step_progress)
             plan = self.plan(pair, out, settings, overwrite=True, devices=[self.trainer.device])
             planned(plan)
-            # An earlier refinement is not that of the new result.
-            (self.path / REFINED).unlink(missing_ok=True)
+            # What follows from an earlier result does not belong to the new one.
+            for name in FINISHED:
+                (self.path / name).unlink(missing_ok=True)
             plan.write(progress)
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
         return out

@@ -141,7 +141,11 @@ class SpecimenSettings:
 
 
 # The settings of what follows a prediction and does not change it.
-REFINEMENT_SETTINGS = {"refine", "projections", "positive", "refine_iterations"}
+FINISHING_SETTINGS = {
+    *("refine", "projections", "positive", "refine_iterations"),
+    *("deconvolve", "defocus", "phase_flipped", "deconvolution_strength", "deconvolution_falloff"),
+    *("voltage", "spherical_aberration", "amplitude_contrast"),
+}
 
 
 @dataclass(frozen=True)
@@ -174,12 +178,29 @@ class ReconstructionSettings:
         Set values below zero to zero in the refined volume, for a specimen on a background of zero.
     refine_iterations
         The iterations of the refinement; more bring more noise back, and 0 only scales the result to the projections.
+    deconvolve
+        "isonet" or "warp" also writes deconvolved.mrc (or NAME_deconvolved), from which the contrast transfer function
+        was removed in the convention of that program; for looking at the result.
+    defocus
+        The defocus at the tilt of zero for ``deconvolve``, in ångström, positive for underfocus.
+    phase_flipped
+        Whether the phases of the views were flipped before the tomograms were reconstructed.
+    deconvolution_strength
+        The exponent of the signal-to-noise ratio that ``deconvolve`` presumes, in the units of its convention.
+    deconvolution_falloff
+        How fast this ratio falls with the frequency.
+    voltage
+        In kilovolts.
+    spherical_aberration
+        In millimetres.
+    amplitude_contrast
+        Between 0 and 1.
 
     Raises
     ------
     ValueError
-        If ``margin_tolerance`` is not positive, ``refine_iterations`` is negative, or settings of a refinement are
-        given without ``refine``.
+        If ``margin_tolerance`` is not positive, ``refine_iterations`` is negative, settings of a refinement are given
+        without ``refine``, or ``deconvolve`` without ``defocus``.
     """
 
     wedge: Literal["local", "global", "tile"] = "local"
@@ -192,6 +213,14 @@ class ReconstructionSettings:
     projections: str | None = None
     positive: bool = False
     refine_iterations: int = 5
+    deconvolve: Literal["none", "isonet", "warp"] = "none"
+    defocus: float = 0.0
+    phase_flipped: bool = False
+    deconvolution_strength: float = 1.0
+    deconvolution_falloff: float = 1.0
+    voltage: float = 300.0
+    spherical_aberration: float = 2.7
+    amplitude_contrast: float = 0.07
 
     def __post_init__(self) -> None:
         if self.refine_iterations < 0:
@@ -199,6 +228,8 @@ class ReconstructionSettings:
         if self.refine == "none" and (self.positive or self.projections is not None):
             given = "positive" if self.projections is None else "projections"
             raise ValueError(f"`{given}` is a setting of a refinement: pass `refine='sirt'` too")
+        if (self.deconvolve != "none") != bool(self.defocus):
+            raise ValueError("`deconvolve` and `defocus` belong together: pass both, the defocus in ångström")
         if not self.margin_tolerance > 0:
             raise ValueError(f"`margin_tolerance` must be positive, got {self.margin_tolerance}")
 
