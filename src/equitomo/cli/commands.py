@@ -24,7 +24,7 @@ from equitomo.datasets import TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
-from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Run, TablePrediction, check_training
+from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Preview, Run, TablePrediction, check_training
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import RUN_FILES, RunFolder
 from equitomo.run.interruption import interruptible
@@ -235,6 +235,25 @@ def _(command: options.Halves, call: Call) -> Job:
             )
         print(f"Wrote {halves.table}, for `equitomo train --table`" if halves.table.exists() else "Nothing was made")
         return int(any(outcome.status == "failed" for outcome in outcomes))
+
+    return job
+
+
+@prepare.register
+def _(command: options.Preview, call: Call) -> Job:
+    result, given = command.result, command.files
+    require_writable(valid_path(result.out), overwrite=result.overwrite)
+    pair = Tomogram(given).read(lazy=True)
+    preview = Preview(pair, result.out, command.prediction, overwrite=result.overwrite)
+
+    def job() -> None:
+        if preview.is_dark:
+            print("The specimen is darker than its background: it is inverted for the network, and the result back")
+        print(f"Wrote {preview.write()}")
+        print(
+            "This preview comes from a prior learned on simulations, not from training on this data, which is better: "
+            "see `equitomo reconstruct`"
+        )
 
     return job
 

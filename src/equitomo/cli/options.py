@@ -122,6 +122,22 @@ class Result:
 
 
 @dataclass(frozen=True)
+class PreviewResult:
+    """The result.
+
+    Parameters
+    ----------
+    out
+        The file to write; a name that ends in .zarr makes an OME-Zarr store.
+    overwrite
+        Replace the file if it exists.
+    """
+
+    out: str
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class Pickle:
     """The checkpoint.
 
@@ -193,6 +209,15 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """Reconstruct a tomogram in seconds, without training, by a network that learned from simulated specimens."""
+
+    files: TomogramFiles
+    result: PreviewResult
+    prediction: ReconstructionSettings
+
+
+@dataclass(frozen=True)
 class Convert:
     """Convert a checkpoint that torch.save wrote (a pickle: only tensors are read from it, and no code is run)."""
 
@@ -219,9 +244,10 @@ class Fsc:
 # The commands that train, and those that look at the tomograms to train on.
 Training = Train | Reconstruct | Demo
 Looking = Train | Reconstruct | Check
-Command = Training | Looking | Predict | Convert | Fsc | Halves
+Command = Training | Looking | Predict | Preview | Convert | Fsc | Halves
 COMMANDS: dict[str, type[Command]] = {
-    command.__name__.lower(): command for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Convert, Fsc)
+    command.__name__.lower(): command
+    for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, Convert, Fsc)
 }
 POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from equitomo.run.halves.making import Halves, HalvesOutcome, make_halves
     from equitomo.run.many import Outcome, TablePrediction
     from equitomo.run.prediction import Plan
+    from equitomo.run.preview import Preview
     from equitomo.run.run import Run
     from equitomo.run.settings import (
         HalvesSettings,
@@ -37,6 +38,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "PredictionTable",
+    "Preview",
     "ReconstructionSettings",
     "Run",
     "SeriesFiles",
@@ -59,6 +61,7 @@ _HOMES = {
     "HalvesOutcome": "halves.making",
     "Outcome": "many",
     "Plan": "prediction",
+    "Preview": "preview",
     "Run": "run",
     "TablePrediction": "many",
     "Tomogram": "table",

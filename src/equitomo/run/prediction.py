@@ -105,6 +105,8 @@ class Plan:
         The settings of the prediction.
     overwrite
         Replace the file if it exists.
+    label
+        What the header says of the volume; ``None`` for the program's name.
 
     Attributes
     ----------
@@ -129,9 +131,10 @@ class Plan:
         settings: ReconstructionSettings,
         *,
         overwrite: bool = False,
+        label: str | None = None,
     ) -> None:
         self.pair, self.out, self.predictor = pair, valid_path(out), predictor
-        self.settings, self._overwrite = settings, overwrite
+        self.settings, self._overwrite, self._label = settings, overwrite, label
         inputs = [file if isinstance(file, Path) else file.path for file in pair.files.values()]
         require_other(self.out, *inputs)
         require_range(pair, settings.dtype)
@@ -156,7 +159,7 @@ class Plan:
         pair = self.pair
         first = pair.files.get("first")
         header: dict[str, Any] = {"like": first} if isinstance(first, Volume) else {"voxel_size": pair.voxel_size}
-        header |= {"dtype": self.settings.dtype, "overwrite": self._overwrite}
+        header |= {"dtype": self.settings.dtype, "overwrite": self._overwrite, "label": self._label}
         with creating_volume(self.out, pair.shape, **header) as data:
             intensities = (pair.scale.mean, pair.scale.scale)
             self.predictor(*pair.halves, out=data, scratch=self.out.parent, intensities=intensities, progress=progress)

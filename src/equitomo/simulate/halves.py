@@ -44,6 +44,7 @@ def simulate_halves(
     ctfs: ContrastTransfer | Sequence[ContrastTransfer] | None = None,
     hand: Hand | None = -1,
     phase_flipped: bool = False,
+    specimen: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> SimulatedHalves:
     r"""Simulate two half tomograms of a specimen, as from a dose-split tilt series.
@@ -77,13 +78,16 @@ def simulate_halves(
         How the defocus changes across the tilt axis; see :func:`equitomo.physics.flip_phases`.
     phase_flipped
         Whether the phases of the noisy projections are flipped before the reconstruction.
+    specimen
+        The specimen ``(z, y, x)``, of the same shape; ``None`` for one of :func:`simulate_specimen` with its defaults.
     generator
         Source of randomness, on the device to compute on; ``None`` takes torch's default generator on the CPU.
 
     Raises
     ------
     ValueError
-        If ``snr`` is not positive, the geometry is a continuous range, or ``phase_flipped`` lacks ``ctfs``.
+        If ``snr`` is not positive, the geometry is a continuous range, ``phase_flipped`` lacks ``ctfs``, or the
+        ``specimen`` has another shape.
 
     Examples
     --------
@@ -97,7 +101,9 @@ def simulate_halves(
         raise ValueError(f"`snr` must be positive (inf for no noise), got {snr}")
     if phase_flipped and ctfs is None:
         raise ValueError("`phase_flipped` needs the contrast transfer functions, `ctfs`")
-    truth = simulate_specimen(shape, voxel_size=voxel_size, generator=generator)
+    if specimen is not None and tuple(specimen.shape) != tuple(shape):
+        raise ValueError(f"`shape` must be that of the `specimen`, {tuple(specimen.shape)}, got {tuple(shape)}")
+    truth = simulate_specimen(shape, voxel_size=voxel_size, generator=generator) if specimen is None else specimen
     n_across = truth.shape[geometry.axes.across]
     n_spare = math.ceil((math.hypot(truth.shape[0], n_across) - n_across) / 2)
     detector = n_across + 2 * n_spare

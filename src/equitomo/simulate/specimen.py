@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,12 +13,16 @@ from torch import Tensor
 from equitomo.checks import spatial_shape
 from equitomo.fourier import frequency_radius, irfftn, rfftn
 
+Content = Literal["microtubules", "vesicles", "actin", "particles", "gold"]
+
 _EDGE_WIDTH = 0.8  # standard deviation of the blur at every edge, in voxels
 _BEADS_PER_VOXEL = 4.0
 _N_SPECIES = 8
 _MEMBRANE_HALF_WIDTH = 18.0  # from the middle of a bilayer to the heads of a leaflet, in Å
 _MEMBRANE_DENSITY = 1.6  # of a leaflet, per square voxel, where protein has 1 per voxel
 _VOLUME_PER_LARGE_OBJECT = 2e8  # Å^3 of specimen for each vesicle and each filament of a kind
+_GOLD_RADIUS = 50.0  # of a fiducial, in Å
+_GOLD_DENSITY = 6.0  # where protein has 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ def simulate_specimen(
     voxel_size: float = 10.0,
     crowding: float = 0.25,
     thickness: float = 0.8,
+    contents: Collection[Content] = ("microtubules", "vesicles", "actin", "particles"),
+    n_large: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Simulate a crowded piece of a cell with vesicles, microtubules, thin filaments and several species of particles.
@@ -60,6 +67,12 @@ def simulate_specimen(
         no space is left.
     thickness
         Thickness of the slab as a share of the volume's extent along z, more than 0 and at most 1.
+    contents
+        What the specimen is made of. ``"gold"`` stands for fiducials of 10 nm with six times the density of protein.
+        Without any contents there is only ice.
+    n_large
+        How many vesicles, filaments of a kind and fiducials there are, relative to the default. There is at least one
+        of each kind in ``contents``, if there is space for it.
     generator
         Source of randomness, on the device to compute on; ``None`` takes torch's default generator on the CPU.
 
@@ -86,12 +99,22 @@ def simulate_specimen(
         raise ValueError(f"`crowding` must be from 0 to 0.3 (random spheres hardly pack more densely), got {crowding}")
     if not 0 < thickness <= 1:
         raise ValueError(f"`thickness` must be more than 0 and at most 1, got {thickness}")
+    if unknown := set(contents) - set(get_args(Content)):
+        raise ValueError(f"`contents` may name {', '.join(get_args(Content))}, got {', '.join(sorted(unknown))}")
+    if not n_large > 0:
+        raise ValueError(f"`n_large` must be positive, got {n_large}")
     scene = _Scene(spatial_shape(shape), voxel_size, thickness, generator)
-    for _ in range(max(1, round(scene.volume * voxel_size**3 / _VOLUME_PER_LARGE_OBJECT))):
-        scene.add_filament(_MICROTUBULE)
-        scene.add_vesicle()
-        scene.add_filament(_ACTIN)
-    scene.add_particles(crowding)
+    for _ in range(max(1, round(n_large * scene.volume * voxel_size**3 / _VOLUME_PER_LARGE_OBJECT))):
+        if "microtubules" in contents:
+            scene.add_filament(_MICROTUBULE)
+        if "vesicles" in contents:
+            scene.add_vesicle()
+        if "actin" in contents:
+            scene.add_filament(_ACTIN)
+        if "gold" in contents:
+            scene.add_fiducial()
+    if "particles" in contents:
+        scene.add_particles(crowding)
     return scene.render()
 
 
@@ -111,7 +134,7 @@ class _Scene:
         self.device = device_of(generator)
         self.half_size = torch.tensor([shape[0] * thickness, shape[1], shape[2]], device=self.device) / 2
         self.volume = math.prod(shape) * thickness
-        self.beads: list[Tensor] = []  # rows of z, y, x, weight
+        self.beads = [torch.empty(0, 4, device=self.device)]  # rows of z, y, x, weight
         self.occupied = torch.empty(0, 5, device=self.device)  # rows of z, y, x, inner radius, outer radius
 
     def add_filament(self, helix: _Helix, n_attempts: int = 50) -> None:
@@ -163,6 +186,15 @@ class _Scene:
             centres = surface(proteins + 0.03 * self._directions(len(proteins)), height)
             self._add_balls(centres, torch.full_like(centres[:, 0], size / self.voxel_size))
 
+    def add_fiducial(self, n_attempts: int = 50) -> None:
+        """Add a ball of gold, if there is space for it."""
+        radius = _GOLD_RADIUS / self.voxel_size
+        for _ in range(n_attempts):
+            centre = (self.half_size - radius).clamp(min=0) * self._uniform(1, 3, low=-1)
+            if self._occupy(centre, 0.0, radius):
+                self._add_balls(centre, centre.new_tensor([radius]), density=_GOLD_DENSITY)
+                return
+
     def add_particles(self, crowding: float) -> None:
         """Add randomly rotated copies of every species, the largest first, with the same total volume of each."""
         species = [self._molecule(13.0 * 2.5 ** (i / (_N_SPECIES - 1))) for i in range(_N_SPECIES)]
@@ -213,14 +245,14 @@ class _Scene:
             offsets[i] = places[(10 * overlap.clamp(min=0) + off_centre).argmin()]
         return offsets - offsets.mean(dim=0), radii
 
-    def _add_balls(self, centres: Tensor, radii: Tensor) -> None:
-        """Add solid balls of density 1."""
+    def _add_balls(self, centres: Tensor, radii: Tensor, density: float = 1.0) -> None:
+        """Add solid balls."""
         volume = 4 / 3 * math.pi * radii**3
         n_beads = (_BEADS_PER_VOXEL * volume).ceil().long()
         n = int(n_beads.sum())
         inside = self._directions(n) * self._uniform(n, 1) ** (1 / 3)
         beads = centres.repeat_interleave(n_beads, dim=0) + inside * radii.repeat_interleave(n_beads)[:, None]
-        self._add_beads(beads, (volume / n_beads).repeat_interleave(n_beads))
+        self._add_beads(beads, (density * volume / n_beads).repeat_interleave(n_beads))
 
     def _add_beads(self, positions: Tensor, weights: Tensor) -> None:
         kept = self._inside(positions, 0.0)

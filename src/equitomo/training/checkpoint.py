@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.config import TrainingConfig
 from equitomo.training.fingerprint import describe, differences
 
+# The networks that come with the package, by the names that :func:`load_network` takes.
+SHIPPED = ("cryo",)
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
 _STATE_HASH = "state.json.sha256"
@@ -75,9 +78,7 @@ class Checkpoint:
                 f"{self.path} holds the weights of a {self.state['fingerprint']['network']['class']}, which this "
                 "library cannot make by itself: pass `network`, the function that made it for the training"
             )
-        with torch.device("meta"):
-            network = ScaleEquivariantUNet3D(**settings)
-        return network.to_empty(device="cpu")
+        return _empty(settings)
 
     def _made_by(self, make: Callable[[], nn.Module]) -> nn.Module:
         """Return the user's own network, if it is the one that the run was trained with."""
@@ -184,7 +185,8 @@ def load_network(path: str | Path, *, network: Callable[[], nn.Module] | None = 
     Parameters
     ----------
     path
-        A run's folder, its ``checkpoints`` folder, or one checkpoint.
+        A run's folder, its ``checkpoints`` folder, or one checkpoint. ``"cryo"`` is the network that comes with the
+        package, where there is no folder of that name; see :doc:`/models`.
     network
         The function that made the network for the training, if it is a network of your own.
     ema
@@ -196,7 +198,25 @@ def load_network(path: str | Path, *, network: Callable[[], nn.Module] | None = 
         If there is no sound checkpoint, the checkpoint does not fit the network, or only ``network`` can make the
         network.
     """
+    if path in SHIPPED and not Path(path).exists():
+        return _shipped_network(str(path))
     return load_checkpoint(Path(path)).network(network, ema=ema)
+
+
+def _shipped_network(name: str) -> ScaleEquivariantUNet3D:
+    """Return a network that comes with the package, in float32."""
+    content = resources.files("equitomo").joinpath("weights", f"{name}.safetensors").read_bytes()
+    weights = {key: value.float() for key, value in safetensors.torch.load(content).items()}
+    network = _empty({"width": weights["final_conv.weight"].shape[1], "levels": 4})
+    load_weights(network, weights, name)
+    return network
+
+
+def _empty(settings: Mapping[str, Any]) -> ScaleEquivariantUNet3D:
+    """Return the library's network without drawing initial weights."""
+    with torch.device("meta"):
+        network = ScaleEquivariantUNet3D(**settings)
+    return network.to_empty(device="cpu")
 
 
 def network_settings(network: nn.Module) -> dict[str, Any] | None:
