@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from equitomo.geometry import TiltAxis
 from equitomo.io import SeriesMetadata, creating_volume, find_series, read_volume, require_writable
 from equitomo.run.folder import MANIFEST, RunFolder
 from equitomo.run.halves.pictures import draw_made
@@ -252,7 +253,9 @@ class Halves:
             "voxel_size": prepared.halves[0].pixel_size,
             "dose": [None if half.dose is None else list(half.dose) for half in prepared.halves],
         }
-        self._finish(source, inputs, prepared, (files[0].name, files[1].name), facts)
+        first, second = prepared.halves
+        names, angles = (files[0].name, files[1].name), (first.angles, second.angles)
+        self._finish(source, inputs, names, angles, first.tilt_axis, facts)
 
     def _take(self, source: Source, metadata: SeriesMetadata, progress: HalvesProgress) -> HalvesOutcome:
         """Use the halves that the program made, in place or with their axes in order."""
@@ -266,17 +269,7 @@ class Halves:
             first, second = (self._half(source.name, number).name for number in (1, 2))
         angles = tuple(sorted(metadata.angles[n] + metadata.tilt_offset for n in metadata.kept))
         facts = {"ctf_state": metadata.ctf_state, "made_by": metadata.program, "by": metadata.reconstruction_method}
-        tilts = [self.folder.path / f"{source.name}{ending}.tlt" for ending in ("_half1", "_half2", "")]
-        for path in tilts:
-            write_tilts(path, angles)
-        entry: dict[str, Any] = {
-            "first": first,
-            "second": second,
-            "tilts": tilts[0].name,
-            "second_tilts": tilts[1].name,
-        }
-        entry |= {"tilt_axis": "y", "angles": [angles, angles], **facts, "made_from": inputs}
-        HalvesManifest(self.folder.path).add(source.name, entry)
+        self._finish(source, inputs, (first, second), (angles, angles), "y", facts)
         how = "with their axes in the order z, y, x" if metadata.half_tomogram_axes == "yzx" else "in place"
         return HalvesOutcome(source.name, "taken", f"the halves that {metadata.program} made, {how}")
 
@@ -284,18 +277,20 @@ class Halves:
         self,
         source: Source,
         inputs: dict[str, Any],
-        prepared: Prepared,
         files: tuple[str, str],
+        angles: tuple[tuple[float, ...], tuple[float, ...]],
+        tilt_axis: TiltAxis,
         facts: dict[str, Any],
     ) -> None:
-        """Write the tilts of both halves, and record a series that is done."""
-        folder, (first, second) = self.folder.path, prepared.halves
-        tilts = tuple(
-            write_tilts(folder / f"{source.name}_half{number}.tlt", half.angles)
-            for number, half in enumerate(prepared.halves, 1)
+        """Write the tilts of each half and of both, and record a series that is done."""
+        folder, (first, second) = self.folder.path, angles
+        tilts = (
+            write_tilts(folder / f"{source.name}_half1.tlt", first),
+            write_tilts(folder / f"{source.name}_half2.tlt", second),
         )
-        write_tilts(folder / f"{source.name}.tlt", tuple(sorted({*first.angles, *second.angles})))
-        entry = entry_of(prepared.halves, files, (tilts[0], tilts[1]), **facts, made_from=inputs)
+        both = first if first == second else tuple(sorted({*first, *second}))
+        write_tilts(folder / f"{source.name}.tlt", both)
+        entry = entry_of(files, tilts, angles, tilt_axis, **facts, made_from=inputs)
         HalvesManifest(self.folder.path).add(source.name, entry)
 
     def _begun(self, source: Source) -> dict[str, Any]:
@@ -372,9 +367,8 @@ def _reason_to_remake(metadata: SeriesMetadata) -> str | None:
 
 
 def _has_images(metadata: SeriesMetadata) -> bool:
-    return any(given is not None for given in (metadata.half_stacks, metadata.half_images)) or any(
-        given is not None for given in (metadata.stack, metadata.images)
-    )
+    images = (metadata.half_stacks, metadata.half_images, metadata.stack, metadata.images)
+    return any(given is not None for given in images)
 
 
 def _write_turned(path: Path, target: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from equitomo.datasets import TiltSeries
 from equitomo.io import CtfState, write_atomically
 from equitomo.run.folder import MANIFEST
 
@@ -58,7 +57,7 @@ class HalvesManifest:
 
 
 def entry_of(
-    halves: tuple[TiltSeries, TiltSeries], files: tuple[str, str], tilts: tuple[Path, Path], **facts: Any
+    files: tuple[str, str], tilts: tuple[Path, Path], angles: Sequence[Sequence[float]], tilt_axis: str, **facts: Any
 ) -> dict[str, Any]:
     """Return the entry of a series in the manifest."""
     return {
@@ -66,8 +65,8 @@ def entry_of(
         "second": files[1],
         "tilts": tilts[0].name,
         "second_tilts": tilts[1].name,
-        "tilt_axis": halves[0].tilt_axis,
-        "angles": [list(half.angles) for half in halves],
+        "tilt_axis": tilt_axis,
+        "angles": [list(half) for half in angles],
         **facts,
     }
 
