@@ -11,6 +11,7 @@ import torch
 from equitomo.datasets import TomogramPair
 from equitomo.io import bytes_to_create, read_volume, require_writable, write_volume
 from equitomo.physics import ContrastTransfer, deconvolve
+from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 
@@ -46,7 +47,7 @@ class Deconvolution:
     """
 
     def __init__(self, pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool) -> None:
-        self.path = deconvolved_name(out)
+        self.path = named_beside(out, "deconvolved")
         self._settings, self._overwrite, self._source = settings, overwrite, out
         if not pair.voxel_size:
             raise ValueError(f"{pair.name}: `deconvolve` needs the voxel size, which no header states")
@@ -85,10 +86,3 @@ class Deconvolution:
         return write_volume(
             self.path, sharper.numpy(), like=volume, label=label, dtype=settings.dtype, overwrite=self._overwrite
         )
-
-
-def deconvolved_name(out: Path) -> Path:
-    """Return the file beside a prediction that holds its deconvolution."""
-    return out.with_name(
-        "deconvolved.mrc" if out.name == "reconstruction.mrc" else f"{out.stem}_deconvolved{out.suffix}"
-    )

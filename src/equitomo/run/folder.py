@@ -224,3 +224,8 @@ def _size(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder, without following links."""
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def named_beside(out: Path, word: str) -> Path:
+    """Return the file for what is made of a prediction: ``WORD.mrc`` in a run, and else its name with a suffix."""
+    return out.with_name(f"{word}.mrc" if out.name == RESULTS[0] else f"{out.stem}_{word}{out.suffix}")

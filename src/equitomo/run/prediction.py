@@ -15,9 +15,10 @@ from equitomo.geometry import Geometry, TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
-from equitomo.run.deconvolution import Deconvolution, deconvolved_name
+from equitomo.run.deconvolution import Deconvolution
+from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
-from equitomo.run.refinement import Refinement, refined_name
+from equitomo.run.refinement import Refinement
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
@@ -183,8 +184,8 @@ def finishes(
 
 def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
     """Return the files that a prediction writes."""
-    refined = [] if settings.refine == "none" else [refined_name(out)]
-    return [out, *refined, *([] if settings.deconvolve == "none" else [deconvolved_name(out)])]
+    wanted = {"refined": settings.refine, "deconvolved": settings.deconvolve}
+    return [out, *(named_beside(out, word) for word, setting in wanted.items() if setting != "none")]
 
 
 def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.device]:

@@ -10,6 +10,7 @@ from equitomo.datasets import TiltSeries, TomogramPair
 from equitomo.geometry import TiltGeometry
 from equitomo.io import bytes_to_create, creating_volume, read_volume, require_writable
 from equitomo.refinement import MeasuredSeries, Measurement, ReprojectedHalves, bytes_to_refine, fitted_scale, refine
+from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 
@@ -42,7 +43,7 @@ class Refinement:
     """
 
     def __init__(self, pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool) -> None:
-        self.path = refined_name(out)
+        self.path = named_beside(out, "refined")
         self._settings, self._overwrite, self._pair, self._source = settings, overwrite, pair, out
         self._measurement = _measurement(pair, settings)
         n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
@@ -70,11 +71,6 @@ class Refinement:
                 progress=progress,
             )
         return self.path
-
-
-def refined_name(out: Path) -> Path:
-    """Return the file beside a prediction that holds its refinement."""
-    return out.with_name("refined.mrc" if out.name == "reconstruction.mrc" else f"{out.stem}_refined{out.suffix}")
 
 
 def _measurement(pair: TomogramPair, settings: ReconstructionSettings) -> Measurement:
