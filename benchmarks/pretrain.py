@@ -12,6 +12,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -19,68 +20,141 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from equitomo.datasets import TomogramPair
-from equitomo.fourier import irfftn, rfftn
-from equitomo.geometry import TiltGeometry, wedge_mask
+from equitomo.fourier import frequency_radius, irfftn, rfftn
+from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.physics import ContrastTransfer
 from equitomo.precision import autocast, dtype_of
-from equitomo.simulate import simulate_halves, simulate_specimen
+from equitomo.simulate import simulate_halves, simulate_particles, simulate_specimen
+from equitomo.simulate.specimen import Content
 from equitomo.symmetry import mirrors_of
 from equitomo.training import TrainingConfig
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
 
-_KINDS: dict[str, dict[str, object]] = {
-    "cell": {"contents": ("microtubules", "vesicles", "actin", "particles")},
-    "cell with gold": {"contents": ("microtubules", "vesicles", "actin", "particles", "gold")},
-    "particles": {"contents": ("particles",)},
-    "sparse particles": {"contents": ("particles", "gold"), "crowding": 0.04},
-    "membranes": {"contents": ("vesicles",), "n_large": 6.0},
-    "filaments": {"contents": ("microtubules", "actin"), "n_large": 3.0},
-    "ice with gold": {"contents": ("gold",)},
+# How often a specimen has each of its contents.
+_SHARES: dict[Content, float] = {
+    "complexes": 0.7,
+    "particles": 0.35,
+    "vesicles": 0.35,
+    "sheets": 0.25,
+    "microtubules": 0.3,
+    "actin": 0.3,
+    "threads": 0.25,
+    "gold": 0.35,
+    "support": 0.08,
 }
 _N_HELD = 24  # specimens in memory
 _STEPS_PER_SPECIMEN = 8
+
+World = Literal["cryo", "materials"]
 
 
 class Simulation:
     """One simulated pair on the scale of training, its truth on that scale, and its geometry."""
 
-    def __init__(self, number: int, seed: int, size: int) -> None:
+    def __init__(self, number: int, seed: int, size: int, world: World = "cryo") -> None:
         draw = random.Random(f"{seed} {number}")
         generator = torch.Generator().manual_seed(draw.randrange(2**62))
-        self.kind = draw.choice(list(_KINDS))
         voxel_size = draw.uniform(6.0, 16.0)
-        self.snr = 10 ** draw.uniform(-1.3, 0.7)
-        low, high = -draw.uniform(40, 75), draw.uniform(40, 75)
-        if draw.random() < 0.6:
-            low = -high
-        n_tilts = draw.choice((31, 41, 61))
-        self.geometry = TiltGeometry([low + (high - low) * i / (n_tilts - 1) for i in range(n_tilts)])
+        # Some have next to no signal: of empty ice the network shall make nothing.
+        faint, strong = (-1.7, 0.4) if world == "cryo" else (-0.7, 2.0)
+        snr = 1e-3 if draw.random() < 0.04 else 10 ** draw.uniform(faint, strong)
+        self.geometry = _geometry(draw)
         ctf, flipped = None, False
-        if draw.random() < 0.4:
+        if world == "cryo" and draw.random() < 0.35:
             ctf = ContrastTransfer(draw.uniform(15000, 50000), pixel_size=voxel_size, amplitude_contrast=0.1)
-            flipped = draw.random() < 0.7
+            flipped = draw.random() < 0.8
         shape = (size, size, size)
-        thickness = draw.uniform(0.5, 1.0)
-        options = {"thickness": thickness, "voxel_size": voxel_size, "generator": generator, **_KINDS[self.kind]}
-        truth = simulate_specimen(shape, **options)  # type: ignore[arg-type]
-        halves = simulate_halves(
-            shape,
-            self.geometry,
-            snr=self.snr,
-            ctfs=ctf,
-            phase_flipped=flipped,
-            specimen=truth,
-            generator=generator,
-        )
-        pair = TomogramPair(halves.first, halves.second, self.geometry)
+        cryo = world == "cryo"
+        truth = _specimen(shape, voxel_size, draw, generator) if cryo else _material(shape, draw, generator)
+        options = {"snr": snr, "ctfs": ctf, "phase_flipped": flipped, "specimen": truth, "generator": generator}
+        halves = _halves(self.geometry, options)
+        # Programs and microscopes damp high frequencies differently; the network restores none of it.
+        radius = frequency_radius(shape, dtype=torch.float32)
+        damping = torch.exp(-draw.choice((0.0, draw.uniform(0, 8))) * radius**2)
+        first, second, truth = (irfftn(rfftn(v) * damping, shape) for v in (*halves, truth - truth.mean()))
+        pair = TomogramPair(first, second, self.geometry)
         # The contrast transfer changes how strong the specimen is: fit it to the measured part.
-        centred = truth - truth.mean()
-        measured = irfftn(rfftn(centred) * wedge_mask(shape, self.geometry), shape)
-        gain = (pair.volumes.mean(0) * measured).sum() / measured.square().sum()
+        measured = irfftn(rfftn(truth) * wedge_mask(shape, self.geometry), shape)
+        gain = (pair.volumes.mean(0) * measured).sum() / measured.square().sum().clamp(min=1e-9)
         # The network knows bright specimens.
-        self.volumes = gain.sign() * pair.volumes
-        self.truth = gain.abs() * centred
+        self.volumes = (1 if gain >= 0 else -1) * pair.volumes
+        self.truth = gain.abs() * truth
+
+
+def _geometry(draw: random.Random) -> TiltGeometry | TiltUnion:
+    """Draw tilts: symmetric or not, and sometimes about two axes."""
+    low, high = -draw.uniform(40, 75), draw.uniform(40, 75)
+    if draw.random() < 0.6:
+        low = -high
+    n_tilts = draw.choice((21, 31, 41, 61))
+    angles = [low + (high - low) * i / (n_tilts - 1) for i in range(n_tilts)]
+    one = TiltGeometry(angles)
+    return one | TiltGeometry(angles, tilt_axis="x") if draw.random() < 0.08 else one
+
+
+def _specimen(
+    shape: tuple[int, int, int], voxel_size: float, draw: random.Random, generator: torch.Generator
+) -> Tensor:
+    """Simulate a specimen of a random kind."""
+    if draw.random() < 0.05:
+        radii = (draw.uniform(2, 4), draw.uniform(4, 8))
+        n_particles = draw.randrange(3, 20)
+        return simulate_particles(shape, radii=radii, n_particles=n_particles, generator=generator)
+    contents = [name for name, share in _SHARES.items() if draw.random() < share] or ["particles"]
+    return simulate_specimen(
+        shape,
+        thickness=draw.uniform(0.5, 1.0),
+        voxel_size=voxel_size,
+        crowding=10 ** draw.uniform(-1.7, -0.53),
+        contents=contents,
+        n_large=draw.uniform(1, 4),
+        generator=generator,
+    )
+
+
+def _material(shape: tuple[int, int, int], draw: random.Random, generator: torch.Generator) -> Tensor:
+    """Simulate particles of one or two materials, porous in some specimens, with a film under them in others."""
+    truth = torch.zeros(shape)
+    for _ in range(draw.choice((1, 1, 2))):
+        largest = draw.uniform(3, 18)
+        radii = (max(1.5, largest * draw.uniform(0.3, 1)), largest)
+        n_particles = max(1, min(60, round(draw.uniform(0.1, 1) * (18 / largest) ** 3)))
+        density = 10 ** draw.uniform(-0.7, 0.3)
+        new = simulate_particles(shape, n_particles=n_particles, radii=radii, density=density, generator=generator)
+        if draw.random() < 0.3:
+            new = new * _pores(shape, draw, generator)
+        truth = torch.maximum(truth, new)
+    if draw.random() < 0.3:
+        film = simulate_specimen(shape, contents=["support"], thickness=draw.uniform(0.3, 1), generator=generator)
+        truth = truth + draw.uniform(0.05, 0.3) * film
+    return truth
+
+
+def _pores(shape: tuple[int, int, int], draw: random.Random, generator: torch.Generator) -> Tensor:
+    """Return a smooth random field cut at a level: 1 in the material and 0 in its pores, with edges of a voxel."""
+    radius = frequency_radius(shape, dtype=torch.float32)
+    smooth = torch.exp(-2 * (math.pi * draw.uniform(1.5, 4) * radius) ** 2)
+    field = irfftn(rfftn(torch.randn(shape, generator=generator)) * smooth, shape)
+    field = field / field.std()
+    slope = field.diff(dim=0).abs().mean()
+    return ((field + draw.uniform(0, 1)) / slope + 0.5).clamp(0, 1)
+
+
+def _halves(geometry: TiltGeometry | TiltUnion, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Simulate halves; those of two tilt axes are averaged where both axes measure."""
+    parts = [geometry] if isinstance(geometry, TiltGeometry) else list(geometry.parts)
+    shape = options["specimen"].shape
+    series = [simulate_halves(shape, part, **options) for part in parts]
+    if len(series) == 1:
+        return series[0].first, series[0].second
+    masks = torch.stack(torch.broadcast_tensors(*[wedge_mask(shape, part) for part in parts]))
+    count = masks.sum(0).clamp(min=1)
+
+    def united(volumes: list[Tensor]) -> Tensor:
+        return irfftn((rfftn(torch.stack(volumes)) * masks).sum(0) / count, shape)
+
+    return united([one.first for one in series]), united([one.second for one in series])
 
 
 def _cubes(simulation: Simulation, side: int, draw: random.Random) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +168,7 @@ def _cubes(simulation: Simulation, side: int, draw: random.Random) -> tuple[Tens
 def _loss(network: nn.Module, cubes: list[tuple[Tensor, Tensor, Tensor]], kind: str, draw: random.Random) -> Tensor:
     first, second, truth = (torch.cat(group) for group in zip(*cubes, strict=True))
     # Gold must not decide, neither by the scale of its cube nor by its error; nor must cubes of mere noise.
-    scale = truth.clamp(-4, 4).std(dim=(1, 2, 3, 4), keepdim=True).clamp(min=0.2)
+    scale = truth.clamp(-4, 4).std(dim=(1, 2, 3, 4), keepdim=True).clamp(min=0.1)
     if kind == "truth" or (kind == "both" and draw.random() < 0.5):
         given = (first + second) / 2 if draw.random() < 0.75 else first
         return huber_loss(network(given).float() / scale, truth / scale, delta=2.0)
@@ -119,12 +193,14 @@ def score(network: nn.Module, simulations: list[Simulation]) -> tuple[float, flo
 def main(arguments: list[str] | None = None) -> None:
     """Train, print the scores, and write the averaged weights in 16 bits."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for state.pt and cryo.safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="folder for state.pt and the weights")
+    parser.add_argument("--specimens", choices=get_args(World), default="cryo")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="end sooner, in a schedule by time")
     parser.add_argument("--loss", choices=("truth", "halves", "both"), default="truth")
     parser.add_argument("--size", type=int, default=64, help="voxels per side of a specimen")
     parser.add_argument("--side", type=int, default=32, help="voxels per side of a training cube")
+    parser.add_argument("--batch", type=int, default=2, help="cubes of a step")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100)
@@ -134,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     network = ScaleEquivariantUNet3D(width=given.width)
     average = ScaleEquivariantUNet3D(width=given.width)
     average.load_state_dict(network.state_dict())
-    config = TrainingConfig.preset("fast", width=given.width, side=given.side)
+    config = TrainingConfig.preset("fast", width=given.width, side=given.side, batch=given.batch)
     optimizer = optimizer_for(network, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     step, spent, began = 0, 0.0, time.monotonic()
@@ -145,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         average.load_state_dict(state["average"])
         load_optimizer_tensors(optimizer, network, state["optimizer"])
         step, spent = state["step"], state["spent"]
-    kept_apart = [Simulation(-1 - i, given.seed, given.size) for i in range(8)]
+    kept_apart = [Simulation(-1 - i, given.seed, given.size, given.specimens) for i in range(16)]
     held: dict[int, Simulation] = {}
     dtype = dtype_of("auto", torch.device("cpu"))
     while True:
@@ -156,14 +232,14 @@ def main(arguments: list[str] | None = None) -> None:
             torch.save(state | {"optimizer": optimizer_tensors(optimizer, network)}, state_file.with_suffix(".partial"))
             state_file.with_suffix(".partial").replace(state_file)
             half = {name: value.half().contiguous() for name, value in average.state_dict().items()}
-            save_file(half, given.out / "cryo.safetensors")
+            save_file(half, given.out / f"{given.specimens}.safetensors")
             overall, measured, wedge = score(average, kept_apart)
             print(f"{step} {elapsed:.0f} s all {overall:.3f} measured {measured:.3f} wedge {wedge:.3f}", flush=True)
         if done >= 1:
             return
         newest = step // _STEPS_PER_SPECIMEN + 3
         wanted = range(max(0, newest - _N_HELD), newest + 1)
-        held = {i: held.get(i) or Simulation(i, given.seed, given.size) for i in wanted}
+        held = {i: held.get(i) or Simulation(i, given.seed, given.size, given.specimens) for i in wanted}
         draw = random.Random(f"step {given.seed} {step}")
         cubes = [_cubes(draw.choice(list(held.values())), given.side, draw) for _ in range(config.batch)]
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

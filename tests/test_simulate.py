@@ -9,7 +9,7 @@ import torch
 from projecting import backproject, energy, project, seeded
 from torch import Tensor
 
-from equitomo.fourier import frequencies
+from equitomo.fourier import frequencies, irfftn, rfftn
 from equitomo.geometry import TiltAxis, TiltGeometry
 from equitomo.metrics import fourier_correlation
 from equitomo.physics import TiltSeriesPhysics
@@ -53,6 +53,35 @@ def test_specimen_is_drawn_from_its_generator_alone():
     assert torch.equal(first, again)
     assert fourier_correlation(first, other) < 0.5
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("content", ["complexes", "threads", "sheets", "support"])
+def test_each_kind_of_content_alone_lies_inside_the_slab(content):
+    specimen = simulate_specimen((40, 48, 56), thickness=0.5, contents=[content], generator=seeded(3))
+    assert 0.5 < specimen.max() < 6
+    assert specimen[:6].max() < 5e-3 and specimen[-6:].max() < 5e-3
+
+
+def test_a_sheet_is_two_leaflets_36_angstrom_apart():
+    specimen = simulate_specimen((64, 64, 64), voxel_size=6.0, contents=["sheets"], generator=seeded(5))
+    correlation = irfftn(rfftn(specimen).abs().square(), specimen.shape).roll((32, 32, 32), (0, 1, 2))
+    offsets = torch.cartesian_prod(*[torch.arange(-3, 4)] * 3)
+    near = offsets[((offsets**2).sum(1) - 9).abs() <= 1]
+
+    def at(offset):
+        return correlation[tuple(32 + offset)].item()
+
+    # Half way to the other leaflet, along the normal, a shifted sheet meets itself least.
+    normal = min(near, key=at)
+    assert at(2 * normal) > 1.5 * at(normal) and at(2 * normal) > 1.2 * at(3 * normal)
+
+
+def test_a_support_film_ends_at_a_straight_edge():
+    specimen = simulate_specimen((32, 48, 48), contents=["support"], generator=seeded(1))
+    film = specimen[-8] > 0.3
+    assert 0.05 < film.float().mean() < 0.95
+    # Whatever crosses it, a line meets a half plane once.
+    assert all((line[1:] ^ line[:-1]).sum() <= 1 for plane in (film, film.T) for line in plane)
 
 
 # The halves ------------------------------------------------------------------------------------------

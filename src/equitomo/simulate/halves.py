@@ -12,7 +12,8 @@ from torch import Tensor
 from equitomo.geometry import TiltGeometry
 from equitomo.physics import ContrastTransfer, TiltSeriesPhysics, flip_phases, transfer_contrast
 from equitomo.physics.ctf import Hand
-from equitomo.simulate.specimen import normal, simulate_specimen
+from equitomo.simulate.scene import normal
+from equitomo.simulate.specimen import simulate_specimen
 
 
 @dataclass(frozen=True)

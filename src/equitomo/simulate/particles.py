@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.simulate.specimen import device_of, normal
+from equitomo.simulate.scene import device_of, normal
 
 # The faces of a truncated octahedron, the usual shape of small crystals of face-centred cubic metals. The distances of
 # {100} and {111} faces from the centre have the ratio of Wulff's construction for gold, about 1.15.
@@ -88,7 +88,12 @@ def simulate_particles(
         spheres.append((centre, bound))
         frame = torch.linalg.qr(normal((3, 3), generator)).Q
         depth = _depth_in_crystal if n % 2 == 0 else _depth_in_ellipsoid
-        volume = torch.maximum(volume, (depth((places - centre) @ frame, radius) + 0.5).clamp(0, 1))
+        box = tuple(
+            slice(max(0, math.floor(c + (n - 1) / 2 - bound - 1)), math.ceil(c + (n - 1) / 2 + bound + 2))
+            for c, n in zip(centre.tolist(), volume_shape, strict=True)
+        )
+        inside = (depth((places[box] - centre) @ frame, radius) + 0.5).clamp(0, 1)
+        volume[box] = torch.maximum(volume[box], inside)
     return density * volume
 
 
