@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from equitomo.run.places import Folder, Pickle, Picture, Plan, Result, Trained, TrainingFolder
@@ -16,6 +17,7 @@ from equitomo.run.settings import (
     TrainingFiles,
     TrainingTable,
 )
+from equitomo.run.wedge_settings import TestedFiles, TestedRun, WedgeTestSettings
 from equitomo.training.config import TrainingConfig
 
 
@@ -99,16 +101,31 @@ class Fsc:
     picture: Picture
 
 
+@dataclass(frozen=True)
+class WedgeTest:
+    """Estimate what the filled wedge is worth, by emptying a sector that was measured and filling it anew."""
+
+    run: TestedRun
+    files: TestedFiles
+    settings: WedgeTestSettings
+    picture: Picture
+
+
+def name_of(command: type[object]) -> str:
+    """Return the name of a command on the command line: ``wedge-test`` for ``WedgeTest``."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", command.__name__).lower()
+
+
 # The commands that train, and those that look at the tomograms to train on.
 Training = Train | Reconstruct | Demo
 Looking = Train | Reconstruct | Check
-Command = Training | Looking | Predict | Preview | Convert | Fsc | Halves
+Command = Training | Looking | Predict | Preview | Convert | Fsc | Halves | WedgeTest
 COMMANDS: dict[str, type[Command]] = {
-    command.__name__.lower(): command
-    for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, Convert, Fsc)
+    name_of(command): command
+    for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, WedgeTest, Convert, Fsc)
 }
 POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
 COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}
-COMMON |= {"bin", "split", "ctf"}
+COMMON |= {"bin", "split", "ctf", "keep", "folds", "start"}
