@@ -17,7 +17,7 @@ from equitomo.diagnosis import WedgeEstimate
 from equitomo.fourier import cosine_edges
 from equitomo.geometry import Geometry, TiltAxes, TiltGeometry
 from equitomo.io import atomic_file, release
-from equitomo.metrics import FourierShellCorrelation
+from equitomo.metrics import FourierShellCorrelation, HeldOutCorrelation
 from equitomo.volumes import VolumeLike, Voxels, as_voxels
 
 if TYPE_CHECKING:
@@ -177,13 +177,29 @@ def draw_correlations(
         axes.plot(curve.frequency, curve.correlation, label=name)
     for threshold in (0.5, 0.143):
         axes.axhline(threshold, color="grey", linewidth=0.7, linestyle="--")
-    axes.set(ylim=(-0.1, 1.02), xlim=(0, 0.5), xlabel="cycles per voxel", ylabel="Fourier shell correlation")
-    if voxel_size is not None:
-        ticks = axes.get_xticks()
-        axes.set_xticks(ticks[ticks > 0], [f"{voxel_size / tick:.0f}" for tick in ticks if tick > 0])
-        axes.set_xlabel("resolution in Å")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
+    axes.set(ylim=(-0.1, 1.02), ylabel="Fourier shell correlation")
+    _label_frequencies(axes, voxel_size)
+    return _save(figure, path)
+
+
+def draw_held_out(
+    path: str | Path, curves: Mapping[str, HeldOutCorrelation], *, voxel_size: float | None = None
+) -> Path:
+    """Draw the estimated correlation with the truth in held-out sectors, in each shell with its standard error.
+
+    Dotted lines show what the measured mean of the halves scores, the root of its reliability. With a ``voxel_size`` in
+    Å the axis is labelled with resolutions.
+    """
+    figure, ((axes,),) = _figure(1, 1, size=(7, 4))
+    for number, (name, found) in enumerate(curves.items()):
+        bars = {"yerr": found.correlation_error, "color": f"C{number}", "capsize": 2, "linewidth": 1.2}
+        axes.errorbar(found.frequency, found.correlation, **bars, label=f"filled, {name}: {found.estimate:.2f}")
+        measured = found.shell_reliability.clamp(min=0).sqrt().where(found.correlation.isfinite(), math.nan)
+        axes.plot(found.frequency, measured, color=f"C{number}", linestyle=":", label="measured, noisy")
+    axes.axhline(0, color="grey", linewidth=0.7, linestyle="--", label="empty")
+    lowest = min(-0.3, *(float(found.correlation.nan_to_num(0).min()) - 0.1 for found in curves.values()))
+    axes.set(ylim=(lowest, 1.1), ylabel="correlation with the truth (estimate)")
+    _label_frequencies(axes, voxel_size)
     return _save(figure, path)
 
 
@@ -277,6 +293,17 @@ def _show_spectrum(
         slope = np.array([np.cos(np.radians(tilt)), np.sin(np.radians(tilt))])
         ends = np.outer([-1, 1], slope * 0.5 / np.abs(slope).max())
         axes.plot(ends[:, 0], ends[:, 1], color="white", linewidth=0.7, linestyle="--")
+
+
+def _label_frequencies(axes: Axes, voxel_size: float | None) -> None:
+    """Label an axis of frequencies up to Nyquist, with resolutions where the voxel size is known, and the curves."""
+    axes.set(xlim=(0, 0.5), xlabel="cycles per voxel")
+    if voxel_size is not None:
+        ticks = axes.get_xticks()
+        axes.set_xticks(ticks[ticks > 0], [f"{voxel_size / tick:.0f}" for tick in ticks if tick > 0])
+        axes.set_xlabel("resolution in Å")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
 
 
 def _scale_bar(axes: Axes, n_voxels: int, voxel_size: float) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from equitomo.cli.options import Training
+from equitomo.cli.options import Training, name_of
 from equitomo.cli.parsing import names_of, parse
 from equitomo.cli.wording import with_options
 
@@ -35,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         use_usable_cores()
         if not isinstance(command, Training) and (n := find_world().size) > 1:
-            name = type(command).__name__.lower()
-            raise ValueError(f"{name} is the work of one process, but {n} were started: leave out torchrun or srun")
+            raise ValueError(
+                f"{name_of(type(command))} is the work of one process, but {n} were started: leave out torchrun or srun"
+            )
     except (ValueError, OSError) as error:
         # The parser does not catch all, such as a number with thousands of digits.
         print(f"equitomo: {error}", file=sys.stderr)

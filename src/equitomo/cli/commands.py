@@ -24,11 +24,23 @@ from equitomo.datasets import TomogramPair, require_usable
 from equitomo.geometry import TiltGeometry
 from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
-from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Preview, Run, TablePrediction, check_training
+from equitomo.run import (
+    Conversion,
+    Demonstration,
+    Halves,
+    Outcome,
+    Plan,
+    Preview,
+    Run,
+    TablePrediction,
+    WedgeTest,
+    check_training,
+)
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import RUN_FILES, RunFolder
+from equitomo.run.folder import MANIFEST, RUN_FILES, WEDGE_TEST, RunFolder
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
+from equitomo.run.places import Picture, TrainingFolder
 from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
 from equitomo.run.settings import TomogramFiles
@@ -53,7 +65,7 @@ class Call:
         """Print an error."""
         print(f"equitomo: {with_options(str(error), self.names)}", file=sys.stderr)
 
-    def hold(self, given: options.Folder, names: Sequence[str] = RUN_FILES) -> RunFolder:
+    def hold(self, given: TrainingFolder, names: Sequence[str] = RUN_FILES) -> RunFolder:
         """Hold a run's folder until the program ends. Of several processes only the first one prints and warns."""
         if not join().is_first:
             self.stack.enter_context(redirect_stdout(None))
@@ -151,7 +163,7 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             demonstration.write(run.path)
         if run.step:
             print(f"Resuming after step {run.step}" + (f" of {run.trainer.steps}" if run.trainer.steps else ""))
-        with step_bar(run) if is_first else nullcontext() as show:
+        with step_bar(run.trainer) if is_first else nullcontext() as show:
             run.train(progress=show)
         leave()
         skipped = f", {run.trainer.skipped} steps skipped" if run.trainer.skipped else ""
@@ -259,6 +271,32 @@ def _(command: options.Preview, call: Call) -> Job:
 
 
 @prepare.register
+def _(command: options.WedgeTest, call: Call) -> Job:
+    run = Run.open(command.run.run)
+    if not (run.path / MANIFEST).exists():
+        raise ValueError(f"{run.path} is not the folder of a run, in which the result is written: give that")
+    picture = _picture(command.picture, command.files)
+    pair = None if command.files.first is None else run.read_pair(command.files)
+    test = WedgeTest.of(run, pair, command.settings)
+
+    def job() -> None:
+        results = []
+        for fold in test.folds():
+            print(f"Training without what lies beyond the tilts {fold.held_out.pair.geometry}")
+            with step_bar(fold.trainer) as show:
+                fold.trainer.train(progress=show)
+            with tile_bar("predicting") as show_tiles:
+                results.append(fold.score(show_tiles))
+        result = test.result(results)
+        print(result)
+        print(f"Wrote {result.write(run.path / WEDGE_TEST)}")
+        if picture is not None:
+            print(f"Drew  {result.draw(picture)}")
+
+    return job
+
+
+@prepare.register
 def _(command: options.Convert, call: Call) -> Job:
     given = command.pickle
     call.say(
@@ -334,7 +372,7 @@ def _announce(plan: Plan) -> None:
         tqdm.write(f"Margins of {margin} voxels are within {tolerance:g} of what wider ones give {label}")
 
 
-def _picture(given: options.Picture, files: TomogramFiles) -> Path | None:
+def _picture(given: Picture, files: TomogramFiles) -> Path | None:
     """Return the picture that a command draws, after a check that it can be written."""
     if given.picture is None:
         return None

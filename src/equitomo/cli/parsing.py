@@ -116,7 +116,8 @@ def _parser_of(name: str, command: type[Command], chosen: Mapping[str, str]) -> 
         text = "Training settings to start from: paper, fast or tiny."
         sections["options"].add_argument("--preset", type=str, default=preset, help=text)
     for field, owner, kind, text in _options_of(command):
-        is_required, is_position = field.default is dataclasses.MISSING, field.name in POSITIONS
+        is_required = field.default is dataclasses.MISSING
+        is_position = field.name in POSITIONS or "position" in field.metadata
         title = "arguments" if is_position else "options"
         if not (is_position or is_required or field.name in COMMON):
             # The class that declares an option gives the section of those that few people use.

@@ -11,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from equitomo.run import Outcome, Run
+from equitomo.run import Outcome
 from equitomo.run.memory import duration
+from equitomo.training import Trainer
 
 
 @contextmanager
@@ -28,17 +29,17 @@ def tile_bar(title: str, unit: str = "tile") -> Iterator[Callable[[int, int], No
 
 
 @contextmanager
-def step_bar(run: Run) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def step_bar(trainer: Trainer) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Show the steps of a training, and yield a function of the steps done and their losses that moves the bar."""
-    first, clock, minutes = run.step, 0.0, run.config.minutes
-    on_cpu = run.trainer.device.type == "cpu"
+    first, clock, minutes = trainer.step, 0.0, trainer.config.minutes
+    on_cpu = trainer.device.type == "cpu"
     # The number of steps that was announced.
     announced: list[int] = []
-    with tqdm(total=run.trainer.steps, initial=first, desc="training", unit="step", smoothing=0.05) as bar:
+    with tqdm(total=trainer.steps, initial=first, desc="training", unit="step", smoothing=0.05) as bar:
 
         def show(step: int, losses: dict[str, float]) -> None:
             nonlocal clock
-            steps = run.trainer.steps
+            steps = trainer.steps
             bar.total = steps
             shown = {name: f"{value:.4f}" for name, value in losses.items() if name not in ("skipped", "change")}
             shown |= {"change": f"{losses['change']:.1%}"} if "change" in losses else {}

@@ -2,6 +2,7 @@
 
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, require_one_voxel_size
 from equitomo.datasets.halves import require_one_grid
+from equitomo.datasets.held_out import HeldOutSector, hold_out_sector
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
 from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
@@ -20,6 +21,7 @@ from equitomo.datasets.tilt_series import TiltSeries
 __all__ = [
     "Cubes",
     "HalfStatistics",
+    "HeldOutSector",
     "IntensityScale",
     "Normalization",
     "ReadingStoppedError",
@@ -30,6 +32,7 @@ __all__ = [
     "clipped",
     "cubes_of",
     "has_zero_background",
+    "hold_out_sector",
     "paired",
     "read_geometry",
     "register",

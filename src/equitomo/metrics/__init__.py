@@ -12,6 +12,7 @@ from equitomo.metrics.correlation import (
     fourier_shell_correlation,
 )
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
+from equitomo.metrics.held_out import HeldOutCorrelation, held_out_correlation
 from equitomo.metrics.regions import FourierRegions, region_masks
 from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
 
@@ -20,12 +21,14 @@ __all__ = [
     "FourierMetric",
     "FourierRegions",
     "FourierShellCorrelation",
+    "HeldOutCorrelation",
     "MeanFSC",
     "WedgeEnergy",
     "WedgeEnergyFraction",
     "conical_fsc",
     "fourier_correlation",
     "fourier_shell_correlation",
+    "held_out_correlation",
     "region_masks",
     "wedge_energy_fraction",
 ]

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
         TrainingTable,
     )
     from equitomo.run.table import Tomogram, tomograms_of
+    from equitomo.run.wedge_settings import WedgeTestSettings
+    from equitomo.run.wedge_test import FoldResult, WedgeTest, WedgeTestResult
 
 __all__ = [
     "Conversion",
     "Demonstration",
+    "FoldResult",
     "Halves",
     "HalvesOutcome",
     "HalvesSettings",
@@ -49,6 +52,9 @@ __all__ = [
     "TomogramTable",
     "TrainingFiles",
     "TrainingTable",
+    "WedgeTest",
+    "WedgeTestResult",
+    "WedgeTestSettings",
     "check_training",
     "make_halves",
     "tomograms_of",
@@ -57,6 +63,7 @@ __all__ = [
 _HOMES = {
     "Conversion": "convert",
     "Demonstration": "demo",
+    "FoldResult": "wedge_test",
     "Halves": "halves.making",
     "HalvesOutcome": "halves.making",
     "Outcome": "many",
@@ -65,6 +72,9 @@ _HOMES = {
     "Run": "run",
     "TablePrediction": "many",
     "Tomogram": "table",
+    "WedgeTest": "wedge_test",
+    "WedgeTestResult": "wedge_test",
+    "WedgeTestSettings": "wedge_settings",
     "check_training": "checks",
     "make_halves": "halves.making",
     "tomograms_of": "table",

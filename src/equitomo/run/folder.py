@@ -22,7 +22,8 @@ MANIFEST = "manifest.json"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
 FINISHED = ("refined.mrc", "deconvolved.mrc")
-RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png")
+WEDGE_TEST = "wedge_test.json"
+RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST)
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", *RESULTS, MANIFEST)
 
 

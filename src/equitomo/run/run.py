@@ -18,7 +18,7 @@ from equitomo.datasets import TomogramPair, read_geometry
 from equitomo.geometry import Geometry, TiltAxis, TiltUnion, as_geometry
 from equitomo.inference import Footprint, TiledPredictor
 from equitomo.io import bytes_to_create, read_volume
-from equitomo.methods import IcecreamTrainer
+from equitomo.methods import IcecreamTrainer, method_of
 from equitomo.run.folder import FINISHED, RunFolder
 from equitomo.run.initial import initial_network
 from equitomo.run.pictures import StepProgress, TrainingWatch
@@ -36,14 +36,17 @@ from equitomo.run.record import Invocation
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
+from equitomo.run.wedge_settings import WedgeTestSettings
+from equitomo.run.wedge_test import WedgeTest, WedgeTestResult
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
-from equitomo.training.method import Operator
+from equitomo.training.method import Method, Operator
 from equitomo.volumes import VolumeLike
 
 _RECONSTRUCTION = "reconstruction.mrc"
 Devices = str | Sequence[str | torch.device]
 _PREDICTION = Prediction()
+_WEDGE_TEST = WedgeTestSettings()
 # With the precision of the training.
 _OF_TRAINING = ReconstructionSettings()
 
@@ -88,10 +91,11 @@ class Run:
         hashes: Mapping[str, str] | None = None,
         physics: Operator | None = None,
         training: RunTraining | None = None,
+        make: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.path, self.config = path, config
         self._geometries, self._step, self._network, self._training = geometries, step, network, training
-        self._physics = physics
+        self._physics, self._make = physics, make
         self.weight_hashes = dict(hashes or {})
 
     @classmethod
@@ -206,6 +210,7 @@ class Run:
             network=checkpoint.network(network),
             hashes={name: state["sha256"][name] for name in ("weights", "ema") if name in state["sha256"]},
             physics=physics,
+            make=network,
         )
 
     @property
@@ -230,9 +235,27 @@ class Run:
         return self._training.trainer
 
     @property
+    def is_opened(self) -> bool:
+        """Whether the run was merely opened, without its tomograms."""
+        return self._training is None
+
+    @property
     def pairs(self) -> Sequence[TomogramPair]:
         """The tomograms of a run that was not merely opened."""
         return self.trainer.dataset.pairs
+
+    @property
+    def method(self) -> Method:
+        """The method that the run was trained by."""
+        if self._training is not None:
+            return self.trainer.method
+        method = method_of(self.config)
+        return replace(method, network=self._make or method.network, physics=self._physics or method.physics)
+
+    @property
+    def physics(self) -> Operator | None:
+        """The operator of a run that has its own, ``None`` for that of the geometry."""
+        return self._physics
 
     @property
     def network(self) -> nn.Module:
@@ -426,6 +449,34 @@ class Run:
         ``progress`` is called with the number of tiles done and their total.
         """
         return self.plan(pair, out, settings, overwrite=overwrite, devices=devices).write(progress)
+
+    def wedge_test(
+        self,
+        pair: TomogramPair | None = None,
+        settings: WedgeTestSettings = _WEDGE_TEST,
+        *,
+        step_progress: StepProgress | None = None,
+        progress: Progress | None = None,
+    ) -> WedgeTestResult:
+        """Estimate how far the filling of the wedge can be believed, by a training on a wedge that was widened.
+
+        Nothing is written, and the run stays as it is.
+
+        Parameters
+        ----------
+        pair
+            Two half tomograms; ``None`` for the only tomogram of the run.
+        settings
+            The sectors that are held out, and the length of the training.
+        step_progress, progress
+            Called as :meth:`train` and :meth:`predict` do, in every training.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :meth:`equitomo.run.WedgeTest.of`.
+        """
+        return WedgeTest.of(self, pair, settings).run(step_progress=step_progress, progress=progress)
 
     def require_reconstruction(self, settings: ReconstructionSettings = _OF_TRAINING, *, n_volumes: int = 1) -> None:
         """Refuse, before the training, a reconstruction that could not be written after it.

@@ -1,0 +1,81 @@
+"""Settings of the wedge test as plain values: importing this module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from equitomo.run.settings import TomogramFiles
+
+
+@dataclass(frozen=True)
+class TestedRun:
+    """The run to test.
+
+    Parameters
+    ----------
+    run
+        The folder of a run.
+    """
+
+    # Pytest must not take it for a test.
+    __test__ = False
+
+    run: str = field(metadata={"position": True})
+
+
+@dataclass(frozen=True)
+class TestedFiles(TomogramFiles):
+    """The files of the tomogram to test on; without any those that the run was trained on."""
+
+    __test__ = False
+
+    first: str | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if (self.first is None) != (self.second is None):
+            raise ValueError("the wedge test needs both halves: give FIRST and SECOND, or none for those of the run")
+
+
+@dataclass(frozen=True)
+class WedgeTestSettings:
+    """How the wedge is widened, and how the network for it is trained.
+
+    Parameters
+    ----------
+    keep
+        The share of the tilt range that is kept in the training. The sectors of the outermost tilts are held out.
+    folds
+        The number of tests, each with a training of its own: 1 holds out both ends of the tilt range at once, 2 first
+        the low and then the high end, and 3 all three.
+    start
+        The weights that the training starts from: "seed" draws them as the run did. "run" takes those of the run, which
+        have seen the noise of the held-out sector, so that the result may be too good. "cryo" takes those that come
+        with the package, and a folder those of another run or checkpoint.
+    steps
+        The steps of the training; by default as many as the run has done, or a tenth of them if ``start`` is not
+        "seed".
+    minutes
+        Train for so many minutes in place of ``steps``.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or both ``steps`` and ``minutes`` are given.
+    """
+
+    keep: float = 0.8
+    folds: Literal[1, 2, 3] = 1
+    start: str = "seed"
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise ValueError(f"`keep` is a share of the tilt range, more than 0 and less than 1, got {self.keep}")
+        if self.folds not in (1, 2, 3):
+            raise ValueError(f"`folds` is 1, 2 or 3, got {self.folds}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"`steps` must be at least 1, got {self.steps}")
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("`steps` and `minutes` both say how long to train: give one of them")
