@@ -2,7 +2,7 @@
 
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, require_one_voxel_size
 from equitomo.datasets.halves import require_one_grid
-from equitomo.datasets.held_out import HeldOutSector, hold_out_sector
+from equitomo.datasets.held_out_sector import HeldOutSector, hold_out_sector
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
 from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of

@@ -12,7 +12,7 @@ from equitomo.metrics.correlation import (
     fourier_shell_correlation,
 )
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
-from equitomo.metrics.held_out import HeldOutCorrelation, held_out_correlation
+from equitomo.metrics.held_out_sector import HeldOutCorrelation, held_out_correlation
 from equitomo.metrics.regions import FourierRegions, region_masks
 from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
 
