@@ -20,11 +20,11 @@ from equitomo import report
 from equitomo.cli import options
 from equitomo.cli.progress import TableBar, step_bar, tile_bar
 from equitomo.cli.wording import with_options
-from equitomo.datasets import TomogramPair, require_usable
-from equitomo.geometry import TiltGeometry
+from equitomo.datasets import TomogramPair
 from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
 from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Preview, Run, TablePrediction, check_training
+from equitomo.run.comparison import Comparison
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import RUN_FILES, RunFolder
 from equitomo.run.interruption import interruptible
@@ -32,7 +32,7 @@ from equitomo.run.many import listed
 from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
 from equitomo.run.settings import TomogramFiles
-from equitomo.run.summary import agreement, correlations, filling
+from equitomo.run.summary import agreement, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, join, leave
@@ -277,25 +277,14 @@ def _(command: options.Convert, call: Call) -> Job:
 
 @prepare.register
 def _(command: options.Fsc, call: Call) -> Job:
-    given = command.files
-    picture = _picture(command.picture, given)
-    if given.second is None:
-        raise ValueError("give two volumes, FIRST and SECOND")
-    tomogram = Tomogram(given)
-    geometry = None if given.tilts is None else tomogram.geometry()
-    # The correlation of whole volumes needs no tilts, but a pair has some.
-    pair = tomogram.read(geometry or TiltGeometry.from_range(-60, 60), lazy=True)
-    for label, statistics in zip(pair.labels, pair.statistics, strict=True):
-        require_usable(statistics, label, nan=pair.nan)
+    picture = _picture(command.picture, command.files)
+    comparison = Comparison(command.files)
 
     def job() -> None:
-        curves, unit = correlations(pair, geometry), "voxels" if pair.voxel_size is None else "Å"
-        print(f"{'region':>10} {'0.5':>10} {'0.143':>10}   resolution in {unit} where the correlation falls below")
-        for name, curve in curves.items():
-            print(f"{name:>10} {curve.resolution(0.5):10.1f} {curve.resolution(0.143):10.1f}")
+        curves = comparison.curves()
+        print(comparison.table(curves))
         if picture is not None:
-            size = None if pair.voxel_size is None else min(pair.voxel_size)
-            print(f"Drew {report.draw_correlations(picture, curves, voxel_size=size)}")
+            print(f"Drew {report.draw_correlations(picture, curves, voxel_size=comparison.voxel_size)}")
 
     return job
 

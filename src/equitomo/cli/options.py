@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from equitomo.run.settings import (
+    ComparedFiles,
     HalvesSettings,
     Prediction,
     PredictionTable,
@@ -237,7 +238,7 @@ class Halves:
 class Fsc:
     """Fourier shell correlation of two volumes; with the tilts also of the measured part and of the wedge."""
 
-    files: TomogramFiles
+    files: ComparedFiles
     picture: Picture
 
 

@@ -10,9 +10,11 @@ from equitomo.metrics.correlation import (
     conical_fsc,
     fourier_correlation,
     fourier_shell_correlation,
+    shell_correlations,
 )
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
-from equitomo.metrics.regions import FourierRegions, region_masks
+from equitomo.metrics.masked import MaskedCorrelation, masked_correlations, masked_fsc, soft_mask
+from equitomo.metrics.regions import FourierRegions, cone_masks, region_masks
 from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
 
 __all__ = [
@@ -20,12 +22,18 @@ __all__ = [
     "FourierMetric",
     "FourierRegions",
     "FourierShellCorrelation",
+    "MaskedCorrelation",
     "MeanFSC",
     "WedgeEnergy",
     "WedgeEnergyFraction",
+    "cone_masks",
     "conical_fsc",
     "fourier_correlation",
     "fourier_shell_correlation",
+    "masked_correlations",
+    "masked_fsc",
     "region_masks",
+    "shell_correlations",
+    "soft_mask",
     "wedge_energy_fraction",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from equitomo.run.checks import check_training
+    from equitomo.run.comparison import Comparison, correlations
     from equitomo.run.convert import Conversion
     from equitomo.run.demo import Demonstration
     from equitomo.run.halves.making import Halves, HalvesOutcome, make_halves
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from equitomo.run.preview import Preview
     from equitomo.run.run import Run
     from equitomo.run.settings import (
+        ComparedFiles,
         HalvesSettings,
         Prediction,
         PredictionTable,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from equitomo.run.table import Tomogram, tomograms_of
 
 __all__ = [
+    "ComparedFiles",
+    "Comparison",
     "Conversion",
     "Demonstration",
     "Halves",
@@ -50,11 +54,13 @@ __all__ = [
     "TrainingFiles",
     "TrainingTable",
     "check_training",
+    "correlations",
     "make_halves",
     "tomograms_of",
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
     "Conversion": "convert",
     "Demonstration": "demo",
     "Halves": "halves.making",
@@ -66,6 +72,7 @@ _HOMES = {
     "TablePrediction": "many",
     "Tomogram": "table",
     "check_training": "checks",
+    "correlations": "comparison",
     "make_halves": "halves.making",
     "tomograms_of": "table",
 }

@@ -65,6 +65,20 @@ class TrainingFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class ComparedFiles(TomogramFiles):
+    """The files of two volumes to compare, and how they are read.
+
+    Parameters
+    ----------
+    mask
+        A file that is non-zero where the specimen is, best with soft edges, or "auto" to find it. The correlation is
+        then that inside it, corrected for what the mask itself makes correlate.
+    """
+
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
 class TomogramTable(TomogramFiles):
     """The files of one tomogram, or a table of many.
 
