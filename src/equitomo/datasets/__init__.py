@@ -2,6 +2,7 @@
 
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, require_one_voxel_size
 from equitomo.datasets.halves import require_one_grid
+from equitomo.datasets.held_out import HeldOut, HeldOutBlock, held_out_block
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
 from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
@@ -20,6 +21,8 @@ from equitomo.datasets.tilt_series import TiltSeries
 __all__ = [
     "Cubes",
     "HalfStatistics",
+    "HeldOut",
+    "HeldOutBlock",
     "IntensityScale",
     "Normalization",
     "ReadingStoppedError",
@@ -30,6 +33,7 @@ __all__ = [
     "clipped",
     "cubes_of",
     "has_zero_background",
+    "held_out_block",
     "paired",
     "read_geometry",
     "register",

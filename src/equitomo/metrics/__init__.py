@@ -12,18 +12,21 @@ from equitomo.metrics.correlation import (
     fourier_shell_correlation,
     shell_correlations,
 )
+from equitomo.metrics.cross_half import CrossHalfError, RowsToBeat, relative_error, rows_to_beat
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
 from equitomo.metrics.masked import MaskedCorrelation, masked_correlations, masked_fsc, soft_mask
 from equitomo.metrics.regions import FourierRegions, cone_masks, region_masks
 from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
 
 __all__ = [
+    "CrossHalfError",
     "FourierCorrelation",
     "FourierMetric",
     "FourierRegions",
     "FourierShellCorrelation",
     "MaskedCorrelation",
     "MeanFSC",
+    "RowsToBeat",
     "WedgeEnergy",
     "WedgeEnergyFraction",
     "cone_masks",
@@ -33,6 +36,8 @@ __all__ = [
     "masked_correlations",
     "masked_fsc",
     "region_masks",
+    "relative_error",
+    "rows_to_beat",
     "shell_correlations",
     "soft_mask",
     "wedge_energy_fraction",
