@@ -34,6 +34,7 @@ from equitomo.run.record import Invocation
 from equitomo.run.settings import TomogramFiles
 from equitomo.run.summary import agreement, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
+from equitomo.run.verdict import advice
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, join, leave
 
@@ -155,7 +156,9 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             run.train(progress=show)
         leave()
         skipped = f", {run.trainer.skipped} steps skipped" if run.trainer.skipped else ""
-        print(f"Trained {run.trainer.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
+        print(f"Trained {run.step} steps in {time.perf_counter() - started:.0f} s{skipped}")
+        if is_first and (said := advice(run.trainer)):
+            print(said)
         if is_first and not isinstance(command, options.Train):
             with tile_bar("predicting") as show:
                 truth = None if demonstration is None else demonstration.truth

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TrainingTable,
     )
     from equitomo.run.table import Tomogram, tomograms_of
+    from equitomo.run.verdict import advice
 
 __all__ = [
     "ComparedFiles",
@@ -53,6 +54,7 @@ __all__ = [
     "TomogramTable",
     "TrainingFiles",
     "TrainingTable",
+    "advice",
     "check_training",
     "correlations",
     "make_halves",
@@ -71,6 +73,7 @@ _HOMES = {
     "Run": "run",
     "TablePrediction": "many",
     "Tomogram": "table",
+    "advice": "verdict",
     "check_training": "checks",
     "correlations": "comparison",
     "make_halves": "halves.making",

@@ -23,7 +23,7 @@ _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
 FINISHED = ("refined.mrc", "deconvolved.mrc")
 RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png")
-RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", *RESULTS, MANIFEST)
+RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "held_out.csv", *RESULTS, MANIFEST)
 
 
 class RunFolder:
