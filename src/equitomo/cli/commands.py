@@ -27,11 +27,12 @@ from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Previ
 from equitomo.run.comparison import Comparison
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import RUN_FILES, RunFolder
+from equitomo.run.independent import independent_settings, results_to_compare, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
 from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
-from equitomo.run.settings import TomogramFiles
+from equitomo.run.settings import Picture, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import agreement, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
 from equitomo.run.verdict import advice
@@ -280,16 +281,30 @@ def _(command: options.Convert, call: Call) -> Job:
 
 @prepare.register
 def _(command: options.Fsc, call: Call) -> Job:
-    picture = _picture(command.picture, command.files)
-    comparison = Comparison(command.files)
+    given, files = command.picture, command.files
+    picture = _picture(given, files)
+    if given.independent is None or given.out is None:
+        comparison = Comparison(files)
+        return lambda: _compare(comparison, picture)
+    config = independent_settings(given.independent, files)
+    folder = options.Folder(given.out, resume=given.resume, overwrite=given.overwrite, init=given.init)
+    results = results_to_compare(files, given.independent, given.out)
+    train = prepare(options.Reconstruct(training_files(files), folder, ReconstructionSettings(), config), call)
 
     def job() -> None:
-        curves = comparison.curves()
-        print(comparison.table(curves))
-        if picture is not None:
-            print(f"Drew {report.draw_correlations(picture, curves, voxel_size=comparison.voxel_size)}")
+        train()
+        if join().is_first:
+            _compare(Comparison(results), picture)
 
     return job
+
+
+def _compare(comparison: Comparison, picture: Path | None) -> None:
+    """Print the correlation of two volumes and draw it, if that was asked for."""
+    curves = comparison.curves()
+    print(comparison.table(curves))
+    if picture is not None:
+        print(f"Drew {report.draw_correlations(picture, curves, voxel_size=comparison.voxel_size)}")
 
 
 @prepare.register
@@ -326,7 +341,7 @@ def _announce(plan: Plan) -> None:
         tqdm.write(f"Margins of {margin} voxels are within {tolerance:g} of what wider ones give {label}")
 
 
-def _picture(given: options.Picture, files: TomogramFiles) -> Path | None:
+def _picture(given: Picture, files: TomogramFiles) -> Path | None:
     """Return the picture that a command draws, after a check that it can be written."""
     if given.picture is None:
         return None

@@ -8,9 +8,11 @@ from typing import Literal
 from equitomo.run.settings import (
     ComparedFiles,
     HalvesSettings,
+    Picture,
     Prediction,
     PredictionTable,
     ReconstructionSettings,
+    SecondNetwork,
     SeriesFiles,
     SpecimenSettings,
     TomogramFiles,
@@ -63,26 +65,6 @@ class HalvesFolder:
     out: str
     overwrite: bool = False
     break_lock: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The picture.
-
-    Parameters
-    ----------
-    picture
-        A PNG file to draw into.
-    overwrite
-        Replace the picture if it exists.
-    """
-
-    picture: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.picture is not None and not self.picture.lower().endswith(".png"):
-            raise ValueError(f"`picture` must be the name of a .png file, got {self.picture}")
 
 
 @dataclass(frozen=True)
@@ -236,10 +218,10 @@ class Halves:
 
 @dataclass(frozen=True)
 class Fsc:
-    """Fourier shell correlation of two volumes; with the tilts also of the measured part and of the wedge."""
+    """Fourier shell correlation of two volumes, or of the results of two networks that were trained apart."""
 
     files: ComparedFiles
-    picture: Picture
+    picture: SecondNetwork
 
 
 # The commands that train, and those that look at the tomograms to train on.
@@ -254,4 +236,4 @@ POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
 COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}
-COMMON |= {"bin", "split", "ctf"}
+COMMON |= {"bin", "split", "ctf", "independent"}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from equitomo.run.convert import Conversion
     from equitomo.run.demo import Demonstration
     from equitomo.run.halves.making import Halves, HalvesOutcome, make_halves
+    from equitomo.run.independent import independent_settings
     from equitomo.run.many import Outcome, TablePrediction
     from equitomo.run.prediction import Plan
     from equitomo.run.preview import Preview
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from equitomo.run.settings import (
         ComparedFiles,
         HalvesSettings,
+        Picture,
         Prediction,
         PredictionTable,
         ReconstructionSettings,
+        SecondNetwork,
         SeriesFiles,
         SpecimenSettings,
         TomogramFiles,
@@ -40,12 +43,14 @@ __all__ = [
     "HalvesOutcome",
     "HalvesSettings",
     "Outcome",
+    "Picture",
     "Plan",
     "Prediction",
     "PredictionTable",
     "Preview",
     "ReconstructionSettings",
     "Run",
+    "SecondNetwork",
     "SeriesFiles",
     "SpecimenSettings",
     "TablePrediction",
@@ -57,6 +62,7 @@ __all__ = [
     "advice",
     "check_training",
     "correlations",
+    "independent_settings",
     "make_halves",
     "tomograms_of",
 ]
@@ -76,6 +82,7 @@ _HOMES = {
     "advice": "verdict",
     "check_training": "checks",
     "correlations": "comparison",
+    "independent_settings": "independent",
     "make_halves": "halves.making",
     "tomograms_of": "table",
 }

@@ -79,6 +79,64 @@ class ComparedFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """The picture.
+
+    Parameters
+    ----------
+    picture
+        A PNG file to draw into.
+    overwrite
+        Replace the picture if it exists.
+    """
+
+    picture: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.picture is not None and not self.picture.lower().endswith(".png"):
+            raise ValueError(f"`picture` must be the name of a .png file, got {self.picture}")
+
+
+@dataclass(frozen=True)
+class SecondNetwork(Picture):
+    """The picture, and the training of a second network.
+
+    Parameters
+    ----------
+    overwrite
+        Replace the picture, and what an earlier run left in the folder of the second network, if they exist.
+    independent
+        The folder of a run that ``reconstruct`` has finished. A second network is then trained on FIRST and SECOND,
+        which must not share any noise with what that run was trained on, with the settings of that run and another
+        seed, and the results of the two networks are compared.
+    out
+        The folder for the second network and its result, with ``independent``.
+    resume
+        Continue the training of the second network.
+    init
+        A run or a checkpoint that the second network starts from. The results are less independent then.
+
+    Raises
+    ------
+    ValueError
+        If only one of ``independent`` and ``out`` is given, or a setting of the second network without them.
+    """
+
+    independent: str | None = None
+    out: str | None = None
+    resume: bool = False
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.independent is None) != (self.out is None):
+            raise ValueError("`independent` and `out` belong together: the run to compare with, and a new folder")
+        if self.independent is None and (self.resume or self.init is not None):
+            raise ValueError("`resume` and `init` are about a second network: pass `independent` and `out` too")
+
+
+@dataclass(frozen=True)
 class TomogramTable(TomogramFiles):
     """The files of one tomogram, or a table of many.
 
@@ -346,7 +404,7 @@ class HalvesSettings:
     pretilt
         Degrees to add to all tilts.
     exclude
-        Images to leave out, counted from 0, such as 0,17,40-45.
+        Images to leave out, counted from 0, such as 0,17,40-45; 1-40/2 is every second one from 1 to 40.
     order
         "sections": the n-th tilt is that of the n-th image. "acquisition": the tilts were sorted but not the images,
         whose order is found from their likeness.
@@ -430,10 +488,10 @@ class HalvesSettings:
         """The images that ``exclude`` states."""
         found: set[int] = set()
         for word in filter(None, map(str.strip, (self.exclude or "").split(","))):
-            match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", word)
+            match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6})(?:/([1-9]\d{0,5}))?)?", word)
             if not match:
                 raise ValueError(
-                    f"`exclude` must be numbers of images from 0, such as 0,17,40-45, got {self.exclude!r}"
+                    f"`exclude` must be numbers of images from 0, such as 0,17,40-45 or 1-40/2, got {self.exclude!r}"
                 )
-            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1, int(match[3] or 1)))
         return tuple(sorted(found))
