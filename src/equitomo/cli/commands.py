@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from equitomo import report
 from equitomo.cli import options
 from equitomo.cli.progress import TableBar, step_bar, tile_bar
 from equitomo.cli.wording import with_options
@@ -304,7 +303,7 @@ def _compare(comparison: Comparison, picture: Path | None) -> None:
     curves = comparison.curves()
     print(comparison.table(curves))
     if picture is not None:
-        print(f"Drew {report.draw_correlations(picture, curves, voxel_size=comparison.voxel_size)}")
+        print(f"Drew {comparison.draw(picture, curves)}")
 
 
 @prepare.register

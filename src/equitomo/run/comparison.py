@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from equitomo import report
 from equitomo.datasets import TomogramPair, require_usable
 from equitomo.geometry import Geometry, TiltGeometry
 from equitomo.io import Volume
@@ -68,6 +71,11 @@ class Comparison:
         for name, curve in curves.items():
             lines.append(f"{name:>10} {curve.resolution(0.5):10.1f} {curve.resolution(0.143):10.1f}")
         return "\n".join(lines)
+
+    def draw(self, path: str | Path, curves: dict[str, FourierShellCorrelation]) -> Path:
+        """Draw curves into a PNG file, those of directions and of the mask with thin lines; return its path."""
+        thin = curves.keys() - {"whole", "measured", "wedge"}
+        return report.draw_correlations(path, curves, voxel_size=self.voxel_size, thin=thin)
 
 
 def correlations(
