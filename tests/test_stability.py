@@ -244,6 +244,8 @@ def test_a_training_without_a_folder_cannot_stop_by_its_records(pair):
 
 # The advice
 
+REST = (0.7, 1.2, 1.5)
+
 
 def told(tmp_path, pair, *, held_out=None, losses=None, **changes) -> str:
     """Return the advice on a training of one step whose tables are replaced."""
@@ -260,14 +262,24 @@ def told(tmp_path, pair, *, held_out=None, losses=None, **changes) -> str:
 
 def test_the_advice_gives_the_error_beside_the_rows_to_beat(pair, tmp_path):
     said = told(tmp_path, pair, held_out=[(100, 0.9, 0.7, 1.2, 1.5), (200, 0.6, 0.7, 1.2, 1.5)])
-    assert "error against the other half is 0.600 at step 200" in said
-    assert "Gaussian filter, of 1.2 voxels, reaches 0.700" in said
-    assert "10% of the signal's power" in said
+    assert "error against the other half is 0.6000 at step 200" in said
+    assert "Gaussian filter, of 1.2 voxels, reaches 0.7000" in said
+    assert "10% of the signal's power in the measured part are wrong there; 20% with the filter" in said
     assert "not better" not in said
 
 
 def test_the_advice_warns_of_a_network_that_a_filter_beats(pair, tmp_path):
     assert "not better than this filter" in told(tmp_path, pair, held_out=[(100, 0.9, 0.7, 1.2, 1.5)])
+
+
+def test_the_advice_tells_when_the_network_began_to_learn_the_noise(pair, tmp_path):
+    said = told(tmp_path, pair, held_out=[(100, 0.6, *REST), (200, 0.58, *REST), (300, 0.62, *REST)])
+    assert "lowest at step 200, with 8%, and has risen since" in said
+
+
+def test_the_advice_does_not_speak_of_a_rise_by_less_than_one_per_cent(pair, tmp_path):
+    said = told(tmp_path, pair, held_out=[(100, 0.6, *REST), (200, 0.58, *REST), (300, 0.585, *REST)])
+    assert "risen" not in said
 
 
 def test_the_advice_says_since_when_nothing_improved(pair, tmp_path):
