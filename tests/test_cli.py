@@ -29,7 +29,7 @@ from equitomo import (
     read_volume,
     write_volume,
 )
-from equitomo.metrics import region_masks
+from equitomo.metrics import conical_fsc, masked_fsc, region_masks, soft_mask
 from equitomo.training.checkpoint import load_checkpoint
 
 SHAPE = (17, 20, 23)
@@ -499,6 +499,54 @@ def test_fsc_prints_the_numbers_of_the_library(halves, capsys):
 def test_fsc_without_tilts_compares_the_whole(halves, capsys):
     assert run("fsc", *halves) == 0
     assert printed_table(capsys.readouterr().out).keys() == {"whole"}
+
+
+def test_fsc_also_compares_by_direction(halves, capsys):
+    assert run("fsc", *halves) == 0
+    printed = capsys.readouterr().out
+    first, second = (np.asarray(read_volume(path).data, np.float32) for path in halves)
+    for axis, curve in conical_fsc(first, second, voxel_size=13.5).items():
+        (line,) = (line for line in printed.splitlines() if line.strip().startswith(f"along {axis}"))
+        assert line.split()[2:] == [f"{curve.resolution(threshold):.1f}" for threshold in (0.5, 0.143)]
+
+
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_fsc_compares_inside_a_mask(halves, tmp_path, capsys, is_soft):
+    """A mask of zeros and ones gets soft edges, and one with values between is taken as it is."""
+    window = torch.zeros(SHAPE)
+    window[3:-3, 4:-4, 5:-5] = 1
+    if is_soft:
+        window = soft_mask(window, 4)
+    write_volume(tmp_path / "mask.mrc", window.numpy(), voxel_size=13.5)
+    assert run("fsc", *halves, *TILTS, "--mask", tmp_path / "mask.mrc", "--picture", tmp_path / "fsc.png") == 0
+    found = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines() if "along" not in line}
+    first, second = (np.asarray(read_volume(path).data, np.float32) for path in halves)
+    expected = masked_fsc(
+        first,
+        second,
+        window if is_soft else soft_mask(window),
+        voxel_size=13.5,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for name in ("unmasked", "masked"):
+        curve = getattr(expected, name)
+        assert found[name] == [f"{curve.resolution(threshold):.1f}" for threshold in (0.5, 0.143)]
+    assert found["whole"] == [f"{expected.corrected.resolution(threshold):.1f}" for threshold in (0.5, 0.143)]
+    assert {"measured", "wedge", "randomised"} < found.keys()
+
+
+@pytest.mark.fault(45, 46)
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (np.ones((17, 20, 22), np.float32), r"mask has shape \(17, 20, 22\)"),
+        (np.zeros(SHAPE, np.float32), "the mask is empty"),
+    ],
+)
+def test_fsc_refuses_a_mask_that_does_not_fit(halves, tmp_path, capsys, mask, message):
+    write_volume(tmp_path / "mask.mrc", mask, voxel_size=13.5)
+    assert run("fsc", *halves, "--mask", tmp_path / "mask.mrc") == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_fsc_draws_its_curves(halves, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from equitomo.training.config import (
     CubeSettings,
+    JudgingSettings,
     LossSettings,
     NetworkSettings,
     OptimiserSettings,
@@ -158,6 +159,7 @@ GROUPS = [
     CubeSettings,
     OptimiserSettings,
     PredictionSettings,
+    JudgingSettings,
     RuntimeSettings,
 ]
 
@@ -179,6 +181,7 @@ def test_a_group_checks_its_own_settings(group):
         CubeSettings: ("batch", 0),
         OptimiserSettings: ("steps", 0),
         PredictionSettings: ("passes", 0),
+        JudgingSettings: ("judge_every", 0),
         RuntimeSettings: ("checkpoint_every", 0),
     }[group]
     with pytest.raises(ValueError, match=f"^`{name}` must be"):
@@ -195,6 +198,16 @@ def test_every_side_of_a_cube_is_checked():
         TrainingConfig(side=(16, 20, 16), margin=2)
     with pytest.raises(ValueError, match="`margin` must be less than half of side 16, got 8"):
         TrainingConfig(side=(32, 16, 32), margin=8)
+
+
+def test_a_training_that_is_to_stop_by_itself_needs_a_measure_and_a_constant_learning_rate():
+    assert TrainingConfig(stop_when_stable=True, held_out=32).stop_when_stable
+    with pytest.raises(ValueError, match=r"`stop_when_stable` looks at .* pass `held_out`"):
+        TrainingConfig(stop_when_stable=True)
+    with pytest.raises(ValueError, match="needs `schedule='constant'`: with 'cosine'"):
+        TrainingConfig(stop_when_stable=True, held_out=32, schedule="cosine")
+    with pytest.raises(ValueError, match="`held_out` must be 0 or at least 8, got 4"):
+        TrainingConfig(held_out=4)
 
 
 def test_an_unknown_preset_is_refused_with_all_that_there_are():

@@ -470,7 +470,8 @@ def test_wrong_angles_are_refused(tmp_path, capsys, angles, message):
         pytest.param(
             ["--exclude", "21"], "--exclude has [21], expected sections from 0 to 20", marks=pytest.mark.fault(78)
         ),
-        (["--exclude", "first"], "--exclude must be numbers of images from 0, such as 0,17,40-45"),
+        (["--exclude", "first"], "--exclude must be numbers of images from 0, such as 0,17,40-45 or 1-40/2"),
+        (["--exclude", "0-20/0"], "--exclude must be numbers of images from 0"),
         pytest.param(["--size", "90,90"], "--size 90,90 is more than the images have", marks=pytest.mark.fault(87)),
         (["--size", "90"], "--size must be Y,X in voxels such as 512,512"),
         (["--bin", "0"], "--bin must be at least 1"),

@@ -139,6 +139,14 @@ def test_correlation_curves_are_drawn(tmp_path, voxel_size):
     assert_picture(report.draw_correlations(tmp_path / "fsc.png", curves, voxel_size=voxel_size))
 
 
+def test_curves_of_less_weight_are_drawn_thin(tmp_path, figures):
+    curve = fourier_shell_correlation(*noisy_halves())
+    report.draw_correlations(tmp_path / "fsc.png", {"whole": curve, "along z": curve}, thin=["along z"])
+    whole, along = figures[-1].axes[0].lines[:2]
+    assert (whole.get_linestyle(), along.get_linestyle()) == ("-", "--")
+    assert along.get_linewidth() < whole.get_linewidth()
+
+
 def test_a_picture_that_fails_leaves_no_file(tmp_path, monkeypatch):
     def fail(self, file, **kwargs):
         file.write(b"half a picture")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 # Each purpose has its own stream, so that a change in the use of one does not change the others.
-CUBES, ELEMENTS, SLOTS, TOMOGRAMS, MIRRORS, EXCHANGES = range(6)
+CUBES, ELEMENTS, SLOTS, TOMOGRAMS, MIRRORS, EXCHANGES, HELD_OUT = range(7)
 
 
 @dataclass(frozen=True)

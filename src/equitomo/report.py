@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,15 +166,21 @@ def draw_losses(path: str | Path, losses: str | Path) -> Path:
 
 
 def draw_correlations(
-    path: str | Path, curves: Mapping[str, FourierShellCorrelation], *, voxel_size: float | None = None
+    path: str | Path,
+    curves: Mapping[str, FourierShellCorrelation],
+    *,
+    voxel_size: float | None = None,
+    thin: Collection[str] = (),
 ) -> Path:
     """Draw Fourier shell correlation curves, with lines at the thresholds 0.5 and 0.143.
 
-    With a ``voxel_size`` in Å the axis is labelled with resolutions in place of frequencies.
+    With a ``voxel_size`` in Å the axis is labelled with resolutions in place of frequencies. The curves whose names are
+    in ``thin`` are drawn with thin dashed lines.
     """
     figure, ((axes,),) = _figure(1, 1, size=(7, 4))
     for name, curve in curves.items():
-        axes.plot(curve.frequency, curve.correlation, label=name)
+        width, style = (1.0, "--") if name in thin else (2.0, "-")
+        axes.plot(curve.frequency, curve.correlation, label=name, linewidth=width, linestyle=style)
     for threshold in (0.5, 0.143):
         axes.axhline(threshold, color="grey", linewidth=0.7, linestyle="--")
     axes.set(ylim=(-0.1, 1.02), ylabel="Fourier shell correlation")

@@ -16,12 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from equitomo import report
 from equitomo.cli import options
 from equitomo.cli.progress import TableBar, step_bar, tile_bar
 from equitomo.cli.wording import with_options
-from equitomo.datasets import TomogramPair, require_usable
-from equitomo.geometry import TiltGeometry
+from equitomo.datasets import TomogramPair
 from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
 from equitomo.run import (
@@ -36,16 +34,19 @@ from equitomo.run import (
     WedgeTest,
     check_training,
 )
+from equitomo.run.comparison import Comparison
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import MANIFEST, RUN_FILES, WEDGE_TEST, RunFolder
+from equitomo.run.independent import independent_settings, results_to_compare, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
 from equitomo.run.places import Picture, TrainingFolder
 from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
-from equitomo.run.settings import TomogramFiles
-from equitomo.run.summary import agreement, correlations, filling
+from equitomo.run.settings import ReconstructionSettings, TomogramFiles
+from equitomo.run.summary import agreement, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
+from equitomo.run.verdict import advice
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, join, leave
 
@@ -167,7 +168,9 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             run.train(progress=show)
         leave()
         skipped = f", {run.trainer.skipped} steps skipped" if run.trainer.skipped else ""
-        print(f"Trained {run.trainer.steps} steps in {time.perf_counter() - started:.0f} s{skipped}")
+        print(f"Trained {run.step} steps in {time.perf_counter() - started:.0f} s{skipped}")
+        if is_first and (said := advice(run.trainer)):
+            print(said)
         if is_first and not isinstance(command, options.Train):
             with tile_bar("predicting") as show:
                 truth = None if demonstration is None else demonstration.truth
@@ -315,27 +318,30 @@ def _(command: options.Convert, call: Call) -> Job:
 
 @prepare.register
 def _(command: options.Fsc, call: Call) -> Job:
-    given = command.files
-    picture = _picture(command.picture, given)
-    if given.second is None:
-        raise ValueError("give two volumes, FIRST and SECOND")
-    tomogram = Tomogram(given)
-    geometry = None if given.tilts is None else tomogram.geometry()
-    # The correlation of whole volumes needs no tilts, but a pair has some.
-    pair = tomogram.read(geometry or TiltGeometry.from_range(-60, 60), lazy=True)
-    for label, statistics in zip(pair.labels, pair.statistics, strict=True):
-        require_usable(statistics, label, nan=pair.nan)
+    given, files = command.picture, command.files
+    picture = _picture(given, files)
+    if given.independent is None or given.out is None:
+        comparison = Comparison(files)
+        return lambda: _compare(comparison, picture)
+    config = independent_settings(given.independent, files)
+    folder = options.Folder(given.out, resume=given.resume, overwrite=given.overwrite, init=given.init)
+    results = results_to_compare(files, given.independent, given.out)
+    train = prepare(options.Reconstruct(training_files(files), folder, ReconstructionSettings(), config), call)
 
     def job() -> None:
-        curves, unit = correlations(pair, geometry), "voxels" if pair.voxel_size is None else "Å"
-        print(f"{'region':>10} {'0.5':>10} {'0.143':>10}   resolution in {unit} where the correlation falls below")
-        for name, curve in curves.items():
-            print(f"{name:>10} {curve.resolution(0.5):10.1f} {curve.resolution(0.143):10.1f}")
-        if picture is not None:
-            size = None if pair.voxel_size is None else min(pair.voxel_size)
-            print(f"Drew {report.draw_correlations(picture, curves, voxel_size=size)}")
+        train()
+        if join().is_first:
+            _compare(Comparison(results), picture)
 
     return job
+
+
+def _compare(comparison: Comparison, picture: Path | None) -> None:
+    """Print the correlation of two volumes and draw it, if that was asked for."""
+    curves = comparison.curves()
+    print(comparison.table(curves))
+    if picture is not None:
+        print(f"Drew {comparison.draw(picture, curves)}")
 
 
 @prepare.register

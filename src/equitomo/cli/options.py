@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from equitomo.run.places import Folder, Pickle, Picture, Plan, Result, Trained, TrainingFolder
+from equitomo.run.places import Folder, Pickle, Picture, Plan, Result, SecondNetwork, Trained, TrainingFolder
 from equitomo.run.settings import (
+    ComparedFiles,
     HalvesSettings,
     Prediction,
     PredictionTable,
@@ -95,10 +96,10 @@ class Halves:
 
 @dataclass(frozen=True)
 class Fsc:
-    """Fourier shell correlation of two volumes; with the tilts also of the measured part and of the wedge."""
+    """Fourier shell correlation of two volumes, or of the results of two networks that were trained apart."""
 
-    files: TomogramFiles
-    picture: Picture
+    files: ComparedFiles
+    picture: SecondNetwork
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,4 @@ POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
 COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}
-COMMON |= {"bin", "split", "ctf", "keep", "folds", "start"}
+COMMON |= {"bin", "split", "ctf", "keep", "folds", "start", "independent"}

@@ -2,6 +2,7 @@
 
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, require_one_voxel_size
 from equitomo.datasets.halves import require_one_grid
+from equitomo.datasets.held_out_block import HeldOut, HeldOutBlock, held_out_block
 from equitomo.datasets.held_out_sector import HeldOutSector, hold_out_sector
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
 from equitomo.datasets.pair import TomogramPair, read_geometry
@@ -21,6 +22,8 @@ from equitomo.datasets.tilt_series import TiltSeries
 __all__ = [
     "Cubes",
     "HalfStatistics",
+    "HeldOut",
+    "HeldOutBlock",
     "HeldOutSector",
     "IntensityScale",
     "Normalization",
@@ -32,6 +35,7 @@ __all__ = [
     "clipped",
     "cubes_of",
     "has_zero_background",
+    "held_out_block",
     "hold_out_sector",
     "paired",
     "read_geometry",

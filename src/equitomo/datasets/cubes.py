@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from equitomo.datasets.halves import differ_in_size
+from equitomo.datasets.held_out_block import HeldOut, held_out_block
 from equitomo.datasets.pair import TomogramPair
 from equitomo.datasets.starts import ValidStarts, require_fit
 from equitomo.draws import CUBES, draw_integers
@@ -31,6 +32,8 @@ class Cubes(Dataset[dict[str, Any]]):
         Voxels of a cube along (z, y, x).
     length : int
         Number of cubes the dataset counts.
+    held_out : HeldOut or None
+        The block of the first tomogram that no cube touches.
     """
 
     pairs: tuple[TomogramPair, ...]
@@ -46,6 +49,8 @@ class Cubes(Dataset[dict[str, Any]]):
         seed: int,
         mixed_voxel_sizes: bool,
         physics: WedgeOperator | None,
+        held_out: int = 0,
+        reach: int = 0,
     ) -> None:
         self.pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
         if not self.pairs:
@@ -60,6 +65,8 @@ class Cubes(Dataset[dict[str, Any]]):
         for pair in self.pairs:
             require_fit(pair.shape, self.shape, pair.name)
         self._masks = {} if physics is None else _masks_of(self.pairs, physics)
+        self.held_out: HeldOut | None = None
+        self._held_out_side, self._reach = held_out, reach
         self._starts: list[ValidStarts] = []
         # The number of valid starts of each pair and of those before it.
         self._ends: list[int] = []
@@ -100,8 +107,9 @@ class Cubes(Dataset[dict[str, Any]]):
 
     def _cut(self, drawn: Iterable[tuple[int, Shape, Tensor]], margin: int) -> tuple[Tensor, list[int], list[Shape]]:
         """Return what :meth:`cut` does for cubes that are given by their pair, their start and the pair's volumes."""
-        shortest = np.min([pair.shape for pair in self.pairs], axis=0)
-        shape = np.minimum(np.array(self.shape) + 2 * margin, shortest)
+        if self.held_out is not None and margin > self._reach:
+            raise ValueError(f"cubes with a margin of {margin} would touch the held-out block: pass `reach={margin}`")
+        shape = np.array(self._larger(margin))
         cubes, sources, begins = [], [], []
         for source, start, volumes in drawn:
             room = np.array(volumes.shape[1:]) - shape
@@ -112,9 +120,22 @@ class Cubes(Dataset[dict[str, Any]]):
             begins.append((z, y, x))
         return torch.stack(cubes), sources, begins
 
-    def _add_starts(self, pair: TomogramPair, mask: Tensor | None, min_fraction: float) -> None:
-        """Find the valid starts of the next pair."""
-        self._starts.append(ValidStarts(pair.shape, mask, self.shape, min_fraction, pair.name))
+    def _larger(self, margin: int) -> Shape:
+        """Return the shape of cubes that are cut with a margin."""
+        shortest = np.min([pair.shape for pair in self.pairs], axis=0)
+        z, y, x = np.minimum(np.array(self.shape) + 2 * margin, shortest).tolist()
+        return z, y, x
+
+    def _add_starts(self, pair: TomogramPair, volumes: Tensor, mask: Tensor | None, min_fraction: float) -> None:
+        """Find the valid starts of the next pair, and hold out a block of the first one."""
+        barred = None
+        if self._held_out_side and not self._starts:
+            if pair.n_views != 2:
+                raise ValueError("`held_out` compares the results for two halves: give both, or pass `held_out=0`")
+            block = held_out_block(pair.shape, self._held_out_side, self.seed, mask, min_fraction, pair.name)
+            barred = block.barred(pair.shape, self.shape, self._larger(self._reach))
+            self.held_out = HeldOut.of(volumes, block)
+        self._starts.append(ValidStarts(pair.shape, mask, self.shape, min_fraction, pair.name, barred))
         self._ends.append((self._ends[-1] if self._ends else 0) + self._starts[-1].count)
 
     def close(self) -> None:
@@ -158,6 +179,11 @@ class SubtomogramDataset(Cubes):
         DeepDeWedge's default (:cite:t:`wiedemann2024deep`).
     mixed_voxel_sizes
         Accept pairs whose voxel sizes differ.
+    held_out
+        Voxels along y and x of a block of the first tomogram that no cube touches, through its whole depth and in a
+        corner that depends on the seed; 0 for none. See :func:`equitomo.datasets.held_out_block`.
+    reach
+        The largest margin that :meth:`cut` will be called with, which must not touch the block either.
     physics
         The operator of the training, whose mask is made for the tilts of each tomogram and half; for tilt axes that
         differ, make it for the union of the geometries. ``None`` leaves the masks out of the items.
@@ -188,12 +214,23 @@ class SubtomogramDataset(Cubes):
         min_fraction: float = 0.3,
         mixed_voxel_sizes: bool = False,
         physics: WedgeOperator | None = None,
+        held_out: int = 0,
+        reach: int = 0,
     ) -> None:
-        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes, physics=physics)
+        super().__init__(
+            pairs,
+            side,
+            length=length,
+            seed=seed,
+            mixed_voxel_sizes=mixed_voxel_sizes,
+            physics=physics,
+            held_out=held_out,
+            reach=reach,
+        )
         for pair in self.pairs:
             # Read lazy pairs now: the mask may depend on the volumes, and what cannot be used is refused here.
-            _ = pair.volumes
-            self._add_starts(pair, pair.mask, min_fraction)
+            volumes = pair.volumes
+            self._add_starts(pair, volumes, pair.mask, min_fraction)
 
     @property
     def example(self) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -45,7 +46,7 @@ class SubtomogramPool(Cubes):
     ----------
     pairs
         The tomograms. Each is read once at the beginning to find its scale and its valid starts.
-    side, length, seed, min_fraction, mixed_voxel_sizes, physics
+    side, length, seed, min_fraction, mixed_voxel_sizes, physics, held_out, reach
         As for :class:`~equitomo.SubtomogramDataset`.
     memory
         Bytes that tomograms may take, those in use and the one that is being read together.
@@ -81,10 +82,21 @@ class SubtomogramPool(Cubes):
         min_fraction: float = 0.3,
         mixed_voxel_sizes: bool = False,
         physics: WedgeOperator | None = None,
+        held_out: int = 0,
+        reach: int = 0,
     ) -> None:
         if exchange_every < 1:
             raise ValueError(f"`exchange_every` must be at least one cube, got {exchange_every}")
-        super().__init__(pairs, side, length=length, seed=seed, mixed_voxel_sizes=mixed_voxel_sizes, physics=physics)
+        super().__init__(
+            pairs,
+            side,
+            length=length,
+            seed=seed,
+            mixed_voxel_sizes=mixed_voxel_sizes,
+            physics=physics,
+            held_out=held_out,
+            reach=reach,
+        )
         self.exchange_every = int(exchange_every)
         self.n_held = _turns_held([pair.n_bytes for pair in self.pairs], memory)
         self._survey(min_fraction)
@@ -138,8 +150,11 @@ class SubtomogramPool(Cubes):
             _log.info("reading tomogram %d of %d: %s", number, len(self.pairs), pair.name)
             volumes = pair.load_volumes()
             mask = pair.load_mask(volumes)
-            self._add_starts(pair, mask, min_fraction)
+            self._add_starts(pair, volumes, mask, min_fraction)
             if number == 1:
+                if self.held_out is not None:
+                    # Without the rest of the tomogram, which is released.
+                    self.held_out = replace(self.held_out, volumes=self.held_out.volumes.clone())
                 self._example = central_cube(volumes, self.shape).clone()
             # The statistics of many tomograms would take more memory than the tomograms in use.
             pair.release()

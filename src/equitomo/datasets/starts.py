@@ -11,21 +11,35 @@ from torch import Tensor
 
 from equitomo.volumes import Shape
 
+# For each axis, which starts are barred.
+Barred = tuple[NDArray[np.bool_], ...]
+
 
 class ValidStarts:
     """The places in one volume where a cube with enough specimen begins, numbered in (z, y, x) order.
 
     At least the share ``min_fraction`` of a cube's voxels must lie inside the mask; without a mask every place is valid
-    and only the shape is kept. With a mask one bit per start is kept, 1/64 of the memory of a pair.
+    and only the shape is kept. With a mask one bit per start is kept, 1/64 of the memory of a pair. Starts that are
+    ``barred`` along all three axes are not valid.
     """
 
-    def __init__(self, shape: Shape, mask: Tensor | None, cube: Shape, min_fraction: float, name: str) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        mask: Tensor | None,
+        cube: Shape,
+        min_fraction: float,
+        name: str,
+        barred: Barred | None = None,
+    ) -> None:
         self._shape = tuple(n - side + 1 for n, side in zip(shape, cube, strict=True))
         # Rows of bits, and the number of starts up to the end of each row.
         self._rows: NDArray[np.uint8] | None = None
         self._row_ends: NDArray[np.int64] | None = None
-        if mask is not None:
-            self._rows, self._row_ends = _table(mask.cpu().numpy(), cube, min_fraction, name)
+        if mask is not None or barred is not None:
+            # Every voxel is specimen to the table if there is no mask.
+            inside = np.broadcast_to(np.True_, shape) if mask is None else mask.cpu().numpy()
+            self._rows, self._row_ends = _table(inside, cube, min_fraction, name, barred)
         self.count = int(math.prod(self._shape) if self._row_ends is None else self._row_ends[-1])
 
     def locate(self, rank: int) -> Shape:
@@ -55,16 +69,23 @@ def _sides(cube: Shape) -> str:
 
 
 def _table(
-    mask: NDArray[np.bool_], cube: Shape, min_fraction: float, name: str
+    mask: NDArray[np.bool_], cube: Shape, min_fraction: float, name: str, barred: Barred | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the rows of bits that are set at valid starts, and the number of starts up to the end of each row."""
     rows, counts, fullest, n_voxels = [], [], 0, math.prod(cube)
-    for inside in _box_sums(mask, cube):
+    for z, inside in enumerate(_box_sums(mask, cube)):
         valid = inside >= min_fraction * n_voxels
+        if barred is not None and barred[0][z]:
+            valid &= ~(barred[1][:, None] & barred[2])
         rows.append(np.packbits(valid, axis=1))
         counts.append(valid.sum(axis=1))
         fullest = max(fullest, int(inside.max()))
     ends = np.cumsum(np.concatenate(counts), dtype=np.int64)
+    if not ends[-1] and fullest >= min_fraction * n_voxels:
+        raise ValueError(
+            f"every cube of {_sides(cube)} voxels in {name} with enough specimen overlaps the block that is held out: "
+            "lower `held_out` or `side`"
+        )
     if not ends[-1]:
         # Rounded down, so that the share in the message is one that works.
         share = math.floor(1e6 * fullest / n_voxels) / 1e6

@@ -10,25 +10,38 @@ from equitomo.metrics.correlation import (
     conical_fsc,
     fourier_correlation,
     fourier_shell_correlation,
+    shell_correlations,
 )
+from equitomo.metrics.cross_half import CrossHalfError, RowsToBeat, relative_error, rows_to_beat
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
 from equitomo.metrics.held_out_sector import HeldOutCorrelation, held_out_correlation
-from equitomo.metrics.regions import FourierRegions, region_masks
+from equitomo.metrics.masked import MaskedCorrelation, masked_correlations, masked_fsc, soft_mask
+from equitomo.metrics.regions import FourierRegions, cone_masks, region_masks
 from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
 
 __all__ = [
+    "CrossHalfError",
     "FourierCorrelation",
     "FourierMetric",
     "FourierRegions",
     "FourierShellCorrelation",
     "HeldOutCorrelation",
+    "MaskedCorrelation",
     "MeanFSC",
+    "RowsToBeat",
     "WedgeEnergy",
     "WedgeEnergyFraction",
+    "cone_masks",
     "conical_fsc",
     "fourier_correlation",
     "fourier_shell_correlation",
     "held_out_correlation",
+    "masked_correlations",
+    "masked_fsc",
     "region_masks",
+    "relative_error",
+    "rows_to_beat",
+    "shell_correlations",
+    "soft_mask",
     "wedge_energy_fraction",
 ]

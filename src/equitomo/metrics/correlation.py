@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from equitomo.checks import spatial_shape
-from equitomo.fourier import frequencies, frequency_radius
-from equitomo.metrics.regions import EDGE, NYQUIST, Array, as_batch, inside, region_sums, shells
+from equitomo.fourier import rfftn
+from equitomo.metrics.regions import (
+    NYQUIST,
+    Array,
+    as_batch,
+    cone_masks,
+    inside,
+    region_sums,
+    shells,
+    spectral_sums,
+)
 from equitomo.volumes import Shape
 
 
@@ -113,15 +123,7 @@ def fourier_shell_correlation(
     >>> bool((curve.correlation[8:] - 0.5).abs().max() < 0.2)
     True
     """
-    one, other, shape = _pair(first, second)
-    n = number_of_shells(shape, n_shells)
-    sums = region_sums(one, other, shells(shape, n, mask, one.device), n)
-    return FourierShellCorrelation(
-        frequency=torch.arange(1, n + 1, device=one.device, dtype=torch.float64) / (2 * n),
-        correlation=sums.correlation[0],
-        count=sums.n_coefficients,
-        voxel_size=voxel_size,
-    )
+    return shell_correlations(first, second, {"": mask}, voxel_size=voxel_size, n_shells=n_shells)[""]
 
 
 def conical_fsc(
@@ -150,16 +152,48 @@ def conical_fsc(
     >>> {axis: curve.resolution() for axis, curve in conical_fsc(volume, volume).items()}
     {'z': 2.0, 'y': 2.0, 'x': 2.0}
     """
-    if not 0 < half_angle <= 90:
-        raise ValueError(f"`half_angle` must be more than 0 and at most 90 degrees, got {half_angle}")
-    shape = spatial_shape(first.shape)
     device = first.device if isinstance(first, Tensor) else None
-    side = math.cos(math.radians(half_angle)) * frequency_radius(shape, device=device) - EDGE
-    cones = {axis: k.abs() >= side for axis, k in zip("zyx", frequencies(shape, device=device), strict=True)}
-    return {
-        axis: fourier_shell_correlation(first, second, voxel_size=voxel_size, mask=cone, n_shells=n_shells)
-        for axis, cone in cones.items()
-    }
+    cones = cone_masks(spatial_shape(first.shape), half_angle, device)
+    return shell_correlations(first, second, dict(cones), voxel_size=voxel_size, n_shells=n_shells)
+
+
+def shell_correlations(
+    first: Array,
+    second: Array,
+    masks: Mapping[str, Tensor | None],
+    *,
+    voxel_size: float | None = None,
+    n_shells: int | None = None,
+) -> dict[str, FourierShellCorrelation]:
+    """Return the Fourier shell correlation in each of several parts of Fourier space.
+
+    Each volume is transformed once.
+
+    Parameters
+    ----------
+    first, second, voxel_size, n_shells
+        As for :func:`fourier_shell_correlation`.
+    masks
+        The parts of Fourier space by name, each as for :func:`fourier_shell_correlation`.
+
+    Examples
+    --------
+    >>> from equitomo.metrics import region_masks
+    >>> volume, regions = torch.randn(16, 16, 16), region_masks((16, 16, 16), (-60.0, 60.0))
+    >>> curves = shell_correlations(volume, volume, {"whole": None, "wedge": regions.wedge})
+    >>> curves["wedge"].resolution()
+    2.0
+    """
+    one, other, shape = _pair(first, second)
+    n = number_of_shells(shape, n_shells)
+    spectrum = rfftn(one)
+    other_spectrum = spectrum if second is first else rfftn(other)
+    frequency = torch.arange(1, n + 1, device=one.device, dtype=torch.float64) / (2 * n)
+    curves = {}
+    for name, mask in masks.items():
+        sums = spectral_sums(spectrum, other_spectrum, shape, shells(shape, n, mask, one.device), n)
+        curves[name] = FourierShellCorrelation(frequency, sums.correlation[0], sums.n_coefficients, voxel_size)
+    return curves
 
 
 def fourier_correlation(first: Array, second: Array, mask: Tensor | None = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -95,9 +96,13 @@ def region_sums(first: Tensor, second: Tensor, labels: Labels, n_regions: int) -
 
     The channels of a sample are summed too. ``labels`` numbers the regions from 1.
     """
-    shape = spatial_shape(first.shape[1:])
     one = rfftn(first)
     other = one if second is first else rfftn(second)
+    return spectral_sums(one, other, spatial_shape(first.shape[1:]), labels, n_regions)
+
+
+def spectral_sums(one: Tensor, other: Tensor, shape: Shape, labels: Labels, n_regions: int) -> RegionSums:
+    """Return what :func:`region_sums` does, given the half spectra ``(batch, C, z, y, x // 2 + 1)`` of the volumes."""
     weight = multiplicity(shape[2], device=one.device).double()
     sums = weight.new_zeros(3, len(one), n_regions + 1)
     count = weight.new_zeros(n_regions + 1)
@@ -130,6 +135,14 @@ def shells(shape: Shape, n_shells: int, mask: Tensor | None, device: Device) -> 
         return (2 * n_shells * radius).round().long().where(kept[section] & (radius <= NYQUIST + EDGE), 0)
 
     return labels
+
+
+def cone_masks(shape: Shape, half_angle: float, device: Device) -> dict[str, Tensor]:
+    """Return the masks of the double cones about the axes z, y and x, for a half angle in degrees."""
+    if not 0 < half_angle <= 90:
+        raise ValueError(f"`half_angle` must be more than 0 and at most 90 degrees, got {half_angle}")
+    side = math.cos(math.radians(half_angle)) * frequency_radius(shape, device=device) - EDGE
+    return {axis: k.abs() >= side for axis, k in zip("zyx", frequencies(shape, device=device), strict=True)}
 
 
 def _on_half_spectrum(mask: Tensor, shape: Shape, device: Device) -> Tensor:

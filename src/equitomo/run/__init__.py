@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from equitomo.run.checks import check_training
+    from equitomo.run.comparison import Comparison, correlations
     from equitomo.run.convert import Conversion
     from equitomo.run.demo import Demonstration
     from equitomo.run.halves.making import Halves, HalvesOutcome, make_halves
+    from equitomo.run.independent import independent_settings
     from equitomo.run.many import Outcome, TablePrediction
     from equitomo.run.prediction import Plan
+    from equitomo.run.places import SecondNetwork
     from equitomo.run.preview import Preview
     from equitomo.run.run import Run
     from equitomo.run.settings import (
+        ComparedFiles,
         HalvesSettings,
+        Picture,
         Prediction,
         PredictionTable,
         ReconstructionSettings,
@@ -27,10 +32,13 @@ if TYPE_CHECKING:
         TrainingTable,
     )
     from equitomo.run.table import Tomogram, tomograms_of
+    from equitomo.run.verdict import advice
     from equitomo.run.wedge_settings import WedgeTestSettings
     from equitomo.run.wedge_test import FoldResult, WedgeTest, WedgeTestResult
 
 __all__ = [
+    "ComparedFiles",
+    "Comparison",
     "Conversion",
     "Demonstration",
     "FoldResult",
@@ -38,12 +46,14 @@ __all__ = [
     "HalvesOutcome",
     "HalvesSettings",
     "Outcome",
+    "Picture",
     "Plan",
     "Prediction",
     "PredictionTable",
     "Preview",
     "ReconstructionSettings",
     "Run",
+    "SecondNetwork",
     "SeriesFiles",
     "SpecimenSettings",
     "TablePrediction",
@@ -55,12 +65,16 @@ __all__ = [
     "WedgeTest",
     "WedgeTestResult",
     "WedgeTestSettings",
+    "advice",
     "check_training",
+    "correlations",
+    "independent_settings",
     "make_halves",
     "tomograms_of",
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
     "Conversion": "convert",
     "Demonstration": "demo",
     "FoldResult": "wedge_test",
@@ -70,12 +84,16 @@ _HOMES = {
     "Plan": "prediction",
     "Preview": "preview",
     "Run": "run",
+    "SecondNetwork": "places",
     "TablePrediction": "many",
     "Tomogram": "table",
     "WedgeTest": "wedge_test",
     "WedgeTestResult": "wedge_test",
     "WedgeTestSettings": "wedge_settings",
+    "advice": "verdict",
     "check_training": "checks",
+    "correlations": "comparison",
+    "independent_settings": "independent",
     "make_halves": "halves.making",
     "tomograms_of": "table",
 }

@@ -68,9 +68,12 @@ def check_training(
     ['error']
     """
     usable = []
-    for tomogram in tomograms:
+    # A block is held out of the first tomogram only.
+    others = replace(config, held_out=0, stop_when_stable=False)
+    for number, tomogram in enumerate(tomograms):
         line = "" if tomogram.table is None else f"line {tomogram.line}"
-        findings, is_clean = _examined(tomogram, config, picture, line or None), True
+        settings = others if number else config
+        findings, is_clean = _examined(tomogram, settings, picture, line or None), True
         for found in findings:
             if isinstance(found, TomogramPair):
                 found.release()
@@ -133,14 +136,21 @@ def _of_cubes(pair: TomogramPair, config: TrainingConfig) -> Finding:
     """Return how many different cubes of the configured side can be cut from a tomogram, or why none can."""
     side = " x ".join(map(str, dict.fromkeys(config.cube_shape)))
     try:
-        n_starts = SubtomogramDataset(pair, config.side, length=1, min_fraction=config.min_specimen).n_starts
+        cubes = SubtomogramDataset(
+            pair,
+            config.side,
+            length=1,
+            seed=config.seed,
+            min_fraction=config.min_specimen,
+            held_out=config.held_out,
+        )
     except ValueError as error:
         stride = 2 ** (config.levels - 1)
         largest = min(pair.shape) // stride * stride
         fits = all(n >= own for n, own in zip(pair.shape, config.cube_shape, strict=True))
         return Finding("error", "cubes", str(error), "" if fits else f"`side={largest}` is the largest cube that fits")
     within = "" if pair.mask is None else f" within a mask of {float(pair.mask.float().mean()):.0%}"
-    return Finding("ok", "cubes", f"{n_starts:,} different cubes of {side} voxels{within}")
+    return Finding("ok", "cubes", f"{cubes.n_starts:,} different cubes of {side} voxels{within}")
 
 
 def _of_machine(pairs: Sequence[TomogramPair], config: TrainingConfig, out: str | Path) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ _LOCK = "run.lock"
 FINISHED = ("refined.mrc", "deconvolved.mrc")
 WEDGE_TEST = "wedge_test.json"
 RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST)
-RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", *RESULTS, MANIFEST)
+RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "held_out.csv", *RESULTS, MANIFEST)
 
 
 class RunFolder:

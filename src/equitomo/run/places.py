@@ -63,6 +63,44 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class SecondNetwork(Picture):
+    """The picture, and the training of a second network.
+
+    Parameters
+    ----------
+    overwrite
+        Replace the picture, and what an earlier run left in the folder of the second network, if they exist.
+    independent
+        The folder of a run that ``reconstruct`` has finished. A second network is then trained on FIRST and SECOND,
+        which must not share any noise with what that run was trained on, with the settings of that run and another
+        seed, and the results of the two networks are compared.
+    out
+        The folder for the second network and its result, with ``independent``.
+    resume
+        Continue the training of the second network.
+    init
+        A run or a checkpoint that the second network starts from. The results are less independent then.
+
+    Raises
+    ------
+    ValueError
+        If only one of ``independent`` and ``out`` is given, or a setting of the second network without them.
+    """
+
+    independent: str | None = None
+    out: str | None = None
+    resume: bool = False
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.independent is None) != (self.out is None):
+            raise ValueError("`independent` and `out` belong together: the run to compare with, and a new folder")
+        if self.independent is None and (self.resume or self.init is not None):
+            raise ValueError("`resume` and `init` are about a second network: pass `independent` and `out` too")
+
+
+@dataclass(frozen=True)
 class Plan(Picture):
     """The planned run.
 

@@ -65,6 +65,20 @@ class TrainingFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class ComparedFiles(TomogramFiles):
+    """The files of two volumes to compare, and how they are read.
+
+    Parameters
+    ----------
+    mask
+        A file that is non-zero where the specimen is, best with soft edges, or "auto" to find it. The correlation is
+        then that inside it, corrected for what the mask itself makes correlate.
+    """
+
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
 class TomogramTable(TomogramFiles):
     """The files of one tomogram, or a table of many.
 
@@ -333,7 +347,7 @@ class HalvesSettings:
     pretilt
         Degrees to add to all tilts.
     exclude
-        Images to leave out, counted from 0, such as 0,17,40-45.
+        Images to leave out, counted from 0, such as 0,17,40-45; 1-40/2 is every second one from 1 to 40.
     order
         "sections": the n-th tilt is that of the n-th image. "acquisition": the tilts were sorted but not the images,
         whose order is found from their likeness.
@@ -417,10 +431,10 @@ class HalvesSettings:
         """The images that ``exclude`` states."""
         found: set[int] = set()
         for word in filter(None, map(str.strip, (self.exclude or "").split(","))):
-            match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", word)
+            match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6})(?:/([1-9]\d{0,5}))?)?", word)
             if not match:
                 raise ValueError(
-                    f"`exclude` must be numbers of images from 0, such as 0,17,40-45, got {self.exclude!r}"
+                    f"`exclude` must be numbers of images from 0, such as 0,17,40-45 or 1-40/2, got {self.exclude!r}"
                 )
-            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1, int(match[3] or 1)))
         return tuple(sorted(found))

@@ -13,13 +13,7 @@ from torch import Tensor
 from equitomo import report
 from equitomo.datasets import TomogramPair
 from equitomo.fourier import cosine_taper
-from equitomo.geometry import Geometry
-from equitomo.metrics import (
-    FourierShellCorrelation,
-    fourier_shell_correlation,
-    region_masks,
-    wedge_energy_fraction,
-)
+from equitomo.metrics import fourier_shell_correlation, wedge_energy_fraction
 from equitomo.volumes import Index, Shape, VolumeLike, middle_of
 
 # Voxels along an axis at most: spectra of whole volumes would take more memory than all the rest.
@@ -66,17 +60,6 @@ def agreement(pair: TomogramPair) -> str:
     curve = fourier_shell_correlation(first, second, voxel_size=size)
     unit = "voxels" if size is None else "Å"
     return f"The input halves agree down to {curve.resolution(0.143):.1f} {unit} (Fourier shell correlation of 0.143)"
-
-
-def correlations(pair: TomogramPair, geometry: Geometry | None = None) -> dict[str, FourierShellCorrelation]:
-    """Return the correlation of two volumes: in all of Fourier space, and with a geometry also in each region."""
-    first, second = (np.asarray(half[:, :, :], np.float32) for half in pair.halves)
-    masks: dict[str, Tensor | None] = {"whole": None}
-    if geometry is not None:
-        regions = region_masks(pair.shape, geometry)
-        masks |= {"measured": regions.measured, "wedge": regions.wedge}
-    size = None if pair.voxel_size is None else min(pair.voxel_size)
-    return {name: fourier_shell_correlation(first, second, voxel_size=size, mask=mask) for name, mask in masks.items()}
 
 
 def filling(pair: TomogramPair, reconstruction: VolumeLike) -> str:

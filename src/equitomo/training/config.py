@@ -207,6 +207,38 @@ class PredictionSettings(_Settings):
 
 
 @dataclass(frozen=True)
+class JudgingSettings(_Settings):
+    """How a training is judged while it goes on.
+
+    Parameters
+    ----------
+    held_out
+        Voxels along y and x of a block of the first tomogram that is held out of the training, through its whole depth
+        and in a corner that depends on the seed; 0 for none. On it the result for each half is compared with the other
+        half, see :class:`equitomo.metrics.CrossHalfError`, and written to ``held_out.csv``.
+    judge_every
+        Steps between two such comparisons.
+    stop_when_stable
+        Stop as soon as neither the losses nor the error on the held-out block change any more, see
+        :func:`equitomo.training.stability.stable_since`. It needs ``held_out`` and the schedule ``"constant"``.
+    """
+
+    held_out: int = 0
+    judge_every: int = 100
+    stop_when_stable: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.held_out == 0 or self.held_out >= 8, "held_out", "0 or at least 8", self.held_out)
+        _require(self.judge_every >= 1, "judge_every", "at least 1", self.judge_every)
+        if self.stop_when_stable and not self.held_out:
+            raise ValueError(
+                "`stop_when_stable` looks at the error on a block that is held out of the training: pass `held_out`, "
+                "the side of this block in voxels"
+            )
+
+
+@dataclass(frozen=True)
 class RuntimeSettings(_Settings):
     """Settings that change memory, time and files, but the result only by rounding.
 
@@ -251,14 +283,20 @@ class RuntimeSettings(_Settings):
 
 @dataclass(frozen=True)
 class TrainingConfig(
-    RuntimeSettings, PredictionSettings, OptimiserSettings, CubeSettings, LossSettings, NetworkSettings
+    RuntimeSettings,
+    JudgingSettings,
+    PredictionSettings,
+    OptimiserSettings,
+    CubeSettings,
+    LossSettings,
+    NetworkSettings,
 ):
     """All settings of a training run; the defaults are those of the paper (:cite:t:`kishore2026icecream`).
 
     The settings are those of the groups that this class inherits from: :class:`NetworkSettings`,
-    :class:`LossSettings`, :class:`CubeSettings`, :class:`OptimiserSettings`, :class:`PredictionSettings` and
-    :class:`RuntimeSettings`. A function that needs one group takes an instance of that group, which every
-    configuration is.
+    :class:`LossSettings`, :class:`CubeSettings`, :class:`OptimiserSettings`, :class:`PredictionSettings`,
+    :class:`JudgingSettings` and :class:`RuntimeSettings`. A function that needs one group takes an instance of that
+    group, which every configuration is.
 
     Parameters
     ----------
@@ -286,6 +324,12 @@ class TrainingConfig(
                     f"`side` must be a multiple of {stride} for {self.levels} `levels`, got {side}: use {below} or "
                     f"{below + stride}"
                 )
+        if self.stop_when_stable and self.schedule != "constant":
+            raise ValueError(
+                f"`stop_when_stable` needs `schedule='constant'`: with {self.schedule!r} the learning rate falls until "
+                "the last step, so that every training becomes stable in the end, and one that is stopped before "
+                "has not had the low learning rates"
+            )
         smallest = min(self.cube_shape)
         _require(2 * self.margin < smallest, "margin", f"less than half of side {smallest}", self.margin)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -32,6 +33,7 @@ from equitomo.training.checkpoint import (
 from equitomo.training.config import TrainingConfig
 from equitomo.training.cubes import drawn_cubes, seen_tilts
 from equitomo.training.distributed import World, join
+from equitomo.training.judging import HeldOutJudge
 from equitomo.training.learner import Learner
 from equitomo.training.loss_table import LossTable
 from equitomo.training.memory import MemoryPlan, cubes_at_once
@@ -172,6 +174,8 @@ class Trainer:
             seed=config.seed,
             min_fraction=config.min_specimen,
             mixed_voxel_sizes=config.mixed_voxel_sizes,
+            held_out=config.held_out,
+            reach=method.cut_margin,
         )
         # The tilts of each tomogram: those of both halves, or of the one volume that the method sees.
         self._tilts = [seen_tilts(pair, method) for pair in self.dataset.pairs]
@@ -193,6 +197,10 @@ class Trainer:
         self._unwritten: list[list[float]] = []
         # The step sizes of all steps that are not written.
         self._rates: list[float] = []
+        # Whether nothing changed any more when that was last looked at, and the training is to stop then.
+        self._is_stable = False
+        if config.stop_when_stable and self.out is None:
+            raise ValueError("`stop_when_stable` looks at what a training has recorded: pass `out`, a folder")
         if resume and self.out is not None:
             self._resume(self.out)
         self._require_same_everywhere()
@@ -234,6 +242,8 @@ class Trainer:
                     self._read_losses()
                 if self.step % _WRITE_EVERY == 0:
                     self._write_losses()
+                if self._is_judged_now():
+                    self._judge_now()
                 if self._is_due() or self._is_over(until):
                     self.save()
                 self._show()
@@ -248,8 +258,8 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step is done."""
-        return self.steps is not None and self.step >= self.steps
+        """Whether the last step is done, or the training stopped because nothing changed any more."""
+        return self._is_stable or (self.steps is not None and self.step >= self.steps)
 
     @property
     def skipped(self) -> int:
@@ -329,11 +339,38 @@ class Trainer:
     def _table(self) -> LossTable | None:
         return None if self._folder is None else LossTable(self._folder, self.objective.names)
 
+    @cached_property
+    def judge(self) -> HeldOutJudge | None:
+        """What measures the error on the held-out block, if there is one and this process writes into a folder."""
+        if self._folder is None or self.dataset.held_out is None:
+            return None
+        return HeldOutJudge(
+            self.dataset.held_out, self.dataset.pairs[0].geometries, self._folder, tuple(self.objective.names)
+        )
+
+    def _is_judged_now(self) -> bool:
+        return self.out is not None and bool(self.config.held_out) and self.step % self.config.judge_every == 0
+
+    def _judge_now(self) -> None:
+        """Record the error on the held-out block, and find whether to stop."""
+        self._read_losses()
+        self._write_losses()
+        if self.judge is not None:
+            self.judge.record(self.step, self.network, self.config.precision)
+        self._look_whether_stable()
+
+    def _look_whether_stable(self) -> None:
+        """Find whether the training is to stop, from what is in its tables: a resumed run finds the same."""
+        if self.config.stop_when_stable:
+            found = self.judge is not None and self.judge.is_stable()
+            self._is_stable = bool(self.world.largest(int(found)))
+
     def _replace(self) -> None:
         """Remove the run that this one overwrites."""
         if self._replaces and self._folder is not None and self.step == 0:
             shutil.rmtree(self._folder / "checkpoints", ignore_errors=True)
-            (self._folder / "losses.csv").unlink(missing_ok=True)
+            for name in ("losses.csv", "held_out.csv"):
+                (self._folder / name).unlink(missing_ok=True)
         self._replaces = False
 
     def _stop_if_any(self, stop: Sequence[int]) -> None:
@@ -476,6 +513,10 @@ class Trainer:
         if (table := self._table) is not None:
             # A run that was killed before its first checkpoint has left losses too.
             table.forget_after(self.step)
+        if self.judge is not None:
+            self.judge.table.forget_after(self.step)
+        if self.step and self._is_judged_now():
+            self._look_whether_stable()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.config, self.geometries, self.fingerprint)

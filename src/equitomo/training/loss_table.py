@@ -1,4 +1,4 @@
-"""``losses.csv``: the losses of every step of a run."""
+"""Tables of numbers by step: ``losses.csv`` with those of every step of a run, and ``held_out.csv`` with some."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from equitomo.io import open_without_links, write_atomically
 from equitomo.training.checkpoint import CheckpointError
 
@@ -16,20 +19,23 @@ from equitomo.training.checkpoint import CheckpointError
 _NUMBER_BYTES = 25
 
 
-class LossTable:
-    """The file ``losses.csv`` in the folder of a run, with a column for each named loss."""
+class StepTable:
+    """A file of numbers with the steps of a run in its first column.
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._path = folder / "losses.csv"
-        self._columns = ["step", *names, "learning_rate", "skipped"]
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        The names of the columns after ``step``.
+    """
 
-    @staticmethod
-    def row_bytes(n_losses: int) -> int:
-        """Return about how many bytes a row takes."""
-        return _NUMBER_BYTES * (n_losses + 3)
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._path = path
+        self._columns = ["step", *columns]
 
     def append(self, rows: Sequence[Sequence[float]]) -> None:
-        """Add rows of step, losses, step size and whether the step was skipped."""
+        """Add rows of the step and the other columns."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = not self._path.exists()
         # A link that someone else put there is not followed. Path.open has no option for that.
@@ -42,8 +48,14 @@ class LossTable:
             file.flush()
             os.fsync(file.fileno())
 
-    def forget_after(self, step: int) -> None:
-        """Drop the rows that a resumed run will write again; refuse a foreign file, and warn if rows are missing."""
+    def read(self) -> dict[str, NDArray[np.float64]]:
+        """Return the columns by name, empty if there is no file."""
+        lines = self._path.read_text().splitlines()[1:] if self._path.exists() else []
+        rows = np.array([line.split(",") for line in lines], np.float64).reshape(-1, len(self._columns))
+        return dict(zip(self._columns, rows.T, strict=True))
+
+    def forget_after(self, step: int) -> int:
+        """Drop the rows that a resumed run will write again, refuse a foreign file, and return how many are left."""
         there = self._path.exists()
         header, *lines = self._path.read_bytes().splitlines(keepends=True) if there else [self._header()]
         try:
@@ -52,16 +64,47 @@ class LossTable:
             kept = None
         if kept is None or (kept and header != self._header()):
             raise CheckpointError(f"{self._path} holds rows that this program did not write: move it away")
-        if len(kept) < step:
-            warnings.warn(
-                f"{self._path} has rows for {len(kept)} of the {step} steps so far: the losses of the others are lost, "
-                "and the run continues",
-                stacklevel=2,
-            )
         if there:
             write_atomically(self._path, b"".join([header, *kept]), overwrite=True)
+        return len(kept)
 
     def _header(self) -> bytes:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(self._columns)
         return text.getvalue().encode()
+
+
+class LossTable(StepTable):
+    """The file ``losses.csv`` in the folder of a run, with a column for each named loss and a row for each step."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        super().__init__(folder / "losses.csv", [*names, "learning_rate", "skipped"])
+        self._names = names
+
+    @staticmethod
+    def row_bytes(n_losses: int) -> int:
+        """Return about how many bytes a row takes."""
+        return _NUMBER_BYTES * (n_losses + 3)
+
+    def losses(self) -> dict[str, NDArray[np.float64]]:
+        """Return the steps and the losses by name."""
+        columns = self.read()
+        return {name: columns[name] for name in ("step", *self._names)}
+
+    def forget_after(self, step: int) -> int:
+        """Drop the rows that a resumed run will write again, and warn if rows before these are missing."""
+        n_left = super().forget_after(step)
+        if n_left < step:
+            warnings.warn(
+                f"{self._path} has rows for {n_left} of the {step} steps so far: the losses of the others are lost, "
+                "and the run continues",
+                stacklevel=2,
+            )
+        return n_left
+
+
+class HeldOutTable(StepTable):
+    """The file ``held_out.csv`` in the folder of a run, with errors on the held-out block after some of the steps."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "held_out.csv", ["network", "gaussian", "sigma", "nothing"])

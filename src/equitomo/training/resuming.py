@@ -12,7 +12,8 @@ from equitomo.training.config import PredictionSettings, RuntimeSettings, Traini
 from equitomo.training.fingerprint import differences
 
 # Settings that a resumed run may change without becoming another run; with conditions "steps" and "minutes" too.
-_FREE = {field.name for group in (RuntimeSettings, PredictionSettings) for field in fields(group)} | {"steps"}
+_FREE = {field.name for group in (RuntimeSettings, PredictionSettings) for field in fields(group)}
+_FREE |= {"steps", "stop_when_stable"}
 
 
 def require_same_run(
