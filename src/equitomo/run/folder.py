@@ -21,7 +21,10 @@ from equitomo.training.distributed import join
 MANIFEST = "manifest.json"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
-FINISHED = ("refined.mrc", "deconvolved.mrc")
+FINISHED = (
+    *("refined.mrc", "deconvolved.mrc"),
+    *("measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc"),
+)
 RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png")
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", *RESULTS, MANIFEST)
 
