@@ -20,7 +20,7 @@ LAYERS = (
     ("fourier", "tiling", "volumes", "precision", "resources"),
     ("geometry",),
     ("physics", "transform", "models", "symmetry"),
-    ("loss", "datasets", "inference", "metrics", "simulate", "solvers < refinement", "filled"),
+    ("loss", "datasets", "inference", "metrics", "simulate", "solvers < refinement", "filled", "spots"),
     ("diagnosis", "training < methods"),
     ("report",),
     ("run",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 from commanding import TINY, files_in, run, write
@@ -11,9 +13,11 @@ from equitomo import Run, TomogramPair, read_volume, resources
 from equitomo.filled import full_wedge_mask, measured_part
 from equitomo.run import Prediction, ReconstructionSettings
 from equitomo.run.splitting import Split
+from equitomo.spots import filled_spots
 
 TILES = ["--tile", "16", "--tile-margin", "0"]
 PARTS = {"measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc"}
+SPOTS = {"filled_spots.csv", "filled_spots.png"}
 RANGE = (-50.0, 60.0)
 
 
@@ -33,7 +37,7 @@ def folder(halves, tmp_path_factory):
 
 
 def test_the_parts_of_the_result_add_up_to_it_and_the_filled_part_shows_in_no_projection(folder):
-    assert files_in(folder) >= PARTS
+    assert files_in(folder) >= PARTS | SPOTS
     f, measured, filled = (
         np.array(read_volume(folder / name).data) for name in ("reconstruction.mrc", "measured.mrc", "filled.mrc")
     )
@@ -66,13 +70,21 @@ def test_headers_say_that_the_wedge_was_filled_and_by_what(folder):
     assert "zero frequency in the first voxel" in labels["wedge_mask.mrc"][-1]
 
 
+def test_the_spots_are_those_of_the_result_and_are_drawn(folder):
+    f, measured = (read_volume(folder / name) for name in ("reconstruction.mrc", "measured.mrc"))
+    with (folder / "filled_spots.csv").open() as file:
+        listed = [tuple(int(row[name]) for name in "zyx") for row in csv.DictReader(file)]
+    assert listed == [spot.position for spot in filled_spots(f, measured, RANGE)]
+    assert (folder / "filled_spots.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_predict_names_the_parts_after_its_result_and_lists_them(folder, halves, tmp_path, capsys):
     out = tmp_path / "a.mrc"
     given = ["predict", *halves, "--run", folder, "--out", out, *TILES, "--device", "cpu", "--split-result"]
     assert run(*given, "--dtype", "float16") == 0
-    assert files_in(tmp_path) == {"a.mrc", *(f"a_{name}" for name in PARTS)}
+    assert files_in(tmp_path) == {"a.mrc", *(f"a_{name}" for name in PARTS | SPOTS)}
     printed = capsys.readouterr().out
-    assert all(f"Wrote {tmp_path}/a_{name}" in printed for name in PARTS)
+    assert all(f"Wrote {tmp_path}/a_{name}" in printed for name in PARTS | SPOTS)
     assert read_volume(tmp_path / "a_measured.mrc").dtype == np.float16
     assert run(*given) == 2
     assert "exists" in capsys.readouterr().err
@@ -82,7 +94,7 @@ def test_a_new_result_leaves_no_parts_of_an_old_one(folder, halves, tmp_path):
     copied = tmp_path / "run"
     assert run("reconstruct", *halves, "--tilts=-50,60", "--out", copied, *TINY, *TILES, "--split-result") == 0
     assert run("reconstruct", *halves, "--tilts=-50,60", "--out", copied, *TINY, *TILES, "--resume") == 0
-    assert not files_in(copied) & PARTS
+    assert not files_in(copied) & (PARTS | SPOTS)
 
 
 def test_no_part_replaces_an_input(folder, halves, tmp_path, capsys):

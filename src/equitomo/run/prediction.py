@@ -20,7 +20,7 @@ from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
 from equitomo.run.refinement import Refinement
 from equitomo.run.settings import ReconstructionSettings
-from equitomo.run.splitting import PARTS, Split
+from equitomo.run.splitting import PARTS, SPOTS, Split
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
 from equitomo.training.method import Operator
@@ -206,7 +206,7 @@ def finishes(pair: TomogramPair, out: Path, settings: ReconstructionSettings, *,
 def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
     """Return the files that a prediction writes."""
     wanted = {"refined": settings.refine != "none", "deconvolved": settings.deconvolve != "none"}
-    wanted |= dict.fromkeys(PARTS, settings.split_result)
+    wanted |= dict.fromkeys((*PARTS, *SPOTS), settings.split_result)
     return [out, *(named_beside(out, word) for word, is_wanted in wanted.items() if is_wanted)]
 
 

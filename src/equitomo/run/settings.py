@@ -198,8 +198,9 @@ class ReconstructionSettings:
         Between 0 and 1.
     split_result
         Also write the measured part of the result (measured.mrc or NAME_measured), the part that was filled into the
-        wedge (filled), the result with the input in its measured part (data_consistent), and the mask of the measured
-        Fourier coefficients (wedge_mask).
+        wedge (filled), the result with the input in its measured part (data_consistent), the mask of the measured
+        Fourier coefficients (wedge_mask), and a table and a picture of spots that only the filled part shows
+        (filled_spots).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The measured and the filled part of a prediction, written beside it under names and labels of their own."""
+"""The measured and the filled part of a prediction and the spots of the latter, written beside it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from equitomo.filled import data_consistent, full_wedge_mask, measured_operator,
 from equitomo.geometry import Geometry
 from equitomo.io import Volume, bytes_to_create, creating_volume, read_volume, release, require_writable
 from equitomo.physics.streamed import streaming_needs
+from equitomo.report import draw_spots
 from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.run.summary import MeanOfHalves
+from equitomo.spots import bytes_to_find_spots, filled_spots, write_spots
+from equitomo.volumes import VolumeLike
 
-# The files and what their headers say of them.
+# The volumes and what their headers say of them, and the names of a table and a picture of spots.
 PARTS = {
     "measured": "equitomo: measured part of the result, the wedge is empty again",
     "filled": "equitomo: filled part of the result, inferred and not measured",
     "data_consistent": "equitomo: measured part of the input, wedge filled by a network",
     "wedge_mask": "equitomo: 1 where measured, zero frequency in the first voxel",
 }
+SPOTS = ("filled_spots.csv", "filled_spots.png")
 
 
 class Split:
@@ -63,12 +67,13 @@ class Split:
     def __init__(
         self, pair: TomogramPair, out: Path, geometry: Geometry, settings: ReconstructionSettings, *, overwrite: bool
     ) -> None:
-        self._paths = {word: named_beside(out, word) for word in PARTS}
+        self._paths = {word: named_beside(out, word) for word in (*PARTS, *SPOTS)}
         self.paths = list(self._paths.values())
         self._pair, self._source, self._geometry = pair, out, geometry
         self._settings, self._overwrite = settings, overwrite
         each = bytes_to_create(out, pair.shape, settings.dtype)
         memory, scratch = streaming_needs(measured_operator(geometry), pair.shape)
+        memory = max(memory, bytes_to_find_spots(pair.shape))
         self.n_bytes = each * len(PARTS)
         for path in self.paths:
             require_writable(path, overwrite=overwrite, n_bytes=self.n_bytes + scratch)
@@ -83,10 +88,19 @@ class Split:
                 for place, block in result.slabs():
                     filled[place] = np.subtract(block, measured[place], dtype=np.float32)
                     release(measured, filled)
+                self._list_spots(result, measured, filled)
         with self._creating("data_consistent", result) as both:
             data_consistent(result, MeanOfHalves(self._pair), self._geometry, out=both, scratch=folder)
         with self._creating("wedge_mask", None) as mask:
             full_wedge_mask(result.shape, self._geometry, out=mask)
+
+    def _list_spots(self, result: Volume, measured: NDArray[Any], filled: NDArray[Any]) -> None:
+        """Write a table and a picture of the spots that the measured part does not show."""
+        spots = filled_spots(result, measured, self._geometry)
+        table, picture = (self._paths[name] for name in SPOTS)
+        write_spots(table, spots, voxel_size=self._pair.voxel_size, overwrite=self._overwrite)
+        volumes: dict[str, VolumeLike] = {"result": result, "measured part": measured, "filled part": filled}
+        draw_spots(picture, spots, volumes, geometry=self._geometry)
 
     @contextmanager
     def _creating(self, word: str, like: Volume | None) -> Iterator[NDArray[Any]]:
