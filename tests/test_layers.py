@@ -21,7 +21,7 @@ LAYERS = (
     ("geometry",),
     ("physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate", "solvers < refinement", "filled", "spots"),
-    ("diagnosis", "training < methods"),
+    ("diagnosis", "training < methods < uncertainty"),
     ("report",),
     ("run",),
     ("cli < __main__",),
