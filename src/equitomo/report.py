@@ -18,6 +18,7 @@ from equitomo.fourier import cosine_edges
 from equitomo.geometry import Geometry, TiltAxes, TiltGeometry
 from equitomo.io import atomic_file, release
 from equitomo.metrics import FourierShellCorrelation, HeldOutCorrelation
+from equitomo.spots import FilledSpot
 from equitomo.volumes import VolumeLike, Voxels, as_voxels
 
 if TYPE_CHECKING:
@@ -117,6 +118,54 @@ def draw_halves(
         row[0].set_ylabel(name, fontsize=11)
         _show_spectrum(row[3], spectrum, geometry.axes, [geometry], (low, high))
     figure.suptitle(title)
+    return _save(figure, path)
+
+
+def draw_spots(
+    path: str | Path,
+    spots: Sequence[FilledSpot],
+    volumes: Mapping[str, VolumeLike],
+    *,
+    geometry: Geometry,
+    most: int = 6,
+    side: int = 64,
+) -> Path:
+    """Draw the surroundings of spots across the tilt axis, in several volumes with one grey scale.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    spots
+        The spots, of which the first ``most`` are drawn.
+    volumes
+        Titles and volumes ``(z, y, x)`` of one shape, such as a reconstruction and its two parts.
+    geometry
+        The tilts; of a dual-axis geometry the planes are across the first tilt axis.
+    most
+        Spots that are drawn at most.
+    side
+        Voxels along the sides of a picture at most.
+    """
+    shown, along = spots[:most], geometry.parts[0].axes.along + 3
+    figure, grid = _figure(max(len(shown), 1), len(volumes))
+    for row, spot in zip(grid, shown, strict=False):
+        place: list[Any] = [slice(max(n - side // 2, 0), n + side // 2) for n in spot.position]
+        place[along] = spot.position[along]
+        down, across = (n - cut.start for n, cut in zip(spot.position, place, strict=True) if isinstance(cut, slice))
+        planes = [np.array(as_voxels(volume)[tuple(place)], np.float32) for volume in volumes.values()]
+        # Parts of a volume lack its mean: each is shown about its own middle, all with the range of the first.
+        reach = float(np.ptp(np.percentile(planes[0], [0.5, 99.5]))) / 2 or 1.0
+        for axes, plane in zip(row, planes, strict=True):
+            middle = float(np.median(plane))
+            axes.imshow(plane, cmap="gray", vmin=middle - reach, vmax=middle + reach, interpolation="nearest")
+            axes.plot(across, down, "o", markersize=16, markerfacecolor="none", markeredgecolor="tab:orange")
+        z, y, x = spot.position
+        row[0].set_ylabel(f"z {z}, y {y}, x {x}")
+    for axes, title in zip(grid[0], volumes, strict=True):
+        axes.set_title(title, fontsize=10)
+    if not shown:
+        figure.suptitle("no spot is shown by the filled part alone")
     return _save(figure, path)
 
 

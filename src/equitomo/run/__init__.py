@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from equitomo.run.halves.making import Halves, HalvesOutcome, make_halves
     from equitomo.run.independent import independent_settings
     from equitomo.run.many import Outcome, TablePrediction
-    from equitomo.run.prediction import Plan
     from equitomo.run.places import SecondNetwork
+    from equitomo.run.prediction import Plan
     from equitomo.run.preview import Preview
     from equitomo.run.run import Run
     from equitomo.run.settings import (

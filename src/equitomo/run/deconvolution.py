@@ -37,6 +37,8 @@ class Deconvolution:
     ----------
     path : Path
         The file to write.
+    n_bytes : int
+        The room that it takes.
 
     Raises
     ------
@@ -62,8 +64,8 @@ class Deconvolution:
             self._ctf.radial(2)
         except ImportError as error:
             raise ValueError(str(error)) from error
-        n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
-        require_writable(self.path, overwrite=overwrite, n_bytes=n_bytes)
+        self.n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
+        require_writable(self.path, overwrite=overwrite, n_bytes=self.n_bytes)
         require_memory(
             _BYTES_PER_VOXEL * math.prod(pair.shape),
             f"{self.path}: deconvolution",

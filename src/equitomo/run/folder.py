@@ -21,8 +21,11 @@ from equitomo.training.distributed import join
 MANIFEST = "manifest.json"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
-FINISHED = ("refined.mrc", "deconvolved.mrc")
 WEDGE_TEST = "wedge_test.json"
+FINISHED = (
+    *("refined.mrc", "deconvolved.mrc"),
+    *("measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc", "filled_spots.csv", "filled_spots.png"),
+)
 RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST)
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "held_out.csv", *RESULTS, MANIFEST)
 
@@ -228,5 +231,9 @@ def _size(path: Path) -> int:
 
 
 def named_beside(out: Path, word: str) -> Path:
-    """Return the file for what is made of a prediction: ``WORD.mrc`` in a run, and else its name with a suffix."""
-    return out.with_name(f"{word}.mrc" if out.name == RESULTS[0] else f"{out.stem}_{word}{out.suffix}")
+    """Return the file for what is made of a prediction: ``WORD.mrc`` in a run, and else its name with a suffix.
+
+    A word with a suffix of its own, as that of a table, keeps it.
+    """
+    name = word if "." in word else f"{word}{out.suffix}"
+    return out.with_name(name if out.name == RESULTS[0] else f"{out.stem}_{name}")

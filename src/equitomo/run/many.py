@@ -107,8 +107,8 @@ class TablePrediction:
     ) -> None:
         if files.table is None:
             raise ValueError("these are the files of one tomogram: give a `table` of many")
-        for name in ("refine", "deconvolve"):
-            if getattr(settings, name) != "none":
+        for name in ("refine", "deconvolve", "split_result"):
+            if getattr(settings, name) not in ("none", False):
                 raise ValueError(f"`{name}` is for one tomogram: predict those of a `table` one by one for it")
         number, count = _part(files.part or "1/1")
         tomograms, folder = tomograms_of(files, need_second=False), valid_path(folder)
@@ -180,7 +180,7 @@ class TablePrediction:
 
     def _recorded_settings(self) -> dict[str, Any]:
         """Return the settings on which a result depends; the device changes it by no more than rounding."""
-        # Results of a table are neither refined nor deconvolved, and those of earlier versions know no such settings.
+        # Nothing follows the results of a table, and those of earlier versions know no such settings.
         tiles = {name: value for name, value in asdict(self.settings).items() if name not in FINISHING_SETTINGS}
         if self.settings.tile_margin != "auto":
             del tiles["margin_tolerance"]

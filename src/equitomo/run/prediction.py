@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
 from equitomo.run.refinement import Refinement
 from equitomo.run.settings import ReconstructionSettings
+from equitomo.run.splitting import PARTS, SPOTS, Split
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
 from equitomo.training.method import Operator
@@ -113,7 +114,7 @@ class Plan:
     ----------
     needs : Footprint
         The memory and the disk that the prediction takes.
-    finishes : list of Refinement or Deconvolution
+    finishes : list of Finish
         What follows the prediction, if the settings ask for it.
 
     Raises
@@ -170,22 +171,43 @@ class Plan:
         return self.out
 
 
-def finishes(
-    pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool
-) -> list[Refinement | Deconvolution]:
+class Finish(Protocol):
+    """Work on the file of a prediction, for which inputs, memory and disk are checked before the prediction.
+
+    Attributes
+    ----------
+    n_bytes : int
+        The room that its files take.
+    """
+
+    n_bytes: int
+
+    def write(self) -> object:
+        """Write the files."""
+
+
+def finishes(pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool) -> list[Finish]:
     """Return what the settings ask for after a prediction, checked before it."""
-    found: list[Refinement | Deconvolution] = []
+    found: list[Finish] = []
     if settings.refine != "none":
         found.append(Refinement(pair, out, settings, overwrite=overwrite))
     if settings.deconvolve != "none":
         found.append(Deconvolution(pair, out, settings, overwrite=overwrite))
+    if settings.split_result:
+        if len(set(pair.geometries)) > 1 and not _nearly_agree(pair):
+            raise ValueError(
+                f"{pair.name}: the halves have different tilts, and `split_result` needs those of one volume: predict "
+                "each half alone"
+            )
+        found.append(Split(pair, out, common_geometry(pair), settings, overwrite=overwrite))
     return found
 
 
 def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
     """Return the files that a prediction writes."""
-    wanted = {"refined": settings.refine, "deconvolved": settings.deconvolve}
-    return [out, *(named_beside(out, word) for word, setting in wanted.items() if setting != "none")]
+    wanted = {"refined": settings.refine != "none", "deconvolved": settings.deconvolve != "none"}
+    wanted |= dict.fromkeys((*PARTS, *SPOTS), settings.split_result)
+    return [out, *(named_beside(out, word) for word, is_wanted in wanted.items() if is_wanted)]
 
 
 def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.device]:

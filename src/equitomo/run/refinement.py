@@ -33,6 +33,8 @@ class Refinement:
     ----------
     path : Path
         The file to write.
+    n_bytes : int
+        The room that it takes.
 
     Raises
     ------
@@ -46,8 +48,8 @@ class Refinement:
         self.path = named_beside(out, "refined")
         self._settings, self._overwrite, self._pair, self._source = settings, overwrite, pair, out
         self._measurement = _measurement(pair, settings)
-        n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
-        require_writable(self.path, overwrite=overwrite, n_bytes=n_bytes)
+        self.n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
+        require_writable(self.path, overwrite=overwrite, n_bytes=self.n_bytes)
         require_memory(
             bytes_to_refine(pair.shape, self._measurement),
             f"{self.path}: refinement",

@@ -432,7 +432,7 @@ class Run:
         """
         require_one_wedge(pair, self.config_with(settings))
         predictor = self.predictor(common_geometry(pair), settings, devices=devices, pair=pair)
-        return Plan(pair, out, predictor, settings, overwrite=overwrite)
+        return Plan(pair, out, predictor, settings, overwrite=overwrite, label=self._label)
 
     def predict(
         self,
@@ -501,9 +501,9 @@ class Run:
         predictor = self.predictor(common_geometry(pair), settings, devices=[self.trainer.device])
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
-        # The room for refined and deconvolved volumes is counted with the rest.
+        # The room for what follows the prediction is counted with the rest.
         following = finishes(pair, self.path / _RECONSTRUCTION, settings, overwrite=True)
-        n_bytes += len(following) * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
+        n_bytes += sum(finish.n_bytes for finish in following)
         assert self._training is not None
         self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)
 
@@ -550,6 +550,12 @@ class Run:
             plan.write(progress)
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
         return out
+
+    @property
+    def _label(self) -> str:
+        """What the header of a prediction says: that the wedge was filled, and by what."""
+        what = "denoised" if self.config.method == "noise2noise" else "wedge filled"
+        return f"equitomo: {what} by a network, {self.config.method}, {self.step} steps"
 
     def _pair(self) -> TomogramPair:
         """Return the only tomogram."""

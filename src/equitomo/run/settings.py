@@ -160,6 +160,7 @@ FINISHING_SETTINGS = {
     *("refine", "projections", "positive", "refine_iterations"),
     *("deconvolve", "defocus", "phase_flipped", "deconvolution_strength", "deconvolution_falloff"),
     *("voltage", "spherical_aberration", "amplitude_contrast"),
+    "split_result",
 }
 
 
@@ -210,6 +211,11 @@ class ReconstructionSettings:
         In millimetres.
     amplitude_contrast
         Between 0 and 1.
+    split_result
+        Also write the measured part of the result (measured.mrc or NAME_measured), the part that was filled into the
+        wedge (filled), the result with the input in its measured part (data_consistent), the mask of the measured
+        Fourier coefficients (wedge_mask), and a table and a picture of spots that only the filled part shows
+        (filled_spots).
 
     Raises
     ------
@@ -236,6 +242,7 @@ class ReconstructionSettings:
     voltage: float = 300.0
     spherical_aberration: float = 2.7
     amplitude_contrast: float = 0.07
+    split_result: bool = False
 
     def __post_init__(self) -> None:
         if self.refine_iterations < 0:
