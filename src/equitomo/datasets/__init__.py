@@ -1,5 +1,6 @@
 """Tomograms as data: pairs of halves, the cubes cut from them, and masks of the specimen."""
 
+from equitomo.datasets.contrast import Contrast, is_dark
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, require_one_voxel_size
 from equitomo.datasets.halves import require_one_grid
 from equitomo.datasets.intensities import IntensityScale, Normalization, require_usable
@@ -18,6 +19,7 @@ from equitomo.datasets.statistics import (
 from equitomo.datasets.tilt_series import TiltSeries
 
 __all__ = [
+    "Contrast",
     "Cubes",
     "HalfStatistics",
     "IntensityScale",
@@ -30,6 +32,7 @@ __all__ = [
     "clipped",
     "cubes_of",
     "has_zero_background",
+    "is_dark",
     "paired",
     "read_geometry",
     "register",
