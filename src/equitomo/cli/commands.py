@@ -25,6 +25,7 @@ from equitomo.geometry import TiltGeometry
 from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
 from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Preview, Run, TablePrediction, check_training
+from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import RUN_FILES, RunFolder
 from equitomo.run.interruption import interruptible
@@ -79,6 +80,9 @@ class Call:
         )
         if command.folder.resume and not run.step:
             print(f"{folder.path} has no checkpoint yet: the run begins at step 0")
+        was_chosen = command.folder.init is not None or command.folder.resume
+        for note in run.notes + ([] if was_chosen else why_from_scratch(command.config)):
+            print(with_options(note, self.names))
         return run
 
 

@@ -147,6 +147,8 @@ class TomogramPair:
         self._fills: tuple[float | None, ...] | None = None
         self._scale: IntensityScale | None = None
         self.is_inverted = False
+        # Whether the specimen is darker than its background; None before that was asked.
+        self._is_dark: bool | None = None
         self._volumes: Tensor | None = None
         self._mask: Tensor | None = None
         self.mask_is_given = mask is not None and not isinstance(mask, str)
@@ -330,7 +332,9 @@ class TomogramPair:
         """
         if contrast not in ("given", "bright", "inverted"):
             raise ValueError(f"`contrast` is 'given', 'bright' or 'inverted', got {contrast!r}")
-        is_inverted = contrast == "inverted" or (contrast == "bright" and is_dark(*self._given))
+        if contrast == "bright" and self._is_dark is None:
+            self._is_dark = is_dark(*self._given)
+        is_inverted = contrast == "inverted" or (contrast == "bright" and bool(self._is_dark))
         if is_inverted == self.is_inverted:
             return self
         other = copy.copy(self)

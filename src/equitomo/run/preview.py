@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from equitomo.datasets import TomogramPair
+from equitomo.run.initial import shipped_network
 from equitomo.run.prediction import Plan, predictor_for, require_one_wedge
 from equitomo.run.settings import ReconstructionSettings
-from equitomo.training import TrainingConfig, load_network
+from equitomo.training import TrainingConfig
 
 PREVIEW_LABEL = "equitomo preview: prior learned on simulations, not trained on this data"
 
@@ -55,7 +56,7 @@ class Preview:
         require_one_wedge(pair, config)
         pair = pair.with_contrast("bright")
         self.is_dark = pair.is_inverted
-        predictor = predictor_for(load_network("cryo").eval(), pair.geometry, settings, config)
+        predictor = predictor_for(shipped_network("cryo", [pair]).eval(), pair.geometry, settings, config)
         self.plan = Plan(pair, out, predictor, settings, overwrite=overwrite, label=PREVIEW_LABEL)
 
     def write(self) -> Path:
