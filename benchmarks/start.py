@@ -4,8 +4,9 @@ Each SET is a folder as for ``benchmarks.quality``. All combinations of sets, se
 warm-ups are trained with the preset and scored: the correlation with the truth overall, in the measured part and in the
 missing wedge, with gold beads masked. A line of JSON is added to FILE for each, and combinations that FILE holds are
 skipped, so that a study which was stopped continues. Beside the trainings stands the prediction of the network without
-any training, as 0 steps. Markdown tables are printed at the end, from all that FILE holds: each training, and the means
-over sets and seeds with the spread over seeds. One thread is used.
+any training, as 0 steps. Markdown tables are printed at the end, from all that FILE holds: each training, with how far
+it moved the weights relative to their size, and the means over sets and seeds with the spread over seeds. One thread is
+used.
 
 ``python -m benchmarks.start ../shared/data/cryo_* --out start.jsonl --steps 100 200 --rates 2e-3 5e-4 --seeds 0 1``
 """
@@ -93,7 +94,7 @@ def trained(case: Case, scorer: Scorer, preset: Any, changes: dict[str, Any]) ->
     config = TrainingConfig.preset(preset, **changes)
     # The network that comes with the package knows bright specimens.
     pair = scorer.pair if network is None else scorer.pair.with_contrast("bright")
-    seconds = 0.0
+    seconds, moved = 0.0, 0.0
     if case.steps:
         settings = {"steps": case.steps, "learning_rate": case.rate, "warmup": case.warmup, "seed": case.seed}
         config = dataclasses.replace(config, optimizer=case.optimizer, **settings)
@@ -101,11 +102,20 @@ def trained(case: Case, scorer: Scorer, preset: Any, changes: dict[str, Any]) ->
         start = time.process_time()
         trainer.train()
         seconds = time.process_time() - start
-        network = trainer.network
+        begun, network = network, trainer.network
+        moved = _relative_change(begun, network)
     assert network is not None
     predictor = predictor_for(network.eval(), pair.geometry, ReconstructionSettings(), config)
     scores = scorer.values(pair.restore(predictor(*pair.volumes)).numpy())
-    return dict(zip(REGIONS, scores, strict=True)) | {"seconds": round(seconds, 1)}
+    return dict(zip(REGIONS, scores, strict=True)) | {"seconds": round(seconds, 1), "moved": moved}
+
+
+def _relative_change(before: nn.Module | None, after: nn.Module) -> float | None:
+    """Return how far the weights moved, relative to their size at the start; ``None`` for a start from scratch."""
+    if before is None:
+        return None
+    first, last = (torch.nn.utils.parameters_to_vector(network.parameters()) for network in (before, after))
+    return round(float((last - first).norm() / first.norm()), 4)
 
 
 def read(path: Path) -> Iterator[tuple[Case, dict[str, float]]]:
@@ -118,11 +128,12 @@ def read(path: Path) -> Iterator[tuple[Case, dict[str, float]]]:
 
 def table(results: Sequence[tuple[Case, dict[str, float]]]) -> Iterator[str]:
     """Yield the lines of the tables."""
-    yield "| set | start | steps | step size | warm-up | optimiser | seed | overall / measured / wedge | seconds |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| set | start | steps | step size | warm-up | optimiser | seed | all / measured / wedge | moved | seconds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for case, values in sorted(results, key=lambda result: dataclasses.astuple(result[0])):
         setting = f"{case.start} | {case.steps} | {case.rate:g} | {case.warmup} | {case.optimizer}"
-        yield f"| {case.set} | {setting} | {case.seed} | {_shown(values)} | {values['seconds']:.0f} |"
+        moved = "" if values.get("moved") is None else f"{values['moved']:.3f}"
+        yield f"| {case.set} | {setting} | {case.seed} | {_shown(values)} | {moved} | {values['seconds']:.0f} |"
     yield ""
     yield "| start | steps | step size | warm-up | optimiser | trainings | mean | spread over seeds |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from making import noisy_halves
 
 from equitomo import TomogramPair, TrainingConfig, load_network, read_volume
 from equitomo.cli.parsing import parse
-from equitomo.run import Run
+from equitomo.run import Prediction, Run
 from equitomo.run.initial import shipped_network
 from equitomo.training.checkpoint import load_checkpoint
 
@@ -22,6 +24,7 @@ GIVEN = ["train", "a.mrc", "b.mrc", "--out", "run"]
 # A training with the network of the package that takes little time.
 QUICK = ["--preset", "tiny", "--side", "16", "--batch", "1", "--margin", "4", "--precision", "float32"]
 QUICK += ["--device", "cpu", "--preview-every", "0"]
+TILES = ["--tile", "24", "--tile-margin", "8"]
 SETTINGS = {"side": 16, "batch": 1, "margin": 4, "precision": "float32", "device": "cpu", "preview_every": 0}
 
 
@@ -83,6 +86,14 @@ def test_a_start_changes_the_steps_of_a_preset_and_what_is_given_changes_them_ag
     for words in (["--init", "none"], ["--init", "another"]):
         assert parse([*GIVEN, "--preset", preset, *words]).config == scratch
     assert parse([*GIVEN, "--preset", preset, "--steps", "7", "--warmup", "3"]).config.steps == 7
+
+
+@pytest.mark.parametrize("preset", ["fast", "tiny"])
+def test_the_guide_states_the_steps_of_the_presets(preset):
+    guide = (Path(__file__).resolve().parents[1] / "docs" / "guide.md").read_text()
+    stated = re.search(rf"^\| `{preset}` \|.* ([\d,]+), or ([\d,]+) with `--init none` \|", guide, re.MULTILINE)
+    steps = [f"{TrainingConfig.preset(preset, start=start).steps:,}" for start in ("cryo", None)]
+    assert list(stated.groups()) == steps
 
 
 def test_a_configuration_file_chooses_as_the_command_line_does(tmp_path):
@@ -163,17 +174,7 @@ def test_the_network_is_turned_for_tilts_about_x(tmp_path):
 def test_training_on_inverted_halves_gives_the_same_weights_and_the_inverted_result(tmp_path, capsys):
     results = []
     for name, sign in (("bright", 1), ("dark", -1)):
-        words = [
-            *written(tmp_path, name, sign),
-            "--steps",
-            "3",
-            "--tilts=-60,60",
-            *QUICK,
-            "--tile",
-            "24",
-            "--tile-margin",
-            "8",
-        ]
+        words = [*written(tmp_path, name, sign), "--steps", "3", "--tilts=-60,60", *QUICK, *TILES]
         assert run("reconstruct", *words, "--out", tmp_path / name) == 0
         results.append(np.array(read_volume(tmp_path / name / "reconstruction.mrc").data))
         assert ("darker than the background" in capsys.readouterr().out) == (sign < 0)
@@ -193,24 +194,24 @@ def test_each_tomogram_of_a_table_and_of_a_prediction_has_a_contrast_of_its_own(
     found = []
     for name, paths in named.items():
         out = tmp_path / f"{name}.mrc"
-        assert (
-            run(
-                "predict",
-                *paths,
-                "--tilts=-60,60",
-                "--run",
-                tmp_path / "run",
-                "--out",
-                out,
-                "--tile",
-                "24",
-                "--tile-margin",
-                "8",
-            )
-            == 0
-        )
+        words = [*paths, "--tilts=-60,60", "--run", tmp_path / "run", "--out", out, *TILES]
+        assert run("predict", *words) == 0
+        assert ("is inverted for the network" in "".join(capsys.readouterr())) == (name == "dark")
         found.append(np.array(read_volume(out).data))
     assert np.array_equal(found[1], -found[0])
+
+
+def test_a_script_predicts_in_the_contrast_that_the_network_knows(tmp_path):
+    both = [[sign * half for half in halves()] for sign in (1, -1)]
+    bright, dark = (TomogramPair(*one, (-60.0, 60.0), voxel_size=10.0) for one in both)
+    config = TrainingConfig.preset("tiny", **SETTINGS, steps=1)
+    begun = Run.create(tmp_path / "run", bright, config, init="cryo").train()
+    tiles = Prediction(tile=24, tile_margin=8)
+    for one in (begun, Run.open(tmp_path / "run")):
+        pairs = {"bright.mrc": bright, "dark.mrc": dark}
+        paths = [one.predict(pair, tmp_path / name, tiles, overwrite=True) for name, pair in pairs.items()]
+        found = [np.array(read_volume(path).data) for path in paths]
+        assert np.array_equal(found[1], -found[0])
 
 
 def test_the_contrast_of_a_run_holds_for_a_training_that_starts_from_it(tmp_path):

@@ -251,8 +251,7 @@ def _(command: options.Preview, call: Call) -> Job:
     preview = Preview(pair, result.out, command.prediction, overwrite=result.overwrite)
 
     def job() -> None:
-        if preview.is_dark:
-            print("The specimen is darker than its background: it is inverted for the network, and the result back")
+        _announce(preview.plan)
         print(f"Wrote {preview.write()}")
         print(
             "This preview comes from a prior learned on simulations, not from training on this data, which is better: "
@@ -331,7 +330,9 @@ def _tomograms(command: options.Looking) -> list[Tomogram]:
 
 
 def _announce(plan: Plan) -> None:
-    """Print the margin that was measured, if it was."""
+    """Print whether the tomogram is inverted for the network, and the margin that was measured, if it was."""
+    if plan.pair.is_inverted:
+        tqdm.write(f"{plan.pair.name} is inverted for the network, which knows bright specimens, and the result back")
     tolerance, margin = plan.settings.margin_tolerance, plan.predictor.layout.margin
     if plan.settings.tile_margin == "auto":
         label = plan.pair.labels[0]

@@ -34,8 +34,8 @@ class Preview:
 
     Attributes
     ----------
-    is_dark : bool
-        Whether the specimen was found to be darker than its background.
+    plan : Plan
+        The prediction, with the tomogram in the contrast that the network knows.
 
     Raises
     ------
@@ -55,7 +55,6 @@ class Preview:
         config = TrainingConfig.preset("fast")
         require_one_wedge(pair, config)
         pair = pair.with_contrast("bright")
-        self.is_dark = pair.is_inverted
         predictor = predictor_for(shipped_network("cryo", [pair]).eval(), pair.geometry, settings, config)
         self.plan = Plan(pair, out, predictor, settings, overwrite=overwrite, label=PREVIEW_LABEL)
 
