@@ -73,10 +73,14 @@ class Scorer:
         self.pair = TomogramPair(first, second, self._range)
 
     def score(self, volume: np.ndarray[Any, Any]) -> str:
+        """Return the scores as :meth:`values` does, as a text."""
+        return " / ".join(f"{value:.3f}"[1:] for value in self.values(volume))
+
+    def values(self, volume: np.ndarray[Any, Any]) -> list[float]:
         """Return the scores overall, in the measured part and in the wedge, without gold beads if their mask exists."""
         scores = self._evaluate.scores(volume, self._truth, *self._range, self._gold)
         prefix = "nogold" if self._gold is not None else "cc"
-        return " / ".join(f"{scores[f'{prefix}_{region}']:.3f}"[1:] for region in ("all", "measured", "wedge"))
+        return [scores[f"{prefix}_{region}"] for region in ("all", "measured", "wedge")]
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from equitomo.run import (
     check_training,
 )
 from equitomo.run.comparison import Comparison
+from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import MANIFEST, RUN_FILES, WEDGE_TEST, RunFolder
 from equitomo.run.independent import independent_settings, results_to_compare, training_files
@@ -92,6 +93,9 @@ class Call:
         )
         if command.folder.resume and not run.step:
             print(f"{folder.path} has no checkpoint yet: the run begins at step 0")
+        was_chosen = command.folder.init is not None or command.folder.resume
+        for note in run.notes + ([] if was_chosen else why_from_scratch(command.config)):
+            print(with_options(note, self.names))
         return run
 
 
@@ -262,8 +266,7 @@ def _(command: options.Preview, call: Call) -> Job:
     preview = Preview(pair, result.out, command.prediction, overwrite=result.overwrite)
 
     def job() -> None:
-        if preview.is_dark:
-            print("The specimen is darker than its background: it is inverted for the network, and the result back")
+        _announce(preview.plan)
         print(f"Wrote {preview.write()}")
         print(
             "This preview comes from a prior learned on simulations, not from training on this data, which is better: "
@@ -371,7 +374,9 @@ def _tomograms(command: options.Looking) -> list[Tomogram]:
 
 
 def _announce(plan: Plan) -> None:
-    """Print the margin that was measured, if it was."""
+    """Print whether the tomogram is inverted for the network, and the margin that was measured, if it was."""
+    if plan.pair.is_inverted:
+        tqdm.write(f"{plan.pair.name} is inverted for the network, which knows bright specimens, and the result back")
     tolerance, margin = plan.settings.margin_tolerance, plan.predictor.layout.margin
     if plan.settings.tile_margin == "auto":
         label = plan.pair.labels[0]

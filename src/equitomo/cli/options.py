@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Demo:
-    """Simulate a specimen and its half tomograms, then reconstruct them; minutes on two CPU cores."""
+    """Simulate a specimen and its half tomograms, then reconstruct them: less than three minutes on two CPU cores."""
 
     specimen: SpecimenSettings
     folder: TrainingFolder

@@ -20,7 +20,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 from equitomo.cli.options import COMMANDS, COMMON, POSITIONS, Command, Demo
 from equitomo.cli.wording import option_of, plain, with_options
 from equitomo.run.configuration import read_configuration
-from equitomo.training.config import TrainingConfig
+from equitomo.run.defaults import CHOICES, training_defaults
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if _values_of(arguments, "--steps") and _values_of(arguments, "--minutes"):
         raise ValueError("--steps and --minutes both say how long to train: give one of them")
     # They give the defaults of all other settings.
-    chosen = settings_in(arguments, ("preset", "method"))
+    chosen = settings_in(arguments, CHOICES)
     # Of the other commands only the names and their meaning are shown.
     parsers = {
         name: _parser_of(name, command, chosen) if name in arguments else _Parser(description=command.__doc__)
@@ -103,18 +103,16 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
         raise SystemExit(2)
 
 
-def _parser_of(name: str, command: type[Command], chosen: Mapping[str, str]) -> _Parser:
+def _parser_of(name: str, command: type[Command], chosen: Mapping[str, Any]) -> _Parser:
     parser = _Parser(description=command.__doc__, print_config="--print-config")
     parser._optionals.title = "general"
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     sections = {title: parser.add_argument_group(title) for title in ("arguments", "options")}
-    defaults, usage = {}, f"equitomo {name}"
+    defaults, usage = dict[str, Any](), f"equitomo {name}"
     if "config" in dict(groups_of(command)):
-        changes = {"preset": "tiny" if command is Demo else "paper", **chosen}
-        preset: Any = changes.pop("preset")
-        defaults = TrainingConfig.preset(preset, **changes).as_dict()
+        defaults = training_defaults(chosen, is_demo=command is Demo)
         text = "Training settings to start from: paper, fast or tiny."
-        sections["options"].add_argument("--preset", type=str, default=preset, help=text)
+        sections["options"].add_argument("--preset", type=str, default=defaults["preset"], help=text)
     for field, owner, kind, text in _options_of(command):
         is_required = field.default is dataclasses.MISSING
         is_position = field.name in POSITIONS or "position" in field.metadata
@@ -154,15 +152,15 @@ def _descriptions(group: type[Any]) -> dict[str, str]:
     return {name: one.description or "" for one in described for name in one.arg_name.split(", ")}
 
 
-def settings_in(arguments: Sequence[str], names: Collection[str]) -> dict[str, str]:
-    """Return some settings by name, as far as they are texts: from the configuration files and the command line."""
-    found: dict[str, str] = {}
+def settings_in(arguments: Sequence[str], names: Collection[str]) -> dict[str, Any]:
+    """Return some settings by name, texts or whole numbers: from the configuration files and the command line."""
+    found: dict[str, Any] = {}
     for path in _values_of(arguments, "--config"):
         try:
             values = read_configuration(path)
         except ValueError as error:
             raise ValueError(f"--config {error}") from error
-        found |= {name: values[name] for name in names if isinstance(values.get(name), str)}
+        found |= {name: values[name] for name in names if isinstance(values.get(name), (str, int))}
     return found | {name: given[-1] for name in names if (given := _values_of(arguments, f"--{name}"))}
 
 

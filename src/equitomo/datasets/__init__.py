@@ -1,5 +1,6 @@
 """Tomograms as data: pairs of halves, the cubes cut from them, and masks of the specimen."""
 
+from equitomo.datasets.contrast import Contrast, is_dark
 from equitomo.datasets.cubes import Cubes, SubtomogramDataset, require_one_voxel_size
 from equitomo.datasets.halves import require_one_grid
 from equitomo.datasets.held_out_block import HeldOut, HeldOutBlock, held_out_block
@@ -20,6 +21,7 @@ from equitomo.datasets.statistics import (
 from equitomo.datasets.tilt_series import TiltSeries
 
 __all__ = [
+    "Contrast",
     "Cubes",
     "HalfStatistics",
     "HeldOut",
@@ -37,6 +39,7 @@ __all__ = [
     "has_zero_background",
     "held_out_block",
     "hold_out_sector",
+    "is_dark",
     "paired",
     "read_geometry",
     "register",

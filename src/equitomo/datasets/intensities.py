@@ -22,7 +22,8 @@ class IntensityScale:
     Parameters
     ----------
     mean, scale
-        A volume ``v`` becomes ``(v - mean) / scale``.
+        A volume ``v`` becomes ``(v - mean) / scale``. A negative scale inverts the contrast, which :meth:`restore`
+        inverts back.
 
     Examples
     --------
@@ -64,6 +65,10 @@ class IntensityScale:
         _require_contrast(values, "the volume")
         values = without_outliers(values)
         return cls(float(values.mean()) if normalization == "robust" else 0.0, float(values.std()))
+
+    def inverted(self) -> IntensityScale:
+        """Return the map to inverted intensities of the same mean and deviation."""
+        return IntensityScale(self.mean, -self.scale)
 
     def apply(self, volume: Tensor) -> Tensor:
         """Return a volume on the common scale."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equitomo.datasets.contrast import Contrast, is_dark
 from equitomo.datasets.halves import require_one_grid, require_usable_halves
 from equitomo.datasets.intensities import IntensityScale, Nan, Normalization, require_finite
 from equitomo.datasets.sections import require_tomogram
@@ -70,6 +72,8 @@ class TomogramPair:
         The files of the pair by role: ``"first"``, ``"second"``, ``"mask"`` and ``"tilts"``.
     labels : tuple of str
         The name of each half in messages.
+    is_inverted : bool
+        Whether ``volumes`` have the inverted contrast of the halves; see :meth:`with_contrast`.
     mask_is_given : bool
         Whether the mask was given as a volume: not ``None``, and not ``"auto"``.
     mask_is_binary : bool or None
@@ -142,6 +146,9 @@ class TomogramPair:
         # For each half the value that replaces invalid voxels, None where there are none.
         self._fills: tuple[float | None, ...] | None = None
         self._scale: IntensityScale | None = None
+        self.is_inverted = False
+        # Whether the specimen is darker than its background; None before that was asked.
+        self._is_dark: bool | None = None
         self._volumes: Tensor | None = None
         self._mask: Tensor | None = None
         self.mask_is_given = mask is not None and not isinstance(mask, str)
@@ -271,7 +278,8 @@ class TomogramPair:
         """The map between the input's intensities and ``volumes``."""
         if self._scale is None:
             require_usable_halves(self.statistics, self.labels, self.name, nan=self.nan)
-            self._scale = IntensityScale.of(*self.statistics, normalization=self.normalization)
+            scale = IntensityScale.of(*self.statistics, normalization=self.normalization)
+            self._scale = scale.inverted() if self.is_inverted else scale
         return self._scale
 
     @property
@@ -292,6 +300,48 @@ class TomogramPair:
         if self._mask is None and self._mask_given is not None:
             self._mask = self.load_mask(self._volumes)
         return self._mask
+
+    def with_contrast(self, contrast: Contrast) -> TomogramPair:
+        """Return the pair with ``volumes`` of another contrast, or the pair itself if they have it.
+
+        Only the common scale is inverted, so that ``restore`` inverts a reconstruction back. The halves stay as they
+        are.
+
+        Parameters
+        ----------
+        contrast
+            ``"given"`` for the contrast of the halves, ``"inverted"`` for the opposite one; ``"bright"`` inverts a
+            specimen that is darker than its background, for a network that knows bright ones. For that the middle of
+            the halves is read, at most 128 voxels along each axis.
+
+        Raises
+        ------
+        ValueError
+            For another contrast.
+        OSError
+            If a file cannot be read.
+
+        Examples
+        --------
+        >>> specimen = torch.zeros(16, 16, 16)
+        >>> specimen[6:9, 6:9, 6:9] = -10
+        >>> pair = TomogramPair(*(specimen + torch.randn(2, 16, 16, 16)), (-60.0, 60.0))
+        >>> bright = pair.with_contrast("bright")
+        >>> bright.is_inverted, torch.equal(bright.volumes, -pair.volumes)
+        (True, True)
+        """
+        if contrast not in ("given", "bright", "inverted"):
+            raise ValueError(f"`contrast` is 'given', 'bright' or 'inverted', got {contrast!r}")
+        if contrast == "bright" and self._is_dark is None:
+            self._is_dark = is_dark(*self._given)
+        is_inverted = contrast == "inverted" or (contrast == "bright" and bool(self._is_dark))
+        if is_inverted == self.is_inverted:
+            return self
+        other = copy.copy(self)
+        other.is_inverted = is_inverted
+        other._scale = None if self._scale is None else self._scale.inverted()
+        other._volumes = None if self._volumes is None else -self._volumes
+        return other
 
     def load_volumes(self, stopped: Callable[[], bool] = lambda: False) -> Tensor:
         """Read the halves and return them on the common scale, as ``volumes``, without keeping them.

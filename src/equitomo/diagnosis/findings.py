@@ -153,7 +153,7 @@ def _voxel_findings(pair: TomogramPair) -> Iterator[Finding]:
             yield Finding("note", "voxels", message)
     if not any(one.n_invalid for one in pair.statistics):
         yield Finding("ok", "voxels", "finite, and not constant")
-    yield Finding("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {pair.scale.scale:.4g}")
+    yield Finding("ok", "scale", f"mean {pair.scale.mean:.4g}, deviation {abs(pair.scale.scale):.4g}")
     if pair.normalization == "robust" and all(has_zero_background(one.samples) for one in pair.statistics):
         yield Finding(
             "note",
@@ -162,7 +162,7 @@ def _voxel_findings(pair: TomogramPair) -> Iterator[Finding]:
             "pass `normalization='scale'` to keep it at zero",
         )
     ends = [(end, label) for one, label in zip(pair.statistics, pair.labels, strict=True) for end in one.extremes]
-    largest, label = max((abs(end - pair.scale.mean) / pair.scale.scale, label) for end, label in ends)
+    largest, label = max((abs((end - pair.scale.mean) / pair.scale.scale), label) for end, label in ends)
     if largest > _OUTLIER:
         yield Finding(
             "note",

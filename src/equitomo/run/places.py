@@ -34,8 +34,8 @@ class TrainingFolder(Folder):
     resume
         Continue a run that was stopped.
     init
-        A run or a checkpoint whose network the training starts from; `equitomo convert` makes one of a checkpoint of
-        the reference program.
+        What the training starts from: "cryo", the network that comes with the package; a run or a checkpoint; or
+        "none" for scratch. Presets fast and tiny start from "cryo" by themselves if it fits their settings.
     """
 
     resume: bool = False

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import cast
-
-import torch
-from torch import Tensor, nn
 
 from equitomo.datasets import TomogramPair
-from equitomo.fourier import frequency_radius, irfftn, rfftn
+from equitomo.run.initial import shipped_network
 from equitomo.run.prediction import Plan, predictor_for, require_one_wedge
 from equitomo.run.settings import ReconstructionSettings
-from equitomo.training import TrainingConfig, load_network
+from equitomo.training import TrainingConfig
 
 PREVIEW_LABEL = "equitomo preview: prior learned on simulations, not trained on this data"
-# Standard deviation in voxels of the blur that leaves the specimen and little of the noise.
-_BLUR = 2.0
 
 
 class Preview:
@@ -26,7 +19,7 @@ class Preview:
     The network that comes with the package was trained on simulated specimens, and not on the data. Training on the
     data gives a better result; a preview takes seconds and needs only one volume. Where there are two halves, their
     mean is reconstructed. The network knows specimens that are brighter than their background, so the intensities of
-    others are inverted for it (see :func:`is_dark`) and the result is inverted back.
+    others are inverted for it and the result is inverted back, see :meth:`equitomo.TomogramPair.with_contrast`.
 
     Parameters
     ----------
@@ -41,8 +34,8 @@ class Preview:
 
     Attributes
     ----------
-    is_dark : bool
-        Whether the specimen was found to be darker than its background.
+    plan : Plan
+        The prediction, with the tomogram in the contrast that the network knows.
 
     Raises
     ------
@@ -61,44 +54,10 @@ class Preview:
         settings = settings or ReconstructionSettings()
         config = TrainingConfig.preset("fast")
         require_one_wedge(pair, config)
-        self.is_dark = is_dark(pair.volumes)
-        network = load_network("cryo").eval()
-        predictor = predictor_for(_Inverted(network) if self.is_dark else network, pair.geometry, settings, config)
+        pair = pair.with_contrast("bright")
+        predictor = predictor_for(shipped_network("cryo", [pair]).eval(), pair.geometry, settings, config)
         self.plan = Plan(pair, out, predictor, settings, overwrite=overwrite, label=PREVIEW_LABEL)
 
     def write(self) -> Path:
         """Write the preview and return its path."""
         return self.plan.write()
-
-
-def is_dark(volumes: Tensor) -> bool:
-    """Return whether the specimen is darker than its background in volumes ``(views, z, y, x)``.
-
-    Most of a tomogram is background, so the blurred mean of the views has a longer tail on the side of the specimen:
-    its skewness is negative for a dark one.
-
-    Examples
-    --------
-    >>> specimen = torch.zeros(1, 16, 16, 16)
-    >>> specimen[..., 6:9, 6:9, 6:9] = 1
-    >>> is_dark(specimen), is_dark(-specimen)
-    (False, True)
-    """
-    mean = volumes.mean(0)
-    shape = (mean.shape[0], mean.shape[1], mean.shape[2])
-    radius = frequency_radius(shape, device=mean.device, dtype=torch.float32)
-    blurred = irfftn(rfftn(mean) * torch.exp(-2 * (math.pi * _BLUR * radius) ** 2), shape)
-    return bool((blurred - blurred.mean()).pow(3).mean() < 0)
-
-
-class _Inverted(nn.Module):
-    """Applies a network to inverted intensities and inverts the result."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.stride = getattr(network, "stride", 1)
-        self.maps_at_once = getattr(network, "maps_at_once", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return -cast(Tensor, self.network(-x))

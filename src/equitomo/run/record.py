@@ -65,6 +65,7 @@ class Manifest:
             "inputs": {role: described(given) for role, given in inputs.items()},
             "geometries": trainer.geometries,
             "init": init,
+            "inverted": trainer.inverted,
             "invocations": [],
         }
 
@@ -202,7 +203,11 @@ def _changed(role: str, before: dict[str, Any] | None, now: dict[str, Any] | Non
 
 def _weights(init: dict[str, Any] | None) -> str:
     """Return words for the weights that a run began with."""
-    return f"those of {init['path']}, step {init['step']}" if init else "weights drawn from the seed"
+    if not init:
+        return "weights drawn from the seed"
+    if "network" in init:
+        return f"those of the network {init['network']} of the package ({init['sha256'][:12]})"
+    return f"those of {init['path']}, step {init['step']}"
 
 
 def _hardware() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from equitomo.inference import Footprint, TiledPredictor
 from equitomo.io import bytes_to_create, read_volume
 from equitomo.methods import IcecreamTrainer, method_of
 from equitomo.run.folder import FINISHED, RunFolder
-from equitomo.run.initial import initial_network
+from equitomo.run.initial import Init, in_contrast, restored_start, start_of
 from equitomo.run.pictures import StepProgress, TrainingWatch
 from equitomo.run.prediction import (
     Plan,
@@ -65,6 +65,9 @@ class Run:
         The folder of the run, or the checkpoint that was opened.
     config : TrainingConfig
         The settings.
+    notes : list of str
+        What a user should know of how the training begins, as sentences: the network that it starts from, and which
+        specimens are inverted.
 
     Examples
     --------
@@ -97,6 +100,7 @@ class Run:
         self._geometries, self._step, self._network, self._training = geometries, step, network, training
         self._physics, self._make = physics, make
         self.weight_hashes = dict(hashes or {})
+        self.notes: list[str] = []
 
     @classmethod
     def create(
@@ -108,7 +112,7 @@ class Run:
         network: Callable[[], nn.Module] | None = None,
         losses: Mapping[str, Loss] | None = None,
         physics: Operator | None = None,
-        init: str | Path | nn.Module | None = None,
+        init: Init = None,
         resume: bool = False,
         overwrite: bool = False,
         break_lock: bool = False,
@@ -130,7 +134,10 @@ class Run:
         network, losses, physics
             A network, losses and an operator of one's own, as for :class:`~equitomo.IcecreamTrainer`.
         init
-            A run, a checkpoint or a network whose weights the training starts from.
+            What the training starts from: a run, a checkpoint or a network; ``"cryo"`` for the network that comes with
+            the package, for which ``TrainingConfig.preset(..., start="cryo")`` has the settings; ``None`` or
+            ``"none"`` for weights that are drawn from the seed. Folders of these names are ``"./cryo"`` and
+            ``"./none"``.
         resume
             Continue the run in the folder. Its inputs must be the same, though they may lie elsewhere.
         overwrite
@@ -154,29 +161,34 @@ class Run:
         place = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
         with place.held(resume=resume, overwrite=overwrite, break_lock=break_lock):
-            restored = resume and has_checkpoint(place.path)
-            initial, description = initial_network(init, restored=restored, network=network)
+            if resume and has_checkpoint(place.path):
+                # The weights come from there, and the record describes those that the run began with.
+                start = restored_start(place.path, pairs, config or TrainingConfig())
+            else:
+                start = start_of(init, pairs, config or TrainingConfig(), network=network)
+            pairs = start.pairs
             watch = TrainingWatch(place.path / "previews")
             trainer = IcecreamTrainer(
                 pairs,
-                config,
+                start.config,
                 network=network,
                 losses=losses,
                 physics=physics,
                 out=place.path,
                 resume=resume,
                 overwrite=overwrite,
-                init=initial,
+                init=start.network,
                 preview=watch.preview,
             )
             record = None
             if trainer.world.is_first:
                 inputs = inputs_of(pairs) | dict(further_inputs or {})
-                origin = None if isinstance(init, nn.Module) else init
-                record = prepared_record(trainer, place, inputs, origin, description, resume=resume)
+                record = prepared_record(trainer, place, inputs, start.record, resume=resume)
             training = RunTraining(trainer, place, watch, record, invocation or Invocation(), resume, overwrite)
         geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
-        return cls(place.path, trainer.config, geometries, physics=physics, training=training)
+        run = cls(place.path, trainer.config, geometries, physics=physics, training=training)
+        run.notes = start.notes
+        return run
 
     @classmethod
     def open(
@@ -302,9 +314,9 @@ class Run:
         return replace(geometry, tilt_axis=tilt_axis)
 
     def read_pair(self, files: TomogramFiles) -> TomogramPair:
-        """Return a tomogram to predict, with the normalisation and by default the tilts of the run.
+        """Return a tomogram to predict, with the normalisation, the contrast and by default the tilts of the run.
 
-        No more than the headers are read now.
+        No more than the headers are read now, and the middle of the halves if the network knows bright specimens.
 
         Raises
         ------
@@ -313,7 +325,7 @@ class Run:
         """
         geometry = self.geometry(files.tilts, files.tilt_axis, files.second_axis_tilts)
         second = files.second_tilts and self.geometry(files.second_tilts, files.tilt_axis, files.second_axis_tilts)
-        return TomogramPair.read(
+        pair = TomogramPair.read(
             files.first,
             files.second,
             tilts=geometry,
@@ -324,6 +336,13 @@ class Run:
             is_tomogram=files.is_tomogram,
             lazy=True,
         )
+        return self.in_contrast(pair)
+
+    def in_contrast(self, pair: TomogramPair) -> TomogramPair:
+        """Return a tomogram in the contrast that the network knows; see :meth:`equitomo.TomogramPair.with_contrast`."""
+        if self._training is not None and any(pair is one for one in self.pairs):
+            return pair
+        return in_contrast([pair], self.config)[0]
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -431,6 +450,7 @@ class Run:
             As :class:`equitomo.run.Plan` and :meth:`predictor`.
         """
         require_one_wedge(pair, self.config_with(settings))
+        pair = self.in_contrast(pair)
         predictor = self.predictor(common_geometry(pair), settings, devices=devices, pair=pair)
         return Plan(pair, out, predictor, settings, overwrite=overwrite, label=self._label)
 

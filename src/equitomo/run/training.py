@@ -61,14 +61,14 @@ def prepared_record(
     trainer: IcecreamTrainer,
     folder: RunFolder,
     inputs: Mapping[str, Volume | Path],
-    init_path: str | Path | None,
     init: Any,
     *,
     resume: bool,
 ) -> Manifest:
     """Return the record of a run, after all checks that the first process does for all."""
     paths = [file if isinstance(file, Path) else file.path for file in inputs.values()]
-    folder.require_apart(paths if init_path is None else [*paths, init_path])
+    origin = [init["path"]] if isinstance(init, dict) and "path" in init else []
+    folder.require_apart([*paths, *origin])
     folder.require_space(trainer.bytes_to_write)
     require_memory_of_step(trainer)
     record = Manifest(folder.path, trainer, inputs=inputs, init=init)

@@ -23,9 +23,8 @@ from equitomo.io import flush_folder
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.config import TrainingConfig
 from equitomo.training.fingerprint import describe, differences
+from equitomo.training.presets import SHIPPED
 
-# The networks that come with the package, by the names that :func:`load_network` takes.
-SHIPPED = ("cryo",)
 _log = logging.getLogger(__name__)
 _STATE = "state.json"
 _STATE_HASH = "state.json.sha256"
@@ -186,7 +185,7 @@ def load_network(path: str | Path, *, network: Callable[[], nn.Module] | None = 
     ----------
     path
         A run's folder, its ``checkpoints`` folder, or one checkpoint. ``"cryo"`` is the network that comes with the
-        package, where there is no folder of that name; see :doc:`/models`.
+        package, see :doc:`/models`; a folder of that name is ``"./cryo"``.
     network
         The function that made the network for the training, if it is a network of your own.
     ema
@@ -198,18 +197,26 @@ def load_network(path: str | Path, *, network: Callable[[], nn.Module] | None = 
         If there is no sound checkpoint, the checkpoint does not fit the network, or only ``network`` can make the
         network.
     """
-    if path in SHIPPED and not Path(path).exists():
+    if path in SHIPPED:
         return _shipped_network(str(path))
     return load_checkpoint(Path(path)).network(network, ema=ema)
 
 
 def _shipped_network(name: str) -> ScaleEquivariantUNet3D:
     """Return a network that comes with the package, in float32."""
-    content = resources.files("equitomo").joinpath("weights", f"{name}.safetensors").read_bytes()
-    weights = {key: value.float() for key, value in safetensors.torch.load(content).items()}
-    network = _empty({"width": weights["final_conv.weight"].shape[1], "levels": 4})
+    weights = {key: value.float() for key, value in safetensors.torch.load(_shipped_weights(name)).items()}
+    network = _empty(SHIPPED[name])
     load_weights(network, weights, name)
     return network
+
+
+def shipped_hash(name: str) -> str:
+    """Return the hash of the weights of a network that comes with the package."""
+    return _hash(_shipped_weights(name))
+
+
+def _shipped_weights(name: str) -> bytes:
+    return resources.files("equitomo").joinpath("weights", f"{name}.safetensors").read_bytes()
 
 
 def _empty(settings: Mapping[str, Any]) -> ScaleEquivariantUNet3D:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from equitomo.training.presets import METHODS, PRESETS, SHIPPED, STARTED
+
 Preset = Literal["paper", "fast", "tiny"]
 MethodName = Literal["icecream", "fast", "noise2noise", "equivariant_imaging"]
 Schedule = Literal["constant", "cosine"]
@@ -107,6 +109,10 @@ class CubeSettings(_Settings):
         Steps after which one tomogram in memory is exchanged for another, where they take turns.
     normalization
         ``"robust"`` or ``"scale"``; see :class:`equitomo.TomogramPair`.
+    contrast
+        The contrast in which the network sees a specimen: that of its tomogram ``"given"``; ``"bright"`` inverts one
+        that is darker than its background, and the result back; ``"inverted"`` does so with all. ``"auto"`` is
+        ``"bright"`` if the training starts from a network that knows bright specimens, and otherwise ``"given"``.
     """
 
     side: int | tuple[int, int, int] = 72
@@ -116,6 +122,7 @@ class CubeSettings(_Settings):
     memory: float = 0.0
     exchange_every: int = 100
     normalization: Literal["robust", "scale"] = "robust"
+    contrast: Literal["auto", "given", "bright", "inverted"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -334,7 +341,7 @@ class TrainingConfig(
         _require(2 * self.margin < smallest, "margin", f"less than half of side {smallest}", self.margin)
 
     @classmethod
-    def preset(cls, name: Preset, **changes: Any) -> TrainingConfig:
+    def preset(cls, name: Preset, *, start: str | None = None, **changes: Any) -> TrainingConfig:
         """Return a named configuration, with changes.
 
         ``"paper"`` is the published configuration, for a GPU. ``"fast"`` is the quickest that we know to reach the
@@ -342,13 +349,23 @@ class TrainingConfig(
         minutes; their values are ours, see the benchmarks. A change of ``method`` also changes the settings of
         prediction to those of the method. Other changes win over both.
 
+        Parameters
+        ----------
+        name
+            ``"paper"``, ``"fast"`` or ``"tiny"``.
+        start
+            ``"cryo"`` for a training that starts from the network that comes with the package, which needs fewer
+            steps. The weights themselves are the ``init`` of :meth:`equitomo.run.Run.create`.
+        **changes
+            Settings that differ from those of the preset.
+
         Raises
         ------
         ValueError
             For a preset or a setting that does not exist, or a value out of range.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"preset is one of {', '.join(_PRESETS)}, got {name!r}")
+        if name not in PRESETS:
+            raise ValueError(f"preset is one of {', '.join(PRESETS)}, got {name!r}")
         known = [field.name for field in dataclasses.fields(cls)]
         for change in changes:
             if change not in known:
@@ -356,9 +373,10 @@ class TrainingConfig(
                 raise ValueError(f"no setting has the name {change!r}; the nearest name is {near!r}")
         if "steps" in changes and changes.get("minutes") is not None:
             raise ValueError("`steps` and `minutes` both say how long to train: give one of them")
-        method = changes.get("method", _PRESETS[name]["method"])
+        method = changes.get("method", PRESETS[name]["method"])
+        started = STARTED.get(name, {}) if start in SHIPPED else {}
         # An unknown method is refused by the constructor, as every other value is.
-        return cls(**{**_PRESETS[name], **_METHODS.get(method, {}), **changes})
+        return cls(**{**PRESETS[name], **started, **METHODS.get(method, {}), **changes})
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainingConfig:
@@ -371,34 +389,6 @@ class TrainingConfig(
         """Return all settings by name, with values that JSON can hold."""
         settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return settings
-
-
-# The way in which a network of each method predicts, and settings without a use for the method.
-_METHODS: dict[MethodName, dict[str, Any]] = {
-    "icecream": {},
-    "fast": {"passes": 1, "average_first": True, "test_time_mirrors": True},
-    "noise2noise": {"passes": 1, "equivariance_weight": 0.0},
-    "equivariant_imaging": {"passes": 1, "average_first": True},
-}
-
-# The settings that learn most per second of those compared in docs/benchmarks.md.
-_QUICK: dict[str, Any] = {
-    "method": "fast",
-    "side": 32,
-    "batch": 2,
-    "width": 16,
-    "optimizer": "muon",
-    "learning_rate": 2e-3,
-    "warmup": 100,
-    "schedule": "cosine",
-    "margin": 2,
-}
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"method": "icecream"},
-    "fast": _QUICK | {"steps": 2000, "ema_decay": 0.998},
-    "tiny": _QUICK | {"steps": 1000, "ema_decay": 0.995, "checkpoint_every": 250, "preview_every": 250},
-}
 
 
 def _require(met: bool, name: str, rule: str, value: object) -> None:

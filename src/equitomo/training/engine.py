@@ -282,6 +282,7 @@ class Trainer:
             "fingerprint": self.fingerprint,
             "config": self.config.as_dict(),
             "geometries": self.geometries,
+            "inverted": self.inverted,
             "skipped": self._skipped.total,
             "consecutive": self._skipped.consecutive,
             **self.learner.state(),
@@ -296,6 +297,11 @@ class Trainer:
     def geometries(self) -> list[dict[str, Any]]:
         """The distinct geometries of all views, in the form that a checkpoint holds."""
         return [geometry.as_dict() for geometry in dict.fromkeys(chain.from_iterable(self._tilts))]
+
+    @property
+    def inverted(self) -> list[bool]:
+        """For each tomogram whether the network sees its contrast inverted."""
+        return [pair.is_inverted for pair in self.dataset.pairs]
 
     @property
     def bytes_to_write(self) -> int:

@@ -1,0 +1,87 @@
+"""Defaults of a training that follow from what was chosen; importing this module does not import torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from equitomo.training.config import TrainingConfig
+from equitomo.training.presets import SHIPPED, STARTED, unsuited
+
+# What the defaults depend on.
+CHOICES = ("preset", "method", "width", "levels", "normalization", "init", "steps", "out", "resume")
+# The presets that start from a network of the package by themselves, and that network.
+_STARTING, _NETWORK = tuple(STARTED), "cryo"
+# A demonstration ends within three minutes; training is most of it.
+_DEMO_MINUTES = 2.0
+
+
+def training_defaults(chosen: Mapping[str, Any], *, is_demo: bool = False) -> dict[str, Any]:
+    """Return all settings of a training, and what it starts from, before those that the user changes besides.
+
+    Parameters
+    ----------
+    chosen
+        The choices among :data:`CHOICES` that the user made.
+    is_demo
+        Whether the defaults are those of a demonstration.
+
+    Returns
+    -------
+    dict
+        The settings by name, with ``preset`` and ``init``. ``init`` is ``"cryo"`` where the preset starts from that
+        network by itself. A run that is resumed starts from the network of the package, or from scratch, if its record
+        says so.
+
+    Raises
+    ------
+    ValueError
+        As :meth:`equitomo.TrainingConfig.preset`.
+
+    Examples
+    --------
+    >>> [training_defaults(chosen)["init"] for chosen in ({"preset": "fast"}, {"preset": "fast", "width": 32}, {})]
+    ['cryo', None, None]
+    """
+    preset: Any = chosen.get("preset", "tiny" if is_demo else "paper")
+    changes: dict[str, Any] = {"method": chosen["method"]} if "method" in chosen else {}
+    settings = TrainingConfig.preset(preset, **changes).as_dict() | {
+        name: _number(chosen[name]) for name in ("width", "levels", "normalization") if name in chosen
+    }
+    init: str | None = None
+    if "init" in chosen:
+        init = str(chosen["init"])
+    elif chosen.get("resume", False) is not False and (record := _record(chosen.get("out"))) is not None:
+        init = record.get("init")
+    elif preset in _STARTING and unsuited(_NETWORK, settings) is None:
+        init = _NETWORK
+    if is_demo and "steps" not in chosen:
+        changes["minutes"] = _DEMO_MINUTES
+    start = init if init in SHIPPED else None
+    return TrainingConfig.preset(preset, start=start, **changes).as_dict() | {"preset": preset, "init": init}
+
+
+def why_from_scratch(config: TrainingConfig) -> list[str]:
+    """Return why a training whose preset would start from a network of the package does not, as sentences."""
+    reason = unsuited(_NETWORK, config.as_dict()) if config.method == "fast" else None
+    return [] if reason is None else [f"Training starts from scratch: {reason}"]
+
+
+def _record(folder: object) -> dict[str, str] | None:
+    """Return the ``init`` of the run in a folder, none for the weights of another run; ``None`` without a record."""
+    try:
+        begun = json.loads((Path(str(folder)) / "manifest.json").read_bytes())["init"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if begun is None:
+        return {"init": "none"}
+    return {"init": begun["network"]} if isinstance(begun, dict) and "network" in begun else {}
+
+
+def _number(value: Any) -> Any:
+    try:
+        return int(value)
+    except ValueError:
+        return value
