@@ -19,10 +19,11 @@ from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import join
 
 MANIFEST = "manifest.json"
+REPORT = "report.html"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
 FINISHED = ("refined.mrc", "deconvolved.mrc")
-RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png")
+RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", REPORT)
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", *RESULTS, MANIFEST)
 
 

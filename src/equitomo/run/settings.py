@@ -65,6 +65,26 @@ class TrainingFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class ReportFiles(TomogramFiles):
+    """What is reported on, and the page that is written.
+
+    Parameters
+    ----------
+    first
+        The folder of a run, or a tomogram as it was measured.
+    second
+        The volume that any program made of this tomogram.
+    out
+        The HTML file to write; by default report.html in the folder of the run.
+    overwrite
+        Replace the page if it exists. The page that a run wrote is always replaced.
+    """
+
+    out: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class TomogramTable(TomogramFiles):
     """The files of one tomogram, or a table of many.
 

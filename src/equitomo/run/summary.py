@@ -61,7 +61,7 @@ def draw_reconstruction(
 
 def agreement(pair: TomogramPair) -> str:
     """Return the resolution down to which the middles of the halves agree, as a sentence."""
-    first, second = map(_middle, pair.halves)
+    first, second = map(tapered_middle, pair.halves)
     size = None if pair.voxel_size is None else min(pair.voxel_size)
     curve = fourier_shell_correlation(first, second, voxel_size=size)
     unit = "voxels" if size is None else "Å"
@@ -82,7 +82,7 @@ def correlations(pair: TomogramPair, geometry: Geometry | None = None) -> dict[s
 def filling(pair: TomogramPair, reconstruction: VolumeLike) -> str:
     """Return the power in the missing wedge of the mean of the halves and of the reconstruction, as sentences."""
     before, after = (
-        wedge_energy_fraction(_middle(volume), pair.geometry).relative
+        wedge_energy_fraction(tapered_middle(volume), pair.geometry).relative
         for volume in (MeanOfHalves(pair), reconstruction)
     )
     return (
@@ -91,7 +91,7 @@ def filling(pair: TomogramPair, reconstruction: VolumeLike) -> str:
     )
 
 
-def _middle(volume: VolumeLike) -> Tensor:
+def tapered_middle(volume: VolumeLike) -> Tensor:
     """Return the middle of a volume without its mean, fading to zero at its faces, whose jumps would fill the wedge."""
     middle = middle_of(volume, _LARGEST)
     return (middle - middle.mean()).mul_(cosine_taper(middle.shape))
