@@ -16,6 +16,7 @@ from PIL import Image
 from equitomo import Finding, TiltGeometry, fourier_shell_correlation
 from equitomo.report import (
     Chapter,
+    Curve,
     FileEntry,
     Page,
     Shown,
@@ -40,7 +41,7 @@ def page(name="specimen"):
     first, second = noisy_halves(SHAPE)
     curve = fourier_shell_correlation(first, second, voxel_size=10.0)
     charts = [
-        draw_curves({name: curve}, title=name, caption=name),
+        draw_curves({name: Curve.of(curve)}, title=name, caption=name, voxel_size=10.0),
         draw_loss_curves(range(1, 101), {name: np.linspace(2, 1, 100), "other": np.zeros(100)}),
     ]
     cuts = cut_volumes([Shown(name, first, name), Shown("After", second)], voxel_size=(10.0, 10.0, 10.0))

@@ -9,17 +9,19 @@ from equitomo.report.drawing import (
     draw_wedge,
     log_power,
 )
-from equitomo.report.figures import Chart, Spectrum, draw_curves, draw_loss_curves, draw_svg, spectra
+from equitomo.report.figures import Chart, Curve, Spectrum, draw_curves, draw_loss_curves, draw_svg, spectra
 from equitomo.report.history import preview_pictures
-from equitomo.report.page import Chapter, FileEntry, Page, Table
+from equitomo.report.page import Chapter, FileEntry, Link, Page, Table
 from equitomo.report.sections import Cut, Grey, Panel, Shown, cut_volumes
 
 __all__ = [
     "Chapter",
     "Chart",
+    "Curve",
     "Cut",
     "FileEntry",
     "Grey",
+    "Link",
     "Page",
     "Panel",
     "Shown",

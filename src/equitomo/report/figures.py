@@ -67,22 +67,47 @@ def spectra(volumes: Mapping[str, VolumeLike], geometry: Geometry) -> list[Spect
     return found
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Values over the frequency in cycles per voxel, with their standard errors where these are known."""
+
+    frequency: Sequence[float]
+    values: Sequence[float]
+    errors: Sequence[float] | None = None
+
+    @classmethod
+    def of(cls, found: FourierShellCorrelation) -> Curve:
+        """Return the curve of a Fourier shell correlation."""
+        return cls(found.frequency.tolist(), found.correlation.tolist())
+
+
 def draw_curves(
-    curves: Mapping[str, FourierShellCorrelation], *, title: str, caption: str, thresholds: Sequence[float] = (0.143,)
+    curves: Mapping[str, Curve],
+    *,
+    title: str,
+    caption: str,
+    voxel_size: float | None = None,
+    thresholds: Sequence[float] = (0.143,),
 ) -> Chart:
-    """Return a chart of correlations over the frequency, labelled with resolutions where the voxel size is known."""
-    size = next((curve.voxel_size for curve in curves.values()), None)
+    """Return a chart of correlations over the frequency, labelled with resolutions where the voxel size is known.
+
+    Standard errors are drawn as a band of 95 % around a curve.
+    """
 
     def draw(axes: Axes) -> None:
         for (name, curve), (colour, line) in zip(curves.items(), _LINES, strict=False):
-            axes.plot(curve.frequency.cpu(), curve.correlation.cpu(), color=colour, linestyle=line, label=name)
+            frequency, values = np.array(curve.frequency, np.float64), np.array(curve.values, np.float64)
+            axes.plot(frequency, values, color=colour, linestyle=line, label=name)
+            if curve.errors is not None:
+                reach = 1.96 * np.array(curve.errors, np.float64)
+                axes.fill_between(frequency, values - reach, values + reach, color=colour, alpha=0.18, linewidth=0)
         for threshold in thresholds:
             axes.axhline(threshold, color=_MUTED, linewidth=0.7, linestyle=(0, (2, 3)))
             axes.text(0.498, threshold, f"{threshold:g}", color=_MUTED, ha="right", va="bottom", fontsize=8)
         axes.set(xlim=(0, 0.5), ylim=(-0.1, 1.03), ylabel="correlation", xlabel="cycles per voxel")
-        if size:
+        if voxel_size:
             ticks = (0.1, 0.2, 0.3, 0.4, 0.5)
-            axes.set_xticks(ticks, [f"{size / tick:.3g}" for tick in ticks])
+            axes.set_xticks(ticks, [f"{voxel_size / tick:.3g}" for tick in ticks])
             axes.set_xlabel("resolution / Å")
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
 
@@ -91,7 +116,7 @@ def draw_curves(
 
 def draw_loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Chart:
     """Return a chart of running means of losses over a fiftieth of the steps; losses that are always 0 are left out."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     values = {name: np.array(loss, np.float64) for name, loss in losses.items()}
     drawn = {name: loss for name, loss in values.items() if np.nan_to_num(loss).any()}
@@ -105,8 +130,9 @@ def draw_loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]
         if drawn and all((loss[np.isfinite(loss)] > 0).all() for loss in drawn.values()):
             axes.set_yscale("log")
             # Powers of ten would be written as formulas.
-            axes.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.8)))
-            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.8)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="step", ylabel="loss")
         if drawn:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=9)

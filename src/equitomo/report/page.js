@@ -40,7 +40,7 @@ for (const cut of cuts) {
 
 const contrast = document.querySelector("#contrast");
 if (contrast) {
-  contrast.closest(".controls").hidden = false;
+  contrast.closest(".contrast").hidden = false;
   contrast.addEventListener("input", () => {
     document.documentElement.style.setProperty("--contrast", 2 ** Number(contrast.value));
   });

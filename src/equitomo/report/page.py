@@ -15,11 +15,19 @@ from equitomo.report.sections import Cut
 
 
 @dataclass(frozen=True)
+class Link:
+    """A text that leads to a place in the page, such as ``"z=12&y=40"`` for two sections."""
+
+    text: str
+    target: str
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of text under a head."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Link]]
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ class Page:
         What a reader must know first.
     cuts
         Sections through the volumes.
-    spectra
-        Spectra of the volumes.
+    spectra, spectra_text
+        Spectra of the volumes, and a paragraph on them.
     chapters
         Further parts, in their order.
     findings
@@ -95,6 +103,7 @@ class Page:
     warnings: Sequence[str] = ()
     cuts: Sequence[Cut] = ()
     spectra: Sequence[Spectrum] = ()
+    spectra_text: str = ""
     chapters: Sequence[Chapter] = ()
     findings: Sequence[Finding] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -24,6 +24,8 @@ _FEW = 64
 _MOST_SECTIONS, _WANTED_SECTIONS = (33, 17), (13, 7)
 # Pixels along the longer side of a picture, and the quality of WebP: the first that fit are taken.
 _FORMATS = ((512, 80), (512, 60), (448, 50), (384, 40), (320, 30))
+# The range of grey values is at least this part of the range of the noisiest volume.
+_NARROWEST = 0.35
 # Base64 takes four characters for three bytes.
 _EXPANSION = 4 / 3
 
@@ -42,7 +44,7 @@ class Shown:
         A sentence about what it is.
     grey
         ``"shared"`` shows it on the grey scale that all shared volumes have, ``"shared about zero"`` moves that scale
-        so that zero is in its middle, ``"own"`` goes from zero to its own largest values.
+        so that zero is as bright as the background of the others, ``"own"`` goes from zero to its own largest values.
     """
 
     name: str
@@ -204,20 +206,24 @@ def _scaled(plane: Pixels, axis: int, size: Sequence[float]) -> Pixels:
 
 def _limits(volumes: Sequence[Shown], planes: Sequence[Sequence[Pixels]]) -> list[tuple[float, float]]:
     """Return the values that are black and white in each volume."""
-    shared = [one for shown, one in zip(volumes, planes, strict=True) if shown.grey == "shared"]
-    ends = [np.percentile(_sample(one), [0.3, 99.7]) for one in shared]
-    # The narrowest: the noise of an input would leave a denoised volume without contrast.
-    low, high = min(ends, key=lambda pair: float(pair[1] - pair[0]), default=np.array([-1.0, 1.0]))
-    centre = np.mean([np.median(one[len(one) // 2]) for one in shared]) if shared else 0.0
-    half = float(max(high - centre, centre - low)) or 1.0
-    found = []
-    for shown, one in zip(volumes, planes, strict=True):
-        if shown.grey == "own":
-            found.append((0.0, float(np.percentile(_sample(one), 99.7)) or 1.0))
-        else:
-            middle = float(centre) if shown.grey == "shared" else 0.0
-            found.append((middle - half, middle + half))
-    return found
+    found = [np.percentile(_sample(one), [0.3, 50, 99.7]) for one in planes]
+    shared = [ends for shown, ends in zip(volumes, found, strict=True) if shown.grey == "shared"]
+    # The range of the least noisy volume, so that the noise of an input does not leave the result without contrast, but
+    # not so narrow that of a noisy one only black and white are left.
+    narrow = min(shared, key=lambda ends: float(ends[2] - ends[0]), default=np.array([-1.0, 0.0, 1.0]))
+    wide = max((float(ends[2] - ends[0]) for ends in shared), default=2.0)
+    below, above = float(narrow[1] - narrow[0]), float(narrow[2] - narrow[1])
+    # The contrast of the page turns about the middle grey, from which the background must not be far.
+    below, above = max(below, 0.65 * above), max(above, 0.65 * below)
+    stretch = max(1.0, _NARROWEST * wide / (below + above)) if below + above > 0 else 1.0
+    below, above = stretch * below or 1.0, stretch * above or 1.0
+    centres = {"shared": float(narrow[1]), "shared about zero": 0.0}
+    return [
+        (0.0, float(ends[2]) or 1.0)
+        if shown.grey == "own"
+        else (centres[shown.grey] - below, centres[shown.grey] + above)
+        for shown, ends in zip(volumes, found, strict=True)
+    ]
 
 
 def _sample(planes: Sequence[Pixels]) -> Pixels:

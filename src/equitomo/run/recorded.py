@@ -108,15 +108,9 @@ class RunRecord:
         if self.invocations:
             found["Versions"] = {name: str(value) for name, value in self.invocations[-1].get("versions", {}).items()}
         began = self.init if isinstance(self.init, str) else self.init and f"{self.init.get('path')}"
-        settings = {name: _value(value) for name, value in self.configuration.items()}
-        found["Settings"] = {"began with": began or "weights drawn from the seed", **settings}
-        options = {
-            name: _value(value)
-            for name, value in self.options.items()
-            if name not in self.configuration and value not in (None, False)
-        }
-        if options:
-            found["Further options"] = options
+        settings = {**self.configuration, **self.options}
+        found["Settings"] = {"began with": began or "weights drawn from the seed"}
+        found["Settings"] |= {name: _value(value) for name, value in settings.items() if value is not None}
         return {heading: values for heading, values in found.items() if values}
 
 

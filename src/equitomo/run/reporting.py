@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-from torch import Tensor
 
 from equitomo.datasets import TomogramPair, read_geometry
 from equitomo.diagnosis import Finding, diagnose
 from equitomo.geometry import shared_axes
 from equitomo.io import Volume, read_volume, require_writable, valid_path, write_atomically
-from equitomo.metrics import FourierShellCorrelation, fourier_shell_correlation, region_masks
-from equitomo.report import (
-    Chapter,
-    Cut,
-    FileEntry,
-    Grey,
-    Page,
-    Shown,
-    cut_volumes,
-    draw_curves,
-    draw_loss_curves,
-    preview_pictures,
-    spectra,
-)
+from equitomo.report import Cut, FileEntry, Grey, Page, Shown, cut_volumes, spectra
 from equitomo.run.folder import REPORT, RESULTS
 from equitomo.run.memory import readable
 from equitomo.run.recorded import RunRecord, span
+from equitomo.run.report_chapters import (
+    LossHistory,
+    correlation_chapter,
+    spots_chapter,
+    training_chapter,
+    wedge_test_chapter,
+)
 from equitomo.run.settings import ReportFiles
-from equitomo.run.summary import MeanOfHalves, agreement, filling, tapered_middle
+from equitomo.run.summary import FilledPart, MeanOfHalves, filling
 from equitomo.volumes import VolumeLike
 
-_NOT_LOSSES = ("step", "learning_rate", "skipped")
+_FILLED: tuple[str, str, Grey] = ("Filled part alone", "inferred, not measured", "shared about zero")
 _BEFORE, _AFTER = "Before", "After"
 # What a file of a run is for. Those that are not there are left out.
 _PURPOSES = {
@@ -132,67 +123,41 @@ def report_volume(files: ReportFiles) -> Path:
         title=f"{after.path.name}, made of {before.path.name}",
         subtitle=_described(pair),
         warnings=_of_findings(findings),
-        cuts=_cuts(pair, {_AFTER: Shown(_AFTER, after, after.path.name)}),
+        cuts=_cuts(pair, [Shown(_AFTER, after, after.path.name), *_filled(pair, after)]),
         spectra=spectra({_BEFORE: MeanOfHalves(pair), _AFTER: after}, geometry),
-        chapters=[_filled(pair, after), _kept(pair, after)],
+        spectra_text=filling(pair, after),
+        chapters=[correlation_chapter(pair, after)],
         findings=findings,
         facts={f"Input: {role}": _facts(one) for role, one in (("before", before), ("after", after))},
     )
     return _write(page, out)
 
 
-@dataclass(frozen=True)
-class LossHistory:
-    """The losses of a run by name, the steps they belong to, and how many steps were skipped."""
-
-    steps: Sequence[int]
-    losses: Mapping[str, Sequence[float]]
-    n_skipped: int
-
-    @classmethod
-    def read(cls, path: Path) -> LossHistory | None:
-        """Read ``losses.csv``; return ``None`` if there is none or it holds no steps."""
-        if not path.is_file():
-            return None
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        names = [name for name in reader.fieldnames or () if name not in _NOT_LOSSES]
-        losses = {name: [float(row[name]) for row in rows] for name in names}
-        skipped = sum(int(float(row.get("skipped") or 0)) for row in rows)
-        return cls([int(row["step"]) for row in rows], losses, skipped) if rows else None
-
-
 def _run_page(folder: Path, record: RunRecord, pair: TomogramPair | None, warnings: list[str]) -> Page:
     """Return the page of a run, without the volumes if there is no tomogram at hand or no result yet."""
     history = LossHistory.read(folder / "losses.csv")
-    if history is not None and history.n_skipped:
-        warnings.append(
-            f"{history.n_skipped} of {len(history.steps):,} steps were skipped, as a gradient was not finite."
-        )
-    result = folder / RESULTS[0]
-    chapters = []
+    chapters = [wedge_test_chapter(folder), spots_chapter(folder)]
     page = Page(title=_title(folder, record), subtitle="", facts=record.facts(), files=_files(folder))
-    parts = [] if pair is None else [_described(pair)]
-    if history is not None:
-        parts.append(f"{history.steps[-1]:,} steps in {span(record.seconds)}")
-    parts.append(record.date)
+    parts = []
     if pair is not None:
-        findings = diagnose(pair)
+        parts.append(_described(pair))
+        findings, volumes = diagnose(pair), dict[str, VolumeLike]({_BEFORE: MeanOfHalves(pair)})
         warnings += _of_findings(findings)
         page = replace(page, findings=findings)
-        volumes: dict[str, VolumeLike] = {_BEFORE: MeanOfHalves(pair)}
-        if result.exists():
-            after = read_volume(result)
-            volumes[_AFTER] = after
-            page = replace(page, cuts=_cuts(pair, _shown(folder, pair, after)))
-            chapters += [_filled(pair, after)]
-            chapters += [_halves(pair)] if pair.n_views == 2 else []
-            chapters += [_kept(pair, after)]
+        if (folder / RESULTS[0]).exists():
+            after = volumes[_AFTER] = read_volume(folder / RESULTS[0])
+            page = replace(page, cuts=_cuts(pair, _shown(folder, pair, after)), spectra_text=filling(pair, after))
+            chapters.append(correlation_chapter(pair, after))
         page = replace(page, spectra=spectra(volumes, pair.geometry))
     if history is not None:
-        chapters.append(_training(folder, history))
-    return replace(page, subtitle=" · ".join(filter(None, parts)), warnings=warnings, chapters=chapters)
+        parts.append(f"{history.steps[-1]:,} steps in {span(record.seconds)}")
+        chapters.append(training_chapter(folder, history))
+        if history.n_skipped:
+            warnings.append(
+                f"{history.n_skipped} of {len(history.steps):,} steps were skipped: a gradient was not finite."
+            )
+    subtitle = " · ".join(filter(None, [*parts, record.date]))
+    return replace(page, subtitle=subtitle, warnings=warnings, chapters=[one for one in chapters if one is not None])
 
 
 def _reopened(folder: Path, record: RunRecord) -> tuple[TomogramPair | None, list[str]]:
@@ -222,81 +187,40 @@ def _reopened(folder: Path, record: RunRecord) -> tuple[TomogramPair | None, lis
     return pair, []
 
 
-def _shown(folder: Path, pair: TomogramPair, after: Volume) -> dict[str, Shown]:
+def _shown(folder: Path, pair: TomogramPair, after: Volume) -> list[Shown]:
     """Return the volumes in the folder of a run that a reader compares with its input."""
-    found = {_AFTER: Shown(_AFTER, after, "denoised, wedge filled")}
     others: tuple[tuple[str, str, str, Grey], ...] = (
         ("refined.mrc", "Refined", "in agreement with the projections", "shared"),
-        ("filled.mrc", "Filled part alone", "inferred, not measured; grey is zero", "shared about zero"),
+        ("filled.mrc", *_FILLED),
         ("confidence.mrc", "Confidence", "standard deviation; white is uncertain", "own"),
         ("truth.mrc", "Truth", "the simulated specimen", "shared"),
     )
+    found = {}
     for file, name, note, grey in others:
         if (folder / file).is_file() and (volume := read_volume(folder / file)).shape == pair.shape:
             found[name] = Shown(name, volume, note, grey)
-    return found
+    computed = [] if _FILLED[0] in found else _filled(pair, after)
+    return [Shown(_AFTER, after, "denoised, wedge filled"), *computed, *found.values()]
 
 
-def _cuts(pair: TomogramPair, others: Mapping[str, Shown]) -> list[Cut]:
+def _filled(pair: TomogramPair, after: VolumeLike) -> list[Shown]:
+    """Return the filled part of a result where it can be computed plane by plane."""
+    if shared_axes(pair.geometry) is None:
+        return []
+    name, note, grey = _FILLED
+    return [Shown(name, FilledPart(after, pair.geometry), note, grey)]
+
+
+def _cuts(pair: TomogramPair, others: Sequence[Shown]) -> list[Cut]:
     note = "mean of the halves" if pair.n_views == 2 else "as it was measured"
     axes = shared_axes(pair.geometry)
     along = 1 if axes is None else axes.along + 3
-    return cut_volumes(
-        [Shown(_BEFORE, MeanOfHalves(pair), note), *others.values()], voxel_size=pair.voxel_size, along=along
-    )
-
-
-def _filled(pair: TomogramPair, after: VolumeLike) -> Chapter:
-    return Chapter("filled", "What was filled", [filling(pair, after)])
-
-
-def _halves(pair: TomogramPair) -> Chapter:
-    first, second = pair.halves
-    caption = (
-        "The halves have independent noise, so that they correlate by what they show. In the wedge nothing was "
-        "measured, and what correlates there leaked in from the faces of the volume."
-    )
-    chart = draw_curves(_curves(pair, first, second), title="The two halves of the input", caption=caption)
-    return Chapter("halves", "How far the input agrees", [f"{agreement(pair)}."], [chart])
-
-
-def _kept(pair: TomogramPair, after: VolumeLike) -> Chapter:
-    caption = (
-        "Fourier shell correlation of the input with the result. In the measured part a low value means that the "
-        "result departs from what was measured, or that this was noise."
-    )
-    curves = _curves(pair, MeanOfHalves(pair), after)
-    curves.pop("wedge", None)
-    chart = draw_curves(curves, title="Input and result", caption=caption, thresholds=(0.5,))
-    return Chapter("kept", "Whether the measured part is kept", charts=[chart])
-
-
-def _curves(pair: TomogramPair, first: VolumeLike, second: VolumeLike) -> dict[str, FourierShellCorrelation]:
-    """Return the correlation of the middles of two volumes, in all of Fourier space and in its parts."""
-    one, other = tapered_middle(first), tapered_middle(second)
-    regions = region_masks(one.shape, pair.geometry)
-    size = None if pair.voxel_size is None else min(pair.voxel_size)
-    masks: dict[str, Tensor | None] = {"whole": None, "measured": regions.measured, "wedge": regions.wedge}
-    return {name: fourier_shell_correlation(one, other, voxel_size=size, mask=mask) for name, mask in masks.items()}
-
-
-def _training(folder: Path, history: LossHistory) -> Chapter:
-    """Return how the training went: the losses, and the cube that was drawn meanwhile."""
-    chart = draw_loss_curves(history.steps, history.losses)
-    return Chapter(
-        "training", "How the network learned", _advice(folder), [chart], preview_pictures(folder / "previews")
-    )
-
-
-def _advice(folder: Path) -> list[str]:
-    """Return since which step nothing changed, as sentences."""
-    return []
+    return cut_volumes([Shown(_BEFORE, MeanOfHalves(pair), note), *others], voxel_size=pair.voxel_size, along=along)
 
 
 def _title(folder: Path, record: RunRecord) -> str:
-    if "first" in record.inputs:
-        return f"{folder.absolute().name}: {Path(str(record.inputs['first']['path'])).name}"
-    return folder.absolute().name
+    names = [Path(str(record.inputs[role]["path"])).name for role in ("first", "second") if role in record.inputs]
+    return f"{folder.absolute().name}, from {' and '.join(names)}" if names else folder.absolute().name
 
 
 def _described(pair: TomogramPair) -> str:
