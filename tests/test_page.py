@@ -91,6 +91,11 @@ def test_every_text_of_the_page_is_escaped():
     assert html.count("&lt;script&gt;") > 15
 
 
+def test_what_stands_between_backticks_is_set_as_code():
+    html = Page("a", "b", warnings=["pass `<b>=True` to go on"]).html()
+    assert "<li>pass <code>&lt;b&gt;=True</code> to go on</li>" in html
+
+
 def test_the_page_names_no_other_file_and_no_place_in_the_network():
     html = re.sub(r'xmlns(:xlink)?="[^"]*"', "", page().html())
     assert "http" not in html.replace("http-equiv", "")

@@ -67,7 +67,7 @@ def test_the_report_of_a_finished_run_is_made_anew_with_the_same_pictures(made, 
 
 def test_files_of_the_run_are_listed_with_what_they_are_for(made):
     text = text_of(made / "run" / "report.html")
-    assert re.search(r"reconstruction\.mrc [\d.]+ MB the result: denoised", text)
+    assert re.search(r"reconstruction\.mrc [\d.]+ kB the result: denoised", text)
     assert "refined.mrc" not in text
 
 
@@ -76,8 +76,8 @@ def test_halves_that_are_gone_are_missed_and_the_rest_is_shown(copied):
     record["inputs"]["second"]["path"] = "/nowhere/odd.mrc"
     (copied / "manifest.json").write_text(json.dumps(record))
     text = text_of(report_run(copied))
-    assert "Warnings The second of the run, /nowhere/odd.mrc, is not there any more. The tomogram cannot be shown" in (
-        text.replace("Warnings", "Warnings", 1)
+    assert (
+        "Warnings The second of the run, /nowhere/odd.mrc, is not there any more. The tomogram cannot be shown" in text
     )
     assert "How the network learned" in text
 
@@ -91,7 +91,10 @@ def test_an_input_that_changed_since_is_warned_of(copied, made):
 
 @pytest.mark.parametrize(
     ("outcome", "words"),
-    [("running", "The run is not finished, or was killed"), ("failed: disk full", "The run was failed: disk full")],
+    [
+        ("running", "The run is not finished, or was killed"),
+        ("failed: disk full", "The run ended early: failed: disk full. It can be resumed."),
+    ],
 )
 def test_a_run_that_did_not_finish_is_warned_of(copied, outcome, words):
     record = json.loads((copied / "manifest.json").read_text())

@@ -137,7 +137,9 @@ def draw_loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]
         if drawn:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
 
-    return Chart("Losses", draw_svg(draw, "Losses over the steps"), f"Running means over {window} steps.")
+    return Chart(
+        "Losses", draw_svg(draw, "Losses over the steps"), f"Running means over {window} steps." if window > 1 else ""
+    )
 
 
 def draw_svg(draw: Callable[[Axes], None], name: str, *, size: tuple[float, float] = _SIZE) -> str:

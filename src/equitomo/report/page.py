@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from equitomo.diagnosis import Finding
 from equitomo.report.figures import Chart, Spectrum
 from equitomo.report.sections import Cut
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,16 @@ class Page:
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         style, script = _resource("page.css"), _resource("page.js")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        environment.filters["marked"] = _marked
         template = environment.from_string(_resource("page.html.jinja"))
         return template.render(page=self, style=Markup(style), script=Markup(script), script_hash=digest, svg=Markup)
+
+
+def _marked(text: str) -> Markup:
+    """Return an escaped text with what stands between backticks set as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 @cache

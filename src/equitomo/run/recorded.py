@@ -88,8 +88,8 @@ class RunRecord:
         """
         found = []
         if self.invocations and not is_running and (outcome := self.invocations[-1].get("outcome")) != "finished":
-            stopped = "The run is not finished, or was killed" if outcome == "running" else f"The run was {outcome}"
-            found.append(f"{stopped}: continue it with `resume=True`.")
+            stopped = "is not finished, or was killed" if outcome == "running" else f"ended early: {outcome}"
+            found.append(f"The run {stopped}. It can be resumed.")
         for role, described in self.inputs.items():
             path = Path(str(described.get("path")))
             if not path.exists():

@@ -138,8 +138,8 @@ def spots_chapter(folder: Path) -> Chapter | None:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     text = (
-        f"{len(rows):,} spots of the result are shown less by its measured part than they should be if they were real: "
-        "doubt these first. A membrane that lies flat in the section may be among them and yet be right."
+        f"{len(rows):,} spots of the result have less contrast in its measured part than a compact structure would "
+        "have there. Doubt these first; a membrane that lies flat in the section may be among them and still be right."
     )
     if not rows:
         return Chapter("spots", "Where to doubt first", ["The measured part shows all spots of the result."])
