@@ -29,6 +29,7 @@ from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import RUN_FILES, RunFolder
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
+from equitomo.run.places import Picture, TrainingFolder
 from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
 from equitomo.run.settings import TomogramFiles
@@ -53,7 +54,7 @@ class Call:
         """Print an error."""
         print(f"equitomo: {with_options(str(error), self.names)}", file=sys.stderr)
 
-    def hold(self, given: options.Folder, names: Sequence[str] = RUN_FILES) -> RunFolder:
+    def hold(self, given: TrainingFolder, names: Sequence[str] = RUN_FILES) -> RunFolder:
         """Hold a run's folder until the program ends. Of several processes only the first one prints and warns."""
         if not join().is_first:
             self.stack.enter_context(redirect_stdout(None))
@@ -334,7 +335,7 @@ def _announce(plan: Plan) -> None:
         tqdm.write(f"Margins of {margin} voxels are within {tolerance:g} of what wider ones give {label}")
 
 
-def _picture(given: options.Picture, files: TomogramFiles) -> Path | None:
+def _picture(given: Picture, files: TomogramFiles) -> Path | None:
     """Return the picture that a command draws, after a check that it can be written."""
     if given.picture is None:
         return None

@@ -95,7 +95,8 @@ class TomogramTable(TomogramFiles):
     table
         Many tomograms in place of one: a file (.csv, .tsv, .star) with the columns first and second, and optionally
         tilts, tilt_axis, second_axis_tilts, second_tilts and mask; paths are relative to its folder. For a prediction
-        the second halves may be missing, and results that exist are skipped.
+        the second halves may be missing, the result ``out`` is a folder in which files are named after the first
+        halves, and results that exist are skipped; ``overwrite`` replaces those that were made from something else.
     """
 
     first: str | None = None  # type: ignore[assignment]
