@@ -15,7 +15,7 @@ from equitomo.geometry import wedge_mask
 from equitomo.report import Link
 from equitomo.run.recorded import RunRecord
 from equitomo.run.report_chapters import LossHistory, spots_chapter, wedge_test_chapter
-from equitomo.run.reporting import report_run, report_volume
+from equitomo.run.reporting import RunReport, report_of
 from equitomo.run.settings import ReconstructionSettings, ReportFiles
 from equitomo.run.summary import FilledPart
 
@@ -59,7 +59,7 @@ def test_a_reconstruction_writes_its_report(made):
 
 
 def test_the_report_of_a_finished_run_is_made_anew_with_the_same_pictures(made, tmp_path):
-    out = report_run(made / "run", tmp_path / "other.html")
+    out = RunReport(made / "run", tmp_path / "other.html").write()
     pictures = [re.findall(r'data:image/webp[^"]*', path.read_text()) for path in (made / "run/report.html", out)]
     assert len(pictures[0]) > 100
     assert pictures[0] == pictures[1]
@@ -75,7 +75,7 @@ def test_halves_that_are_gone_are_missed_and_the_rest_is_shown(copied):
     record = json.loads((copied / "manifest.json").read_text())
     record["inputs"]["second"]["path"] = "/nowhere/odd.mrc"
     (copied / "manifest.json").write_text(json.dumps(record))
-    text = text_of(report_run(copied))
+    text = text_of(RunReport(copied).write())
     assert (
         "Warnings The second of the run, /nowhere/odd.mrc, is not there any more. The tomogram cannot be shown" in text
     )
@@ -86,7 +86,9 @@ def test_an_input_that_changed_since_is_warned_of(copied, made):
     record = json.loads((copied / "manifest.json").read_text())
     record["inputs"]["first"]["bytes"] += 4
     (copied / "manifest.json").write_text(json.dumps(record))
-    assert f"The first of the run, {made / 'even.mrc'}, has changed since it was read." in text_of(report_run(copied))
+    assert f"The first of the run, {made / 'even.mrc'}, has changed since it was read." in text_of(
+        RunReport(copied).write()
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,33 +102,33 @@ def test_a_run_that_did_not_finish_is_warned_of(copied, outcome, words):
     record = json.loads((copied / "manifest.json").read_text())
     record["invocations"][-1]["outcome"] = outcome
     (copied / "manifest.json").write_text(json.dumps(record))
-    assert words in text_of(report_run(copied))
+    assert words in text_of(RunReport(copied).write())
 
 
 def test_skipped_steps_are_warned_of(copied):
     lines = (copied / "losses.csv").read_text().splitlines()
     lines[2] = lines[2].rsplit(",", 1)[0] + ",1"
     (copied / "losses.csv").write_text("\n".join(lines) + "\n")
-    assert "1 of 4 steps were skipped" in text_of(report_run(copied))
+    assert "1 of 4 steps were skipped" in text_of(RunReport(copied).write())
 
 
 def test_a_name_with_a_script_is_shown_as_it_is(made, tmp_path):
     folder = tmp_path / "<script>alert(1)<"
     shutil.copytree(made / "run", folder)
-    html = report_run(folder).read_text()
+    html = RunReport(folder).write().read_text()
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert(1)&lt;" in html
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no run, as it has no manifest\.json: name the folder of a run"):
-        report_run(tmp_path)
+        RunReport(tmp_path)
 
 
 def test_a_damaged_record_is_refused(copied):
     (copied / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
-        report_run(copied)
+        RunReport(copied)
 
 
 def test_the_record_of_a_run_is_told_in_words(made):
@@ -164,7 +166,7 @@ def fold(**changes):
 
 def test_a_wedge_test_is_told_in_plain_words(copied):
     (copied / "wedge_test.json").write_text(json.dumps({"folds": [fold()], "voxel_size": 10.0}))
-    text = text_of(report_run(copied))
+    text = text_of(RunReport(copied).write())
     assert "trained for 150 steps on the tilts -50 to 50 degrees about y alone filled the rest" in text
     assert "estimated as 0.75 ± 0.02 (95 %). An empty sector scores 0, and what was measured there" in text
 
@@ -198,7 +200,7 @@ def test_spots_lead_to_their_sections(tmp_path):
 def test_volumes_that_other_steps_left_in_the_folder_are_shown(copied):
     write_volume(copied / "confidence.mrc", np.ones(SHAPE, np.float32), voxel_size=10.0)
     write_volume(copied / "refined.mrc", np.ones((4, 4, 4), np.float32), voxel_size=10.0)
-    text = text_of(report_run(copied))
+    text = text_of(RunReport(copied).write())
     assert "Confidence standard deviation" in text
     # One of another shape is not of this tomogram.
     assert "in agreement with the projections" not in text.replace("the result in agreement with the projections", "")
@@ -236,9 +238,9 @@ def given(made, tmp_path, **changes):
 
 
 def test_a_volume_of_any_program_is_judged(made, tmp_path):
-    out = report_volume(given(made, tmp_path))
+    out = report_of(given(made, tmp_path)).write()
     text = text_of(out)
-    assert "reconstruction.mrc, made of even.mrc" in text
+    assert "Report of a reconstruction reconstruction.mrc 24 × 20 × 28" in text
     assert "Power in the missing wedge, relative to an even spread" in text
     assert "Filled part alone" in text
     assert "Input and result" in text
@@ -248,24 +250,24 @@ def test_a_volume_of_any_program_is_judged(made, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"second": None}, "give the folder of a run, or a tomogram as it was measured and the volume"),
-        ({"out": None}, "give the folder of a run, or a tomogram as it was measured and the volume"),
+        ({"out": None}, "`out` is needed"),
         ({"tilts": None}, "`tilts` is needed"),
+        ({"second": None}, "holds no run"),
     ],
 )
 def test_a_volume_without_what_it_takes_to_judge_it_is_refused(made, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        report_volume(given(made, tmp_path, **changes))
+        report_of(given(made, tmp_path, **changes))
 
 
 def test_volumes_of_two_shapes_are_refused(made, tmp_path):
     write_volume(tmp_path / "small.mrc", np.ones((4, 4, 4), np.float32), voxel_size=10.0)
     with pytest.raises(ValueError, match="give two volumes on one grid"):
-        report_volume(given(made, tmp_path, second=str(tmp_path / "small.mrc")))
+        report_of(given(made, tmp_path, second=str(tmp_path / "small.mrc")))
 
 
 def test_a_page_is_replaced_only_if_asked_for(made, tmp_path):
-    report_volume(given(made, tmp_path))
+    report_of(given(made, tmp_path)).write()
     with pytest.raises(FileExistsError):
-        report_volume(given(made, tmp_path))
-    assert report_volume(given(made, tmp_path, overwrite=True)).exists()
+        report_of(given(made, tmp_path)).write()
+    assert report_of(given(made, tmp_path, overwrite=True)).write().exists()

@@ -26,12 +26,13 @@ from equitomo.io import read_volume, require_place, require_writable, valid_path
 from equitomo.resources import is_out_of_memory
 from equitomo.run import Conversion, Demonstration, Halves, Outcome, Plan, Preview, Run, TablePrediction, check_training
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import RUN_FILES, RunFolder
+from equitomo.run.folder import REPORT, RUN_FILES, RunFolder
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
 from equitomo.run.places import Picture, TrainingFolder
 from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
+from equitomo.run.reporting import report_of
 from equitomo.run.settings import TomogramFiles
 from equitomo.run.summary import agreement, correlations, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
@@ -166,7 +167,8 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             if pair.n_views == 2:
                 print(agreement(pair))
             drawn = ", ".join(str(run.path / name) for name in ("slices.png", "losses.png", "previews"))
-            print("\n".join(f"Wrote {path}" for path in written_by(out, command.result)), f"\nDrew  {drawn}", sep="")
+            written = [*written_by(out, command.result), run.path / REPORT]
+            print("\n".join(f"Wrote {path}" for path in written), f"\nDrew  {drawn}", sep="")
 
 
 @prepare.register
@@ -257,6 +259,12 @@ def _(command: options.Preview, call: Call) -> Job:
         )
 
     return job
+
+
+@prepare.register
+def _(command: options.Report, call: Call) -> Job:
+    report = report_of(command.files)
+    return lambda: print(f"Wrote {report.write()}")
 
 
 @prepare.register

@@ -10,6 +10,7 @@ from equitomo.run.settings import (
     Prediction,
     PredictionTable,
     ReconstructionSettings,
+    ReportFiles,
     SeriesFiles,
     SpecimenSettings,
     TomogramFiles,
@@ -99,13 +100,20 @@ class Fsc:
     picture: Picture
 
 
+@dataclass(frozen=True)
+class Report:
+    """Show all that is known about a run, or about a volume that any program made, in one HTML file."""
+
+    files: ReportFiles
+
+
 # The commands that train, and those that look at the tomograms to train on.
 Training = Train | Reconstruct | Demo
 Looking = Train | Reconstruct | Check
-Command = Training | Looking | Predict | Preview | Convert | Fsc | Halves
+Command = Training | Looking | Predict | Preview | Convert | Fsc | Halves | Report
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
-    for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, Convert, Fsc)
+    for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, Report, Convert, Fsc)
 }
 POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.

@@ -25,7 +25,7 @@ _MOST_SECTIONS, _WANTED_SECTIONS = (33, 17), (13, 7)
 # Pixels along the longer side of a picture, and the quality of WebP: the first that fit are taken.
 _FORMATS = ((512, 80), (512, 60), (448, 50), (384, 40), (320, 30))
 # The range of grey values is at least this part of the range of the noisiest volume.
-_NARROWEST = 0.35
+_NARROWEST = 0.27
 # Base64 takes four characters for three bytes.
 _EXPANSION = 4 / 3
 
@@ -206,7 +206,7 @@ def _scaled(plane: Pixels, axis: int, size: Sequence[float]) -> Pixels:
 
 def _limits(volumes: Sequence[Shown], planes: Sequence[Sequence[Pixels]]) -> list[tuple[float, float]]:
     """Return the values that are black and white in each volume."""
-    found = [np.percentile(_sample(one), [0.3, 50, 99.7]) for one in planes]
+    found = [np.percentile(_sample(one), [0.5, 50, 99.2]) for one in planes]
     shared = [ends for shown, ends in zip(volumes, found, strict=True) if shown.grey == "shared"]
     # The range of the least noisy volume, so that the noise of an input does not leave the result without contrast, but
     # not so narrow that of a noisy one only black and white are left.

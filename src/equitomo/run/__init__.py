@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from equitomo.run.many import Outcome, TablePrediction
     from equitomo.run.prediction import Plan
     from equitomo.run.preview import Preview
+    from equitomo.run.reporting import RunReport, VolumeReport, report_of
     from equitomo.run.run import Run
     from equitomo.run.settings import (
         HalvesSettings,
         Prediction,
         PredictionTable,
         ReconstructionSettings,
+        ReportFiles,
         SeriesFiles,
         SpecimenSettings,
         TomogramFiles,
@@ -40,7 +42,9 @@ __all__ = [
     "PredictionTable",
     "Preview",
     "ReconstructionSettings",
+    "ReportFiles",
     "Run",
+    "RunReport",
     "SeriesFiles",
     "SpecimenSettings",
     "TablePrediction",
@@ -49,8 +53,10 @@ __all__ = [
     "TomogramTable",
     "TrainingFiles",
     "TrainingTable",
+    "VolumeReport",
     "check_training",
     "make_halves",
+    "report_of",
     "tomograms_of",
 ]
 
@@ -63,10 +69,13 @@ _HOMES = {
     "Plan": "prediction",
     "Preview": "preview",
     "Run": "run",
+    "RunReport": "reporting",
     "TablePrediction": "many",
     "Tomogram": "table",
+    "VolumeReport": "reporting",
     "check_training": "checks",
     "make_halves": "halves.making",
+    "report_of": "reporting",
     "tomograms_of": "table",
 }
 

@@ -61,8 +61,11 @@ class RunRecord:
                 list(content["invocations"]),
                 content.get("init"),
             )
-        except FileNotFoundError as error:
-            raise ValueError(f"{folder} holds no run, as it has no {MANIFEST}: name the folder of a run") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{folder} holds no run, as it has no {MANIFEST}: name the folder of a run, or a "
+                "tomogram and the volume that was made of it"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}): a run that is resumed writes it anew") from error
 
@@ -128,6 +131,18 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def voxel_text(sizes: Sequence[float]) -> str:
+    """Return the sides of a voxel as text, one number if all are alike.
+
+    Examples
+    --------
+    >>> voxel_text((10.52, 10.520001, 10.52)), voxel_text((10.0, 10.0, 20.0))
+    ('10.52 Å', '10 × 10 × 20 Å')
+    """
+    texts = [f"{size:.4g}" for size in sizes]
+    return f"{texts[0] if len(set(texts)) == 1 else ' × '.join(texts)} Å"
+
+
 def _seconds(entry: Mapping[str, Any]) -> float:
     """Return the time of an invocation, until now if it has not ended."""
     if entry.get("seconds") is not None:
@@ -148,7 +163,7 @@ def _file_facts(described: Mapping[str, Any]) -> dict[str, str]:
     }
     if header:
         facts["voxels"] = f"{' × '.join(map(str, header['shape']))} (z, y, x), {header['type']}"
-        facts["voxel size"] = " × ".join(f"{size:.4g}" for size in dict.fromkeys(header["voxel_size"])) + " Å"
+        facts["voxel size"] = voxel_text(header["voxel_size"])
         facts |= {f"label {n}": str(label) for n, label in enumerate(header.get("labels", ()), 1)}
     return facts
 

@@ -14,13 +14,37 @@ from torch import Tensor
 from equitomo.datasets import TomogramPair
 from equitomo.geometry import as_geometry
 from equitomo.metrics import fourier_shell_correlation, region_masks
-from equitomo.report import Chapter, Curve, Link, Table, draw_curves, draw_loss_curves, preview_pictures
+from equitomo.report import Chapter, Curve, FileEntry, Link, Table, draw_curves, draw_loss_curves, preview_pictures
+from equitomo.run.memory import readable
 from equitomo.run.summary import MeanOfHalves, agreement, tapered_middle
 from equitomo.volumes import VolumeLike
 
 WEDGE_TEST, SPOTS = "wedge_test.json", "filled_spots.csv"
 _NOT_LOSSES = ("step", "learning_rate", "skipped")
 _MOST_SPOTS = 12
+# What a file of a run is for. Those that are not there are left out.
+_PURPOSES = {
+    "reconstruction.mrc": "the result: denoised, and its missing wedge filled with what was inferred",
+    "refined.mrc": "the result in agreement with the projections",
+    "deconvolved.mrc": "the result without the contrast transfer function, for looking at",
+    "measured.mrc": "the part of the result that was measured; this part may be compared with templates",
+    "filled.mrc": "the part of the result that was inferred, not measured",
+    "data_consistent.mrc": "what was measured as it was measured, with only the wedge from the result",
+    "wedge_mask.mrc": "which frequencies were measured, for programs that match templates",
+    "confidence.mrc": "the standard deviation of each voxel",
+    "filled_spots.csv": "where a feature is in the filled part only",
+    "wedge_test.json": "how well a sector that was measured is filled when it is withheld",
+    "slices.png": "central sections and spectra",
+    "losses.csv": "the losses of all steps",
+    "losses.png": "the losses, drawn",
+    "previews": "a fixed cube while the network learned",
+    "checkpoints": "the network, to predict with or to continue the training",
+    "manifest.json": "the record: inputs with their hashes, settings, versions and times",
+    "even.mrc": "the first half of the demonstration",
+    "odd.mrc": "the second half of the demonstration",
+    "truth.mrc": "the specimen of the demonstration",
+    "tilts.tlt": "the tilts of the demonstration",
+}
 
 
 @dataclass(frozen=True)
@@ -187,6 +211,17 @@ def training_chapter(folder: Path, history: LossHistory) -> Chapter:
 def advice(history: LossHistory) -> list[str]:
     """Return since which step nothing changed, as sentences."""
     return []
+
+
+def listed_files(folder: Path) -> list[FileEntry]:
+    """Return the files of a run that are there, with their sizes."""
+    found = []
+    for name, purpose in _PURPOSES.items():
+        path = folder / name
+        if path.exists():
+            own = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            found.append(FileEntry(name, readable(sum(file.stat().st_size for file in own)), purpose))
+    return found
 
 
 def _curves(pair: TomogramPair, first: VolumeLike, second: VolumeLike) -> dict[str, Curve]:

@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from equitomo.datasets import TomogramPair, read_geometry
+from equitomo.datasets.intensities import Nan
 from equitomo.diagnosis import Finding, diagnose
-from equitomo.geometry import shared_axes
+from equitomo.geometry import Geometry, shared_axes
 from equitomo.io import Volume, read_volume, require_writable, valid_path, write_atomically
-from equitomo.report import Cut, FileEntry, Grey, Page, Shown, cut_volumes, spectra
+from equitomo.report import Cut, Grey, Page, Shown, cut_volumes, spectra
 from equitomo.run.folder import REPORT, RESULTS
-from equitomo.run.memory import readable
-from equitomo.run.recorded import RunRecord, span
+from equitomo.run.prediction import require_other
+from equitomo.run.recorded import RunRecord, span, voxel_text
 from equitomo.run.report_chapters import (
     LossHistory,
     correlation_chapter,
+    listed_files,
     spots_chapter,
     training_chapter,
     wedge_test_chapter,
@@ -27,46 +29,21 @@ from equitomo.volumes import VolumeLike
 
 _FILLED: tuple[str, str, Grey] = ("Filled part alone", "inferred, not measured", "shared about zero")
 _BEFORE, _AFTER = "Before", "After"
-# What a file of a run is for. Those that are not there are left out.
-_PURPOSES = {
-    "reconstruction.mrc": "the result: denoised, and its missing wedge filled with what was inferred",
-    "refined.mrc": "the result in agreement with the projections",
-    "deconvolved.mrc": "the result without the contrast transfer function, for looking at",
-    "measured.mrc": "the part of the result that was measured; this part may be compared with templates",
-    "filled.mrc": "the part of the result that was inferred, not measured",
-    "data_consistent.mrc": "what was measured as it was measured, with only the wedge from the result",
-    "wedge_mask.mrc": "which frequencies were measured, for programs that match templates",
-    "confidence.mrc": "the standard deviation of each voxel",
-    "filled_spots.csv": "where a feature is in the filled part only",
-    "wedge_test.json": "how well a sector that was measured is filled when it is withheld",
-    "slices.png": "central sections and spectra",
-    "losses.csv": "the losses of all steps",
-    "losses.png": "the losses, drawn",
-    "previews": "a fixed cube while the network learned",
-    "checkpoints": "the network, to predict with or to continue the training",
-    "manifest.json": "the record: inputs with their hashes, settings, versions and times",
-    "even.mrc": "the first half of the demonstration",
-    "odd.mrc": "the second half of the demonstration",
-    "truth.mrc": "the specimen of the demonstration",
-    "tilts.tlt": "the tilts of the demonstration",
-}
 
 
-def report_run(
-    folder: str | Path, out: str | Path | None = None, *, pair: TomogramPair | None = None, overwrite: bool = True
-) -> Path:
-    """Write the report of a run as one HTML file, and return its path.
+class RunReport:
+    """The report of a run, for which the record is read and the place is checked.
 
     Parameters
     ----------
     folder
         The folder of the run.
     out
-        The file; ``None`` for ``report.html`` in the folder.
+        The HTML file; ``None`` for ``report.html`` in the folder.
     pair
         The tomogram of a run that is still at work; ``None`` reads it from where the record says it was.
     overwrite
-        Replace the file if it exists.
+        Replace the file ``out`` if it exists. The report in the folder of the run is always replaced.
 
     Raises
     ------
@@ -75,69 +52,127 @@ def report_run(
     OSError
         If the report cannot be written.
     """
-    folder = valid_path(folder)
-    out = folder / REPORT if out is None else valid_path(out)
-    require_writable(out, overwrite=overwrite)
-    record = RunRecord.read(folder)
-    warnings = record.warnings(is_running=pair is not None)
-    if pair is None:
-        pair, problem = _reopened(folder, record)
-        warnings += problem
-    return _write(_run_page(folder, record, pair, warnings), out)
+
+    def __init__(
+        self,
+        folder: str | Path,
+        out: str | Path | None = None,
+        *,
+        pair: TomogramPair | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self._folder, self._pair = valid_path(folder), pair
+        self.out = self._folder / REPORT if out is None else valid_path(out)
+        self._record = RunRecord.read(self._folder)
+        require_writable(self.out, overwrite=overwrite or out is None)
+
+    def write(self) -> Path:
+        """Write the report and return its path.
+
+        Raises
+        ------
+        ValueError
+            If a file in the folder is damaged.
+        OSError
+            If a file cannot be read, or the report cannot be written.
+        """
+        pair, warnings = self._pair, self._record.warnings(is_running=self._pair is not None)
+        if pair is None:
+            pair, problems = _reopened(self._folder, self._record)
+            warnings += problems
+        return _write(_run_page(self._folder, self._record, pair, warnings), self.out)
 
 
-def report_volume(files: ReportFiles) -> Path:
-    """Write the report of a volume that any program made of a tomogram, and return its path.
+class VolumeReport:
+    """The report of a volume that any program made of a tomogram, for which inputs and place are checked.
 
     Parameters
     ----------
-    files
-        The tomogram as it was measured, the volume that was made of it, the tilts and the file to write.
+    before
+        The tomogram as it was measured.
+    after
+        The volume that was made of it, on the same grid.
+    geometry
+        The tilts, or a pair ``(low, high)`` of degrees about the y axis.
+    out
+        The HTML file.
+    nan
+        What to do about voxels of the tomogram that are NaN or infinite, as for :class:`~equitomo.TomogramPair`.
+    overwrite
+        Replace the file if it exists.
 
     Raises
     ------
     ValueError
-        If a file is missing or cannot be used, or the volumes differ in shape.
+        If the tomogram cannot be used, or the volumes differ in shape.
     OSError
         If a file cannot be read or written.
     """
-    if files.second is None or files.out is None:
-        raise ValueError(
-            "give the folder of a run, or a tomogram as it was measured and the volume that was made of it, with "
-            "`tilts` and `out`"
+
+    def __init__(
+        self,
+        before: Volume,
+        after: Volume,
+        geometry: Geometry | tuple[float, float],
+        out: str | Path,
+        *,
+        nan: Nan = "refuse",
+        overwrite: bool = False,
+    ) -> None:
+        self.out = valid_path(out)
+        require_writable(self.out, overwrite=overwrite)
+        require_other(self.out, before.path, after.path)
+        if before.shape != after.shape:
+            raise ValueError(
+                f"{before.path} has {before.shape} voxels (z, y, x) and {after.path} {after.shape}: give two volumes "
+                "on one grid"
+            )
+        self._pair, self._after = TomogramPair(before, None, geometry, nan=nan, lazy=True), after
+        _ = self._pair.scale
+        self._facts = {f"Input: {role}": _facts(one) for role, one in (("before", before), ("after", after))}
+
+    def write(self) -> Path:
+        """Write the report and return its path."""
+        pair, after = self._pair, self._after
+        findings = diagnose(pair)
+        page = Page(
+            title=after.path.name,
+            subtitle=_described(pair),
+            warnings=_of_findings(findings),
+            cuts=_cuts(pair, [Shown(_AFTER, after, after.path.name), *_filled(pair, after)]),
+            spectra=spectra({_BEFORE: MeanOfHalves(pair), _AFTER: after}, pair.geometry),
+            spectra_text=filling(pair, after),
+            chapters=[correlation_chapter(pair, after)],
+            findings=findings,
+            facts=self._facts,
         )
+        return _write(page, self.out)
+
+
+def report_of(files: ReportFiles) -> RunReport | VolumeReport:
+    """Return the report of a run, or of a volume if two are given, after all checks.
+
+    Raises
+    ------
+    ValueError, OSError
+        As for :class:`RunReport` and :class:`VolumeReport`, or if tilts or the name of the page are missing.
+    """
+    if files.second is None:
+        return RunReport(files.first, files.out, overwrite=files.overwrite)
     if files.tilts is None:
         raise ValueError("`tilts` is needed: a file of tilts, or LOW,HIGH in degrees such as -60,60")
-    out = valid_path(files.out)
-    require_writable(out, overwrite=files.overwrite)
-    geometry = read_geometry(files.tilts, files.tilt_axis or "y", files.second_axis_tilts)
+    if files.out is None:
+        raise ValueError("`out` is needed: the name of the HTML file to write")
+    geometry = read_geometry(files.tilts, files.tilt_axis, files.second_axis_tilts)
     before, after = (read_volume(path, permissive=files.permissive) for path in (files.first, files.second))
-    if before.shape != after.shape:
-        raise ValueError(
-            f"{files.first} has {before.shape} voxels (z, y, x) and {files.second} {after.shape}: give two volumes on "
-            "one grid"
-        )
-    pair = TomogramPair(before, None, geometry, nan=files.nan, lazy=True)
-    findings = diagnose(pair)
-    page = Page(
-        title=f"{after.path.name}, made of {before.path.name}",
-        subtitle=_described(pair),
-        warnings=_of_findings(findings),
-        cuts=_cuts(pair, [Shown(_AFTER, after, after.path.name), *_filled(pair, after)]),
-        spectra=spectra({_BEFORE: MeanOfHalves(pair), _AFTER: after}, geometry),
-        spectra_text=filling(pair, after),
-        chapters=[correlation_chapter(pair, after)],
-        findings=findings,
-        facts={f"Input: {role}": _facts(one) for role, one in (("before", before), ("after", after))},
-    )
-    return _write(page, out)
+    return VolumeReport(before, after, geometry, files.out, nan=files.nan, overwrite=files.overwrite)
 
 
 def _run_page(folder: Path, record: RunRecord, pair: TomogramPair | None, warnings: list[str]) -> Page:
     """Return the page of a run, without the volumes if there is no tomogram at hand or no result yet."""
     history = LossHistory.read(folder / "losses.csv")
     chapters = [wedge_test_chapter(folder), spots_chapter(folder)]
-    page = Page(title=_title(folder, record), subtitle="", facts=record.facts(), files=_files(folder))
+    page = Page(title=_title(folder, record), subtitle="", facts=record.facts(), files=listed_files(folder))
     parts = []
     if pair is not None:
         parts.append(_described(pair))
@@ -225,11 +260,7 @@ def _title(folder: Path, record: RunRecord) -> str:
 
 def _described(pair: TomogramPair) -> str:
     """Return shape, voxel size and tilts in a line."""
-    size = (
-        ""
-        if pair.voxel_size is None
-        else " of " + " × ".join(f"{n:.4g}" for n in dict.fromkeys(pair.voxel_size)) + " Å"
-    )
+    size = "" if pair.voxel_size is None else f" of {voxel_text(pair.voxel_size)}"
     return f"{' × '.join(map(str, pair.shape))} voxels (z, y, x){size} · tilted from {pair.geometry}"
 
 
@@ -245,17 +276,6 @@ def _of_findings(findings: Sequence[Finding]) -> list[str]:
 def _facts(volume: Volume) -> dict[str, str]:
     labels = {f"label {n}": str(label) for n, label in enumerate(volume.header.labels, 1)}
     return {"file": str(volume.path.absolute()), "type": str(volume.dtype), **labels}
-
-
-def _files(folder: Path) -> list[FileEntry]:
-    """Return the files of a run that are there, with their sizes."""
-    found = []
-    for name, purpose in _PURPOSES.items():
-        path = folder / name
-        if path.exists():
-            own = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-            found.append(FileEntry(name, readable(sum(file.stat().st_size for file in own)), purpose))
-    return found
 
 
 def _write(page: Page, out: Path) -> Path:

@@ -33,7 +33,7 @@ from equitomo.run.prediction import (
     require_range,
 )
 from equitomo.run.record import Invocation
-from equitomo.run.reporting import report_run
+from equitomo.run.reporting import RunReport
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
@@ -499,7 +499,7 @@ class Run:
                 (self.path / name).unlink(missing_ok=True)
             plan.write(progress)
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
-            report_run(self.path, pair=pair)
+            RunReport(self.path, pair=pair).write()
         return out
 
     def _pair(self) -> TomogramPair:
