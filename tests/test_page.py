@@ -24,6 +24,8 @@ from equitomo.report import (
     cut_volumes,
     draw_curves,
     draw_loss_curves,
+    draw_preview,
+    preview_pictures,
     spectra,
 )
 
@@ -277,3 +279,35 @@ def test_losses_that_are_zero_or_not_finite_are_drawn_without_a_warning():
     svg = draw_loss_curves([1, 2, 3], losses).svg
     assert ">data<" in svg
     assert ">none<" not in svg
+
+
+# The pictures of a training ---------------------------------------------------------------------------
+
+
+def test_previews_are_cut_to_what_the_network_made(tmp_path):
+    cube, output = torch.zeros(8, 8, 8), torch.zeros(8, 8, 8)
+    output[:, :, 4:] = 1
+    draw_preview(tmp_path / "step_0000030.png", cube, output, "step 30, changed by 4.2%")
+    ((caption, picture),) = preview_pictures(tmp_path)
+    assert caption == "step 30, changed by 4.2%"
+    values = pixels(picture)
+    # Three sections side by side, of which the last one, across x, has a single value: nothing is white between them.
+    left, middle = values[:, : len(values) - 4], values[:, len(values) + 4 : 2 * len(values)]
+    for section in (left, middle):
+        assert section[2:-2, 4:20].max() < 30
+        assert section[2:-2, -20:-6].min() > 225
+
+
+def test_the_first_the_last_and_some_previews_between_are_shown(tmp_path):
+    for step in range(10, 130, 10):
+        draw_preview(tmp_path / f"step_{step:07d}.png", *noisy_halves((8, 8, 8)), f"step {step}")
+    captions = [caption for caption, _ in preview_pictures(tmp_path)]
+    assert (captions[0], captions[-1], len(captions)) == ("step 10", "step 120", 6)
+    assert preview_pictures(tmp_path / "nothing") == []
+
+
+def test_a_preview_of_an_earlier_version_is_shown_whole(tmp_path):
+    Image.new("L", (60, 40), 128).save(tmp_path / "step_0000100.png")
+    ((caption, picture),) = preview_pictures(tmp_path)
+    assert caption == "step 100"
+    assert pixels(picture).shape == (40, 60)

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from commanding import run as command
 from making import noisy_pair
 
 from equitomo import Run, TiltGeometry, TomogramPair, TrainingConfig, write_volume
@@ -271,3 +272,24 @@ def test_a_page_is_replaced_only_if_asked_for(made, tmp_path):
     with pytest.raises(FileExistsError):
         report_of(given(made, tmp_path)).write()
     assert report_of(given(made, tmp_path, overwrite=True)).write().exists()
+
+
+# The command ------------------------------------------------------------------------------------------
+
+
+def test_the_command_reports_a_run_and_a_volume(made, copied, tmp_path, capsys):
+    (copied / "report.html").unlink()
+    assert command("report", copied) == 0
+    assert (copied / "report.html").exists()
+    assert capsys.readouterr().out == f"Wrote {copied / 'report.html'}\n"
+    files = [made / "even.mrc", made / "run" / "reconstruction.mrc", "--tilts=-60,60"]
+    assert command("report", *files, "--out", tmp_path / "page.html") == 0
+    assert command("report", *files, "--out", tmp_path / "page.html") == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_missing(made, tmp_path, capsys):
+    assert command("report", tmp_path) == 2
+    assert "name the folder of a run, or a tomogram and the volume that was made of it" in capsys.readouterr().err
+    assert command("report", made / "even.mrc", made / "odd.mrc", "--out", tmp_path / "a.html") == 2
+    assert "--tilts is needed" in capsys.readouterr().err
