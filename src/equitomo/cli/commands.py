@@ -37,13 +37,14 @@ from equitomo.run import (
 from equitomo.run.comparison import Comparison
 from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import MANIFEST, RUN_FILES, WEDGE_TEST, RunFolder
+from equitomo.run.folder import MANIFEST, REPORT, RUN_FILES, WEDGE_TEST, RunFolder
 from equitomo.run.independent import independent_settings, results_to_compare, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
 from equitomo.run.places import Picture, TrainingFolder
 from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
+from equitomo.run.reporting import report_of
 from equitomo.run.settings import ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import agreement, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
@@ -184,7 +185,8 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             if pair.n_views == 2:
                 print(agreement(pair))
             drawn = ", ".join(str(run.path / name) for name in ("slices.png", "losses.png", "previews"))
-            print("\n".join(f"Wrote {path}" for path in written_by(out, command.result)), f"\nDrew  {drawn}", sep="")
+            written = [*written_by(out, command.result), run.path / REPORT]
+            print("\n".join(f"Wrote {path}" for path in written), f"\nDrew  {drawn}", sep="")
 
 
 @prepare.register
@@ -300,6 +302,12 @@ def _(command: options.WedgeTest, call: Call) -> Job:
             print(f"Drew  {result.draw(picture)}")
 
     return job
+
+
+@prepare.register
+def _(command: options.Report, call: Call) -> Job:
+    report = report_of(command.files)
+    return lambda: print(f"Wrote {report.write()}")
 
 
 @prepare.register

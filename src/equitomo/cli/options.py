@@ -12,6 +12,7 @@ from equitomo.run.settings import (
     Prediction,
     PredictionTable,
     ReconstructionSettings,
+    ReportFiles,
     SeriesFiles,
     SpecimenSettings,
     TomogramFiles,
@@ -112,6 +113,13 @@ class WedgeTest:
     picture: Picture
 
 
+@dataclass(frozen=True)
+class Report:
+    """Show all that is known about a run, or about a volume that any program made, in one HTML file."""
+
+    files: ReportFiles
+
+
 def name_of(command: type[object]) -> str:
     """Return the name of a command on the command line: ``wedge-test`` for ``WedgeTest``."""
     return re.sub("(?<=[a-z])(?=[A-Z])", "-", command.__name__).lower()
@@ -120,10 +128,10 @@ def name_of(command: type[object]) -> str:
 # The commands that train, and those that look at the tomograms to train on.
 Training = Train | Reconstruct | Demo
 Looking = Train | Reconstruct | Check
-Command = Training | Looking | Predict | Preview | Convert | Fsc | Halves | WedgeTest
+Command = Training | Looking | Predict | Preview | Convert | Fsc | Halves | WedgeTest | Report
 COMMANDS: dict[str, type[Command]] = {
     name_of(command): command
-    for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, WedgeTest, Convert, Fsc)
+    for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, WedgeTest, Report, Convert, Fsc)
 }
 POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from equitomo.run.places import SecondNetwork
     from equitomo.run.prediction import Plan
     from equitomo.run.preview import Preview
+    from equitomo.run.reporting import RunReport, VolumeReport, report_of
     from equitomo.run.run import Run
     from equitomo.run.settings import (
         ComparedFiles,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         Prediction,
         PredictionTable,
         ReconstructionSettings,
+        ReportFiles,
         SeriesFiles,
         SpecimenSettings,
         TomogramFiles,
@@ -52,7 +54,9 @@ __all__ = [
     "PredictionTable",
     "Preview",
     "ReconstructionSettings",
+    "ReportFiles",
     "Run",
+    "RunReport",
     "SecondNetwork",
     "SeriesFiles",
     "SpecimenSettings",
@@ -62,6 +66,7 @@ __all__ = [
     "TomogramTable",
     "TrainingFiles",
     "TrainingTable",
+    "VolumeReport",
     "WedgeTest",
     "WedgeTestResult",
     "WedgeTestSettings",
@@ -70,6 +75,7 @@ __all__ = [
     "correlations",
     "independent_settings",
     "make_halves",
+    "report_of",
     "tomograms_of",
 ]
 
@@ -84,9 +90,11 @@ _HOMES = {
     "Plan": "prediction",
     "Preview": "preview",
     "Run": "run",
+    "RunReport": "reporting",
     "SecondNetwork": "places",
     "TablePrediction": "many",
     "Tomogram": "table",
+    "VolumeReport": "reporting",
     "WedgeTest": "wedge_test",
     "WedgeTestResult": "wedge_test",
     "WedgeTestSettings": "wedge_settings",
@@ -95,6 +103,7 @@ _HOMES = {
     "correlations": "comparison",
     "independent_settings": "independent",
     "make_halves": "halves.making",
+    "report_of": "reporting",
     "tomograms_of": "table",
 }
 

@@ -19,6 +19,7 @@ from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import join
 
 MANIFEST = "manifest.json"
+REPORT = "report.html"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
 WEDGE_TEST = "wedge_test.json"
@@ -26,7 +27,7 @@ FINISHED = (
     *("refined.mrc", "deconvolved.mrc"),
     *("measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc", "filled_spots.csv", "filled_spots.png"),
 )
-RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST)
+RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST, REPORT)
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "held_out.csv", *RESULTS, MANIFEST)
 
 

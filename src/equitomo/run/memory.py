@@ -50,10 +50,11 @@ def readable(n_bytes: float) -> str:
 
     Examples
     --------
-    >>> readable(3.2e9), readable(1500)
-    ('3.2 GB', '0.0015 MB')
+    >>> readable(3.2e9), readable(2e6), readable(1500)
+    ('3.2 GB', '2 MB', '1.5 kB')
     """
-    return f"{n_bytes / 1e9:.3g} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.3g} MB"
+    unit, name = (1e9, "GB") if n_bytes >= 1e8 else (1e6, "MB") if n_bytes >= 1e5 else (1e3, "kB")
+    return f"{n_bytes / unit:.3g} {name}"
 
 
 def duration(seconds: float) -> str:

@@ -33,6 +33,7 @@ from equitomo.run.prediction import (
     require_range,
 )
 from equitomo.run.record import Invocation
+from equitomo.run.reporting import RunReport
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
@@ -536,7 +537,7 @@ class Run:
         planned: Callable[[Plan], None] = lambda plan: None,
         progress: Progress | None = None,
     ) -> Path:
-        """Train to the last step, write the reconstruction into the folder and draw it; return its path.
+        """Train to the last step, write the reconstruction and its report into the folder, and return its path.
 
         Parameters
         ----------
@@ -569,6 +570,7 @@ class Run:
                 (self.path / name).unlink(missing_ok=True)
             plan.write(progress)
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
+            RunReport(self.path, pair=pair).write()
         return out
 
     @property

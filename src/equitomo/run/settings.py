@@ -79,6 +79,43 @@ class ComparedFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class ReportFiles:
+    """What is reported on, and the page that is written.
+
+    Parameters
+    ----------
+    first
+        The folder of a run; or a tomogram as it was measured, before any program filled its wedge.
+    second
+        The volume that any program made of this tomogram.
+    tilts
+        The tilts of the tomogram in degrees: a file, or LOW,HIGH such as -60,60. A run knows its own.
+    tilt_axis
+        The axis of the tomogram about which the specimen was tilted.
+    second_axis_tilts
+        The tilts of the second series of a dual-axis tomogram, about the other axis.
+    permissive
+        Read files without the MAP mark whenever their header agrees with their size, and Zarr stores that lack chunks.
+    nan
+        What to do about voxels that are NaN or infinite: refuse the file, or replace them by its mean ("mean").
+    out
+        The HTML file to write; by default report.html in the folder of the run, where it is always replaced.
+    overwrite
+        Replace the file if it exists.
+    """
+
+    first: str
+    second: str | None = None
+    tilts: str | None = None
+    tilt_axis: Literal["y", "x"] = "y"
+    second_axis_tilts: str | None = None
+    permissive: bool = False
+    nan: Literal["refuse", "mean"] = "refuse"
+    out: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class TomogramTable(TomogramFiles):
     """The files of one tomogram, or a table of many.
 

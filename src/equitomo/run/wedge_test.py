@@ -20,7 +20,7 @@ from equitomo.io import write_atomically
 from equitomo.metrics import HeldOutCorrelation, held_out_correlation
 from equitomo.run.pictures import StepProgress
 from equitomo.run.prediction import Progress, common_geometry, predictor_for, require_one_wedge
-from equitomo.run.recorded import recorded_init, recorded_pair
+from equitomo.run.recorded_pair import recorded_init, recorded_pair
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.run.wedge_settings import WedgeTestSettings
 from equitomo.training import Method, Trainer, TrainingConfig, load_network

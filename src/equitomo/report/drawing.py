@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _ABOUT_Y = TiltAxes.about("y")
 _TOGETHER = 8  # planes that are transformed at once
 _NO_LOSSES = ("step", "learning_rate", "skipped")
+# The entry of a preview's metadata that gives the place of each section of the network's result in the picture.
+PLACES = "Places"
 
 
 def draw_slices(
@@ -170,13 +172,18 @@ def draw_spots(
 
 
 def draw_preview(path: str | Path, cube: Tensor, output: Tensor, title: str) -> Path:
-    """Draw the central slices of a cube ``(z, y, x)`` and of the network's output for it."""
+    """Draw the central slices of a cube ``(z, y, x)`` and of the network's output for it.
+
+    A PNG file also states its title and where in it the output is.
+    """
     figure, grid = _figure(2, 3)
     for row, name, volume in zip(grid, ("input", "network"), (cube, output), strict=True):
         _show_slices(row, as_voxels(volume), None)
         row[0].set_ylabel(name)
     figure.suptitle(title)
-    return _save(figure, path)
+    figure.draw_without_rendering()
+    places = ";".join(" ".join(f"{share:.4f}" for share in axes.get_position().extents) for axes in grid[1])
+    return _save(figure, path, {"Title": title, PLACES: places})
 
 
 def draw_losses(path: str | Path, losses: str | Path) -> Path:
@@ -204,7 +211,7 @@ def draw_losses(path: str | Path, losses: str | Path) -> Path:
     drawn = {name: loss for name, loss in values.items() if loss.any()}
     for number, (name, loss) in enumerate(drawn.items()):
         axes.plot(steps, loss, color=f"C{number}", alpha=0.25, linewidth=0.6)
-        axes.plot(steps, _running_mean(loss, max(len(loss) // 50, 1)), color=f"C{number}", label=name)
+        axes.plot(steps, running_mean(loss, max(len(loss) // 50, 1)), color=f"C{number}", label=name)
     if drawn:
         axes.legend(frameon=False)
         if any((loss > 0).any() for loss in drawn.values()) and not any((loss < 0).any() for loss in drawn.values()):
@@ -371,7 +378,7 @@ def _scale_bar(axes: Axes, n_voxels: int, voxel_size: float) -> None:
     axes.text(3, 5, f"{length:g} nm", color="white", fontsize=8, va="top")
 
 
-def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Return the mean of the finite ones among the last ``window`` values, NaN where there is none."""
     finite = np.isfinite(values)
     stops = np.arange(1, len(values) + 1)
@@ -396,9 +403,10 @@ def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) ->
     return figure, grid
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def _save(figure: Figure, path: str | Path, texts: Mapping[str, str] | None = None) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = path.suffix.lstrip(".").lower()
     with atomic_file(path, overwrite=True) as file:
-        figure.savefig(file, dpi=110, format=path.suffix.lstrip("."))
+        figure.savefig(file, dpi=110, format=kind, metadata=texts if kind == "png" else None)
     return path

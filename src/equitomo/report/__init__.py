@@ -1,0 +1,43 @@
+"""Pictures of volumes, spectra, losses and correlation curves, and the page that shows a reconstruction."""
+
+from equitomo.report.drawing import (
+    draw_correlations,
+    draw_halves,
+    draw_losses,
+    draw_preview,
+    draw_slices,
+    draw_wedge,
+    log_power,
+)
+from equitomo.report.figures import Chart, Curve, Spectrum, draw_curves, draw_loss_curves, draw_svg, spectra
+from equitomo.report.history import preview_pictures
+from equitomo.report.page import Chapter, FileEntry, Link, Page, Table
+from equitomo.report.sections import Cut, Grey, Panel, Shown, cut_volumes
+
+__all__ = [
+    "Chapter",
+    "Chart",
+    "Curve",
+    "Cut",
+    "FileEntry",
+    "Grey",
+    "Link",
+    "Page",
+    "Panel",
+    "Shown",
+    "Spectrum",
+    "Table",
+    "cut_volumes",
+    "draw_correlations",
+    "draw_curves",
+    "draw_halves",
+    "draw_loss_curves",
+    "draw_losses",
+    "draw_preview",
+    "draw_slices",
+    "draw_svg",
+    "draw_wedge",
+    "log_power",
+    "preview_pictures",
+    "spectra",
+]
