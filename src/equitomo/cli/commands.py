@@ -335,7 +335,7 @@ def _(command: options.Fsc, call: Call) -> Job:
         comparison = Comparison(files)
         return lambda: _compare(comparison, picture)
     config = independent_settings(given.independent, files)
-    folder = options.Folder(given.out, resume=given.resume, overwrite=given.overwrite, init=given.init)
+    folder = TrainingFolder(given.out, resume=given.resume, overwrite=given.overwrite, init=given.init)
     results = results_to_compare(files, given.independent, given.out)
     train = prepare(options.Reconstruct(training_files(files), folder, ReconstructionSettings(), config), call)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from equitomo.run.halves.making import Halves, HalvesOutcome, make_halves
     from equitomo.run.independent import independent_settings
     from equitomo.run.many import Outcome, TablePrediction
-    from equitomo.run.places import SecondNetwork
+    from equitomo.run.places import Picture, SecondNetwork
     from equitomo.run.prediction import Plan
     from equitomo.run.preview import Preview
     from equitomo.run.reporting import RunReport, VolumeReport, report_of
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from equitomo.run.settings import (
         ComparedFiles,
         HalvesSettings,
-        Picture,
         Prediction,
         PredictionTable,
         ReconstructionSettings,
@@ -87,6 +86,7 @@ _HOMES = {
     "Halves": "halves.making",
     "HalvesOutcome": "halves.making",
     "Outcome": "many",
+    "Picture": "places",
     "Plan": "prediction",
     "Preview": "preview",
     "Run": "run",
