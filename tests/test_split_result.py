@@ -115,7 +115,7 @@ def test_halves_of_clearly_different_tilts_have_no_common_measured_part(folder, 
 def test_a_split_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 1000)
     pair = TomogramPair(*noisy_halves((18, 20, 22)), RANGE)
-    with pytest.raises(ValueError, match=r"a_measured.mrc: the split takes about .* 0.001 MB are free"):
+    with pytest.raises(ValueError, match=r"a_measured.mrc: the split takes about .* 1 kB are free"):
         Split(pair, tmp_path / "a.mrc", pair.geometry, ReconstructionSettings(split_result=True), overwrite=False)
 
 

@@ -24,10 +24,14 @@ def recorded_pair(folder: str | Path, config: TrainingConfig) -> TomogramPair:
     OSError
         If a file cannot be read.
     """
-    record = RunRecord.read(Path(folder))
+    nameless = f"{Path(folder) / MANIFEST} does not name the two halves of one tomogram: {_REMEDY}"
+    try:
+        record = RunRecord.read(Path(folder))
+    except ValueError as error:
+        raise ValueError(nameless) from error
     inputs, tilts = record.inputs, record.geometries
     if not {"first", "second"} <= inputs.keys() or not 1 <= len(tilts) <= 2:
-        raise ValueError(f"{Path(folder) / MANIFEST} does not name the two halves of one tomogram: {_REMEDY}")
+        raise ValueError(nameless)
     paths = {role: Path(inputs[role]["path"]) for role in ("first", "second", "mask") if role in inputs}
     for role, path in paths.items():
         if not path.exists():
@@ -51,4 +55,7 @@ def recorded_pair(folder: str | Path, config: TrainingConfig) -> TomogramPair:
 
 def recorded_init(folder: Path) -> Any:
     """Return what the record of a run says of the weights that it started from; ``None`` for those of the seed."""
-    return RunRecord.read(folder).init if (folder / MANIFEST).exists() else None
+    try:
+        return RunRecord.read(folder).init
+    except ValueError:
+        return None
