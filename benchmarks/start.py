@@ -110,11 +110,12 @@ def trained(case: Case, scorer: Scorer, preset: Any, changes: dict[str, Any]) ->
     return dict(zip(REGIONS, scores, strict=True)) | {"seconds": round(seconds, 1), "moved": moved}
 
 
+@torch.no_grad()
 def _relative_change(before: nn.Module | None, after: nn.Module) -> float | None:
     """Return how far the weights moved, relative to their size at the start; ``None`` for a start from scratch."""
     if before is None:
         return None
-    first, last = (torch.nn.utils.parameters_to_vector(network.parameters()) for network in (before, after))
+    first, last = (torch.cat([value.flatten() for value in network.parameters()]) for network in (before, after))
     return round(float((last - first).norm() / first.norm()), 4)
 
 

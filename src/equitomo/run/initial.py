@@ -81,7 +81,10 @@ def start_of(
     if init in SHIPPED:
         name, knows_bright = str(init), True
         if reason := misfit(name, config.as_dict()):
-            raise ValueError(f"`init={name!r}` cannot be: {reason}; pass `init='{SCRATCH}'` to start from scratch")
+            raise ValueError(
+                f"`init={name!r}`: {reason}. Use its sizes, which are those of the presets fast and tiny, or start "
+                f"from scratch with `init='{SCRATCH}'`"
+            )
         initial, record = shipped_network(name, pairs), {"network": name, "sha256": shipped_hash(name)}
     elif isinstance(init, nn.Module):
         initial, record = init, NOT_RECORDED
