@@ -172,6 +172,14 @@ def test_a_wedge_test_is_told_in_plain_words(copied):
     assert "estimated as 0.75 ± 0.02 (95 %). An empty sector scores 0, and what was measured there" in text
 
 
+def test_a_wedge_test_from_weights_that_saw_the_noise_is_said_to_flatter(tmp_path):
+    for start, n_texts in (("seed", 2), ("run", 3)):
+        content = {"folds": [fold()], "voxel_size": 10.0, "start": start}
+        (tmp_path / "wedge_test.json").write_text(json.dumps(content))
+        assert len(wedge_test_chapter(tmp_path).text) == n_texts
+    assert "may be too high" in wedge_test_chapter(tmp_path).text[2]
+
+
 def test_a_wedge_test_without_agreement_of_the_halves_says_so(tmp_path):
     content = {"folds": [fold(estimate=None, error=None, reliability=None)], "voxel_size": None}
     (tmp_path / "wedge_test.json").write_text(json.dumps(content))

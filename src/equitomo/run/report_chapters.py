@@ -32,11 +32,13 @@ _PURPOSES = {
     "data_consistent.mrc": "what was measured as it was measured, with only the wedge from the result",
     "wedge_mask.mrc": "which frequencies were measured, for programs that match templates",
     "confidence.mrc": "the standard deviation of each voxel",
-    "filled_spots.csv": "where a feature is in the filled part only",
+    "filled_spots.csv": "spots that the measured part of the result shows less than it should",
+    "filled_spots.png": "these spots, drawn",
     "wedge_test.json": "how well a sector that was measured is filled when it is withheld",
     "slices.png": "central sections and spectra",
     "losses.csv": "the losses of all steps",
     "losses.png": "the losses, drawn",
+    "held_out.csv": "the error on a block that was held out, at several steps",
     "previews": "a fixed cube while the network learned",
     "checkpoints": "the network, to predict with or to continue the training",
     "manifest.json": "the record: inputs with their hashes, settings, versions and times",
@@ -149,9 +151,10 @@ def wedge_test_chapter(folder: Path) -> Chapter | None:
         "Nobody can look into the missing wedge. But tilts that were measured can be withheld, and what a network "
         "fills in for them can be compared with what was measured."
     )
-    return Chapter(
-        "wedge-test", "How well a wedge is filled", [introduction, *(one.text() for one in sectors)], [chart]
-    )
+    text = [introduction, *(one.text() for one in sectors)]
+    if content.get("start") == "run":
+        text.append("The network had seen the noise of these tilts before, so that the estimate may be too high.")
+    return Chapter("wedge-test", "How well a wedge is filled", text, [chart])
 
 
 def spots_chapter(folder: Path) -> Chapter | None:
@@ -205,12 +208,7 @@ def training_chapter(folder: Path, history: LossHistory) -> Chapter:
     chart = draw_loss_curves(history.steps, history.losses)
     pictures = preview_pictures(folder / "previews")
     text = [] if not pictures else ["Below: what the network made of one cube, in its three central sections."]
-    return Chapter("training", "How the network learned", [*advice(history), *text], [chart], pictures)
-
-
-def advice(history: LossHistory) -> list[str]:
-    """Return since which step nothing changed, as sentences."""
-    return []
+    return Chapter("training", "How the network learned", text, [chart], pictures)
 
 
 def listed_files(folder: Path) -> list[FileEntry]:
