@@ -39,6 +39,7 @@ VARIANTS = {
     "uneven": {"batch": 3},
     "parts": {"batch": 5, "micro_batch": 2},
     "float16": {"precision": "float16"},
+    "judged": {"side": 8, "margin": 2, "held_out": 8, "judge_every": 2, "stop_when_stable": True},
     "one_geometry": {"geometries": [(-60.0, 60.0)] * 2},
 }
 
