@@ -249,7 +249,7 @@ def _(command: options.Preview, call: Call) -> Job:
     def job() -> None:
         if preview.is_dark:
             print("The specimen is darker than its background: it is inverted for the network, and the result back")
-        print(f"Wrote {preview.write()}")
+        print("\n".join(f"Wrote {path}" for path in written_by(preview.write(), command.prediction)))
         print(
             "This preview comes from a prior learned on simulations, not from training on this data, which is better: "
             "see `equitomo reconstruct`"
