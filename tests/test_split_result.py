@@ -90,6 +90,14 @@ def test_predict_names_the_parts_after_its_result_and_lists_them(folder, halves,
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_preview_has_parts_too_and_lists_them(halves, tmp_path, capsys):
+    out = tmp_path / "a.mrc"
+    assert run("preview", *halves, "--tilts=-50,60", "--out", out, "--split-result") == 0
+    assert files_in(tmp_path) == {"a.mrc", *(f"a_{name}" for name in PARTS | SPOTS)}
+    assert f"Wrote {tmp_path}/a_filled.mrc" in capsys.readouterr().out
+    assert "prior learned on simulations" in read_volume(tmp_path / "a_measured.mrc").header.labels[-2]
+
+
 def test_a_new_result_leaves_no_parts_of_an_old_one(folder, halves, tmp_path):
     copied = tmp_path / "run"
     assert run("reconstruct", *halves, "--tilts=-50,60", "--out", copied, *TINY, *TILES, "--split-result") == 0

@@ -32,7 +32,7 @@ from equitomo.checks import Shape
 from equitomo.fourier import frequency_radius, multiplicity
 from equitomo.geometry import Geometry, wedge_mask
 from equitomo.io import release, write_atomically
-from equitomo.volumes import VolumeLike, as_voxels
+from equitomo.volumes import VolumeLike, as_voxels, blurred
 
 # The wide Gaussian is so many times as wide as the narrow one, and both end after three standard deviations.
 _WIDER = 2.5
@@ -234,16 +234,4 @@ def _halo(radius: float) -> int:
 
 def _band(volume: Tensor, radius: float) -> Tensor:
     """Return a volume ``(z, y, x)`` after the difference of two Gaussians; faces are continued by their values."""
-    return _blurred(volume, radius) - _blurred(volume, _WIDER * radius)
-
-
-def _blurred(volume: Tensor, deviation: float) -> Tensor:
-    n = math.ceil(_REACH * deviation)
-    kernel = torch.exp(-0.5 * (torch.arange(-n, n + 1) / deviation) ** 2)
-    kernel /= kernel.sum()
-    for axis in range(3):
-        lines = volume.movedim(axis, -1)
-        padded = F.pad(lines, (n, n), mode="replicate")
-        volume = F.conv1d(padded.reshape(-1, 1, padded.shape[-1]), kernel[None, None]).view(lines.shape)
-        volume = volume.movedim(-1, axis)
-    return volume
+    return blurred(volume, radius) - blurred(volume, _WIDER * radius)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
 from equitomo.checks import Shape
 from equitomo.io import SLAB_BYTES, Index, slabs_of
 
-__all__ = ["Filled", "Index", "Shape", "VolumeLike", "Voxels", "as_voxels", "middle_of"]
+__all__ = ["Filled", "Index", "Shape", "VolumeLike", "Voxels", "as_voxels", "blurred", "middle_of"]
 
 
 @runtime_checkable
@@ -83,6 +85,32 @@ def middle_of(volume: VolumeLike, most: int) -> Tensor:
     voxels = as_voxels(volume)
     z, y, x = (slice((n - min(n, most)) // 2, (n + min(n, most)) // 2) for n in voxels.shape)
     return torch.from_numpy(np.array(voxels[z, y, x], np.float32))
+
+
+def blurred(volume: Tensor, deviation: float) -> Tensor:
+    """Return a volume ``(z, y, x)`` after a Gaussian, whose faces are continued by their values.
+
+    Parameters
+    ----------
+    volume
+        The volume.
+    deviation
+        The standard deviation of the Gaussian in voxels, which ends after three of them.
+
+    Examples
+    --------
+    >>> blurred(torch.ones(4, 5, 6), 1.5).sum()
+    tensor(120.)
+    """
+    n = math.ceil(3 * deviation)
+    kernel = torch.exp(-0.5 * (torch.arange(-n, n + 1) / deviation) ** 2)
+    kernel = (kernel / kernel.sum()).to(volume)
+    for axis in range(3):
+        lines = volume.movedim(axis, -1)
+        padded = F.pad(lines, (n, n), mode="replicate")
+        volume = F.conv1d(padded.reshape(-1, 1, padded.shape[-1]), kernel[None, None]).view(lines.shape)
+        volume = volume.movedim(-1, axis)
+    return volume
 
 
 @dataclass(frozen=True, eq=False)

@@ -269,7 +269,7 @@ def _(command: options.Preview, call: Call) -> Job:
 
     def job() -> None:
         _announce(preview.plan)
-        print(f"Wrote {preview.write()}")
+        print("\n".join(f"Wrote {path}" for path in written_by(preview.write(), command.prediction)))
         print(
             "This preview comes from a prior learned on simulations, not from training on this data, which is better: "
             "see `equitomo reconstruct`"

@@ -24,7 +24,7 @@ _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
 WEDGE_TEST = "wedge_test.json"
 FINISHED = (
-    *("refined.mrc", "deconvolved.mrc"),
+    *("refined.mrc", "deconvolved.mrc", "confidence.mrc"),
     *("measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc", "filled_spots.csv", "filled_spots.png"),
 )
 RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST, REPORT)

@@ -107,7 +107,7 @@ class TablePrediction:
     ) -> None:
         if files.table is None:
             raise ValueError("these are the files of one tomogram: give a `table` of many")
-        for name in ("refine", "deconvolve", "split_result"):
+        for name in ("refine", "deconvolve", "split_result", "confidence"):
             if getattr(settings, name) not in ("none", False):
                 raise ValueError(f"`{name}` is for one tomogram: predict those of a `table` one by one for it")
         number, count = _part(files.part or "1/1")

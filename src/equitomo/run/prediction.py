@@ -15,6 +15,7 @@ from equitomo.geometry import Geometry, TiltGeometry
 from equitomo.inference import Footprint, TiledPredictor, measured_margin
 from equitomo.io import Volume, bytes_to_create, creating_volume, require_writable, valid_path
 from equitomo.precision import chosen_device
+from equitomo.run.confidence import Confidence
 from equitomo.run.deconvolution import Deconvolution
 from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
@@ -146,7 +147,7 @@ class Plan:
         require_memory(self.needs.memory, f"{self.out}: prediction", "a smaller `tile` or `local_tile` needs less")
         for path in written_by(self.out, settings)[1:]:
             require_other(path, *inputs, settings.projections)
-        self.finishes = finishes(pair, self.out, settings, overwrite=overwrite)
+        self.finishes = finishes(pair, self.out, predictor, settings, overwrite=overwrite)
 
     def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:
         """Predict into the file, write what follows into others, and return the path of the first.
@@ -186,26 +187,32 @@ class Finish(Protocol):
         """Write the files."""
 
 
-def finishes(pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool) -> list[Finish]:
+def finishes(
+    pair: TomogramPair, out: Path, predictor: TiledPredictor, settings: ReconstructionSettings, *, overwrite: bool
+) -> list[Finish]:
     """Return what the settings ask for after a prediction, checked before it."""
     found: list[Finish] = []
     if settings.refine != "none":
         found.append(Refinement(pair, out, settings, overwrite=overwrite))
     if settings.deconvolve != "none":
         found.append(Deconvolution(pair, out, settings, overwrite=overwrite))
+    wanted = ["split_result"] * settings.split_result + ["confidence"] * (settings.confidence != "none")
+    if wanted and len(set(pair.geometries)) > 1 and not _nearly_agree(pair):
+        raise ValueError(
+            f"{pair.name}: the halves have different tilts, and `{wanted[0]}` needs those of one volume: predict each "
+            "half alone"
+        )
     if settings.split_result:
-        if len(set(pair.geometries)) > 1 and not _nearly_agree(pair):
-            raise ValueError(
-                f"{pair.name}: the halves have different tilts, and `split_result` needs those of one volume: predict "
-                "each half alone"
-            )
         found.append(Split(pair, out, common_geometry(pair), settings, overwrite=overwrite))
+    if settings.confidence != "none":
+        found.append(Confidence(pair, out, predictor, common_geometry(pair), settings, overwrite=overwrite))
     return found
 
 
 def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
     """Return the files that a prediction writes."""
     wanted = {"refined": settings.refine != "none", "deconvolved": settings.deconvolve != "none"}
+    wanted["confidence"] = settings.confidence != "none"
     wanted |= dict.fromkeys((*PARTS, *SPOTS), settings.split_result)
     return [out, *(named_beside(out, word) for word, is_wanted in wanted.items() if is_wanted)]
 

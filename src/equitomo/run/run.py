@@ -523,7 +523,7 @@ class Run:
         n_bytes = n_volumes * bytes_to_create(self.path / _RECONSTRUCTION, pair.shape, settings.dtype)
         n_bytes += Footprint.of(predictor, pair.shape, halves=len(pair.halves)).disk
         # The room for what follows the prediction is counted with the rest.
-        following = finishes(pair, self.path / _RECONSTRUCTION, settings, overwrite=True)
+        following = finishes(pair, self.path / _RECONSTRUCTION, predictor, settings, overwrite=True)
         n_bytes += sum(finish.n_bytes for finish in following)
         assert self._training is not None
         self._training.folder.require_space(self.trainer.bytes_to_write + n_bytes)

@@ -197,7 +197,7 @@ FINISHING_SETTINGS = {
     *("refine", "projections", "positive", "refine_iterations"),
     *("deconvolve", "defocus", "phase_flipped", "deconvolution_strength", "deconvolution_falloff"),
     *("voltage", "spherical_aberration", "amplitude_contrast"),
-    "split_result",
+    *("split_result", "confidence", "confidence_samples"),
 }
 
 
@@ -253,11 +253,18 @@ class ReconstructionSettings:
         wedge (filled), the result with the input in its measured part (data_consistent), the mask of the measured
         Fourier coefficients (wedge_mask), and a table and a picture of spots that only the filled part shows
         (filled_spots).
+    confidence
+        Also write the standard deviation of each voxel (confidence.mrc or NAME_confidence), estimated by reconstructing
+        the turned result from new measurements with new noise ("bootstrap"), or without noise ("orbit"), or from the
+        difference between the halves ("halves").
+    confidence_samples
+        How often the result is turned for it; each time takes one more prediction.
 
     Raises
     ------
     ValueError
-        If ``margin_tolerance`` is not positive, ``refine_iterations`` is negative, settings of a refinement are given
+        If ``margin_tolerance`` is not positive, ``refine_iterations`` is negative, ``confidence_samples`` is less than
+        2, settings of a refinement are given
         without ``refine``, or ``deconvolve`` without ``defocus``.
     """
 
@@ -280,6 +287,8 @@ class ReconstructionSettings:
     spherical_aberration: float = 2.7
     amplitude_contrast: float = 0.07
     split_result: bool = False
+    confidence: Literal["none", "bootstrap", "orbit", "halves"] = "none"
+    confidence_samples: int = 8
 
     def __post_init__(self) -> None:
         if self.refine_iterations < 0:
@@ -289,6 +298,8 @@ class ReconstructionSettings:
             raise ValueError(f"`{given}` is a setting of a refinement: pass `refine='sirt'` too")
         if (self.deconvolve != "none") != bool(self.defocus):
             raise ValueError("`deconvolve` and `defocus` belong together: pass both, the defocus in ångström")
+        if self.confidence_samples < 2:
+            raise ValueError(f"`confidence_samples` must be at least 2, got {self.confidence_samples}")
         if not self.margin_tolerance > 0:
             raise ValueError(f"`margin_tolerance` must be positive, got {self.margin_tolerance}")
 
