@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,10 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+
+
+# Seconds without an answer after which the browser counts as hung.
+_PATIENCE = 300
 
 
 class Browser:
@@ -105,6 +110,7 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            assert select.select([self._read], [], [], _PATIENCE)[0], "the browser does not answer"
             received = os.read(self._read, 1 << 20)
             assert received, "the browser ended"
             self._buffer += received
