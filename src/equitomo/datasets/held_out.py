@@ -37,7 +37,9 @@ class HeldOutSector:
     ends: Ends
 
 
-def hold_out_sector(pair: TomogramPair, share: float = 0.8, ends: Ends = "both") -> HeldOutSector:
+def hold_out_sector(
+    pair: TomogramPair, share: float = 0.8, ends: Ends = "both", *, invert: bool = False
+) -> HeldOutSector:
     r"""Empty the sectors of the outermost tilts in both halves, as if these tilts had not been taken.
 
     .. math:: z_i = F^{-1} \operatorname{diag}(m_1)\, F y_i, \qquad S = m_0 \wedge \neg m_1
@@ -52,6 +54,8 @@ def hold_out_sector(pair: TomogramPair, share: float = 0.8, ends: Ends = "both")
         Two half tomograms, which are read into memory.
     share, ends
         As for :func:`equitomo.geometry.narrowed`.
+    invert
+        Exchange dark and bright in all volumes, for a network that knows the opposite contrast.
 
     Raises
     ------
@@ -71,6 +75,7 @@ def hold_out_sector(pair: TomogramPair, share: float = 0.8, ends: Ends = "both")
         )
     geometries = [narrowed(geometry, share, ends) for geometry in pair.geometries]
     measured = pair.load_volumes() if pair.is_lazy else pair.volumes
+    measured = -measured if invert else measured
     # What any of the narrower halves holds is emptied in none of them, and the sector is what both had measured.
     kept = reduce(torch.maximum, (_measured(pair, geometry) for geometry in geometries))
     before = reduce(torch.minimum, (_measured(pair, geometry) for geometry in pair.geometries))

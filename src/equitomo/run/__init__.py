@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         TrainingTable,
     )
     from equitomo.run.table import Tomogram, tomograms_of
+    from equitomo.run.wedge_result import FoldResult, WedgeTestResult
     from equitomo.run.wedge_settings import WedgeTestSettings
-    from equitomo.run.wedge_test import FoldResult, WedgeTest, WedgeTestResult
+    from equitomo.run.wedge_test import WedgeTest
 
 __all__ = [
     "Conversion",
@@ -63,7 +64,7 @@ __all__ = [
 _HOMES = {
     "Conversion": "convert",
     "Demonstration": "demo",
-    "FoldResult": "wedge_test",
+    "FoldResult": "wedge_result",
     "Halves": "halves.making",
     "HalvesOutcome": "halves.making",
     "Outcome": "many",
@@ -73,7 +74,7 @@ _HOMES = {
     "TablePrediction": "many",
     "Tomogram": "table",
     "WedgeTest": "wedge_test",
-    "WedgeTestResult": "wedge_test",
+    "WedgeTestResult": "wedge_result",
     "WedgeTestSettings": "wedge_settings",
     "check_training": "checks",
     "make_halves": "halves.making",
