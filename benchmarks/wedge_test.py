@@ -97,7 +97,7 @@ def _rows(name: str, steps: int) -> list[Row]:
     for network, (settings, init) in networks.items():
         started = time.perf_counter()
         (fold,) = WedgeTest(known.pair, method_of(config), config, settings, init=init).folds()
-        fold.trainer.train()
+        fold.train()
         filled = fold.predict()
         found = fold.judge(filled).correlation
         used = fold.held_out.sector & _up_to(known.pair.shape, found.limit)
@@ -180,7 +180,7 @@ def _draw(path: Path, rows: list[Row]) -> None:
             )
         axes.plot([-1, 1], [-1, 1], color="grey", linewidth=0.7, linestyle="--")
         axes.set(
-            xlim=(-0.7, 1), ylim=(-0.7, 1.05), xlabel=f"true correlation {title}", ylabel="estimated, 95 % interval"
+            xlim=(-1, 1.05), ylim=(-1, 1.05), xlabel=f"true correlation {title}", ylabel="estimated, 95 % interval"
         )
         axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=6)

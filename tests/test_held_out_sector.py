@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,12 +138,28 @@ def test_the_estimate_is_the_true_correlation_within_its_error(shape, deviation,
     assert inside >= 18
 
 
+@pytest.mark.parametrize("deviation", [0.3, 1.0, 3.0])
+def test_the_noise_causes_the_error_that_is_stated(deviation):
+    """About the truth in one sector the deviations have the stated size, not more and not less."""
+    shape, deviations = (32, 32, 32), []
+    truth, sector = coloured(shape), sector_of(shape)
+    prediction = truth + coloured(shape, 1)
+    for seed in range(50):
+        first, second = truth + deviation * noise(shape, 2, 300 + seed)
+        found = held_out_correlation(prediction, first, second, sector)
+        true = correlation(prediction, truth, sector, found.limit)
+        deviations.append((found.estimate - true) / found.noise_error)
+        assert found.error >= found.noise_error
+    assert np.sqrt(np.mean(np.square(deviations))) == pytest.approx(1, abs=0.25)
+
+
 def test_without_noise_the_estimate_is_the_correlation():
     truth, mistake = coloured((24, 24, 24)), coloured((24, 24, 24), 1)
     found = held_out_correlation(truth + mistake, truth, truth, sector_of(truth.shape))
     assert found.limit == 0.5
     assert found.estimate == pytest.approx(correlation(truth + mistake, truth, sector_of(truth.shape)), abs=1e-6)
     assert (found.raw, found.reliability) == pytest.approx((found.estimate, 1.0), abs=1e-6)
+    assert found.noise_error == pytest.approx(0, abs=1e-4)
 
 
 def test_the_estimate_is_the_raw_correlation_over_the_root_of_the_reliability():
@@ -203,6 +220,7 @@ def test_halves_with_nothing_in_common_give_no_estimate(seed):
     truth = coloured((24, 24, 24))
     found = held_out_correlation(truth, *noise(truth.shape, 2, seed), sector_of(truth.shape))
     assert math.isnan(found.estimate)
+    assert math.isnan(found.error)
     assert (found.limit, found.n_coefficients) == (0.0, 0)
 
 

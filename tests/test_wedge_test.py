@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from equitomo.fourier import rfftn
 from equitomo.geometry import TiltGeometry
 from equitomo.run import WedgeTest, WedgeTestResult, WedgeTestSettings
 from equitomo.simulate import simulate_halves
+from equitomo.training import TrainingInterruptedError, load_network
 
 GEOMETRY = TiltGeometry(range(-60, 61, 6))
 CONFIG = TrainingConfig.preset(
@@ -59,6 +61,11 @@ def test_the_run_stays_as_it_is_and_the_result_is_one_number_with_its_error(trai
 
 def test_the_same_test_gives_the_same_number(trained):
     assert trained.wedge_test().estimate == trained.wedge_test().estimate
+
+
+def test_a_test_that_is_stopped_does_not_promise_to_continue(trained):
+    with pytest.raises(TrainingInterruptedError, match="the wedge test was stopped after step 2, and nothing was kept"):
+        trained.wedge_test(step_progress=lambda step, losses: step == 2 and signal.raise_signal(signal.SIGTERM))
 
 
 def test_the_training_never_sees_the_sector(trained):
@@ -120,6 +127,28 @@ def test_a_start_from_the_run_has_its_weights_and_a_warning(trained):
     for one, other in zip(fold.trainer.learner.network.parameters(), trained.network.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     assert "the estimate may be too high" in str(test.run())
+
+
+def test_the_shipped_weights_see_a_dark_specimen_bright(tmp_path, halves):
+    config = TrainingConfig.preset("tiny", side=16, steps=1, margin=4, batch=1, device="cpu", precision="float32")
+    found = []
+    for sign in (1, -1):
+        pair = TomogramPair(sign * halves.first, sign * halves.second, GEOMETRY)
+        made = Run.create(tmp_path / f"run{sign}", pair, config).train()
+        found.append(made.wedge_test(settings=WedgeTestSettings(start="cryo")).estimate)
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    assert found[0] > 0.3
+
+
+def test_a_test_starts_from_the_weights_of_the_package_if_the_run_did(tmp_path, halves):
+    config = TrainingConfig.preset("tiny", side=16, steps=1, margin=4, batch=1, device="cpu", precision="float32")
+    pair = TomogramPair(halves.first, halves.second, GEOMETRY)
+    made = Run.create(tmp_path / "run", pair, config, init="cryo").train()
+    (fold,) = WedgeTest.of(made).folds()
+    (other,) = WedgeTest.of(made, settings=WedgeTestSettings(start="seed")).folds()
+    shipped = load_network("cryo").state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in fold.trainer.network.state_dict().items())
+    assert not all(torch.equal(value, shipped[name]) for name, value in other.trainer.network.state_dict().items())
 
 
 def test_a_run_that_had_a_start_of_its_own_is_not_imitated_silently(trained, tmp_path):

@@ -292,7 +292,7 @@ def _(command: options.WedgeTest, call: Call) -> Job:
         for fold in test.folds():
             print(f"Training without what lies beyond the tilts {fold.held_out.pair.geometry}")
             with step_bar(fold.trainer) as show:
-                fold.trainer.train(progress=show)
+                fold.train(show)
             with tile_bar("predicting") as show_tiles:
                 results.append(fold.score(show_tiles))
         result = test.result(results)

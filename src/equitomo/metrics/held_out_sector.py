@@ -57,6 +57,8 @@ class HeldOutCorrelation:
     ----------
     estimate, error
         The estimated correlation of the prediction with the noise-free volume in all shells that are used.
+    noise_error
+        The part of the error that noise causes: that about the truth in this very sector.
     raw
         The correlation with the noisy mean of the halves, before the division by the root of its reliability.
     reliability
@@ -76,6 +78,7 @@ class HeldOutCorrelation:
 
     estimate: float
     error: float
+    noise_error: float
     raw: float
     reliability: float
     power: float
@@ -115,7 +118,8 @@ def held_out_correlation(
 
     The error is that of the jackknife over groups of blocks of Fourier coefficients, because noise that is stationary
     in the volume is independent from coefficient to coefficient, and not from voxel to voxel. It also holds how much
-    the prediction's quality varies between coefficients, so that about the truth in this very sector it is cautious.
+    the prediction's quality varies between coefficients, so that about the truth in this very sector it is cautious. It
+    is never less than the error that the noise alone causes.
 
     What both halves have in common counts as truth, also an artefact.
 
@@ -167,6 +171,11 @@ def held_out_correlation(
         product, power = torch.zeros_like(product), torch.zeros_like(power)
     estimate, error = _jackknifed(*(sums[:, used].sum(1, keepdim=True) for sums in (product, power, signal)))
     correlation, correlation_error = _jackknifed(product, power, signal)
+    # Of few groups the jackknife is now and then too small by chance.
+    terms = _noise_terms(product.sum(0), power.sum(0), signal.sum(0), (a + b).sum(0), count)
+    noise_error = _noise_error(*(term[used].sum(0, keepdim=True) for term in terms))
+    error = error.maximum(noise_error)
+    correlation_error = correlation_error.maximum(_noise_error(*terms))
     hidden = torch.full_like(correlation, math.nan)
     total = {"product": product, "power": power, "mean": mean, "signal": signal}
     total_used = {name: float(sums[:, used].sum()) for name, sums in total.items()}
@@ -174,6 +183,7 @@ def held_out_correlation(
     return HeldOutCorrelation(
         estimate=float(estimate),
         error=float(error),
+        noise_error=float(noise_error),
         raw=_ratio(total_used["product"], math.sqrt(total_used["power"] * total_used["mean"])),
         reliability=_ratio(total_used["signal"], total_used["mean"]),
         power=_ratio(total_used["power"], total_used["signal"]),
@@ -233,6 +243,37 @@ def _jackknifed(product: Tensor, power: Tensor, signal: Tensor) -> tuple[Tensor,
     squares = (without - centre).square().where(present, 0.0).sum(0)
     error = (squares * (n - 1) / n).sqrt().where(n > 1, math.nan)
     return estimate(*full), error
+
+
+def _noise_terms(
+    product: Tensor, power: Tensor, signal: Tensor, halves: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r"""Return the sums of each shell, and the variances and the covariance of two of them that noise alone causes.
+
+    With :math:`m` the mean power of the noise of the mean of the halves in a shell of :math:`n` coefficients, to which
+    both signs of a frequency contribute the same,
+
+    .. math::
+
+        \operatorname{Var} \langle p, \bar y \rangle = m \langle p, p \rangle, \quad
+        \operatorname{Var} \langle y_0, y_1 \rangle = 4 m \langle x, x \rangle + 4 n m^2, \quad
+        \operatorname{Cov} = 2 m \langle p, x \rangle.
+    """
+    noise = (halves - 2 * signal).clamp(min=0) / (4 * count.clamp(min=1))
+    of_signal = 4 * noise * signal.clamp(min=0) + 4 * count * noise**2
+    return product, power, signal, noise * power, of_signal, 2 * noise * product
+
+
+def _noise_error(
+    product: Tensor, power: Tensor, signal: Tensor, of_product: Tensor, of_signal: Tensor, covariance: Tensor
+) -> Tensor:
+    """Return the standard error of the estimate that noise alone causes, to first order."""
+    scale = (power * signal.clamp(min=0)).sqrt()
+    estimate = product / scale
+    variance = (
+        of_product / scale**2 + estimate**2 * of_signal / (4 * signal**2) - estimate * covariance / (scale * signal)
+    )
+    return variance.clamp(min=0).sqrt().nan_to_num(0.0, posinf=0.0)
 
 
 def _ratio(above: float, below: float) -> float:

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     )
     from equitomo.run.table import Tomogram, tomograms_of
     from equitomo.run.verdict import advice
+    from equitomo.run.wedge_result import FoldResult, WedgeTestResult
     from equitomo.run.wedge_settings import WedgeTestSettings
-    from equitomo.run.wedge_test import FoldResult, WedgeTest, WedgeTestResult
+    from equitomo.run.wedge_test import WedgeTest
 
 __all__ = [
     "ComparedFiles",
@@ -82,7 +83,7 @@ _HOMES = {
     "Comparison": "comparison",
     "Conversion": "convert",
     "Demonstration": "demo",
-    "FoldResult": "wedge_test",
+    "FoldResult": "wedge_result",
     "Halves": "halves.making",
     "HalvesOutcome": "halves.making",
     "Outcome": "many",
@@ -96,7 +97,7 @@ _HOMES = {
     "Tomogram": "table",
     "VolumeReport": "reporting",
     "WedgeTest": "wedge_test",
-    "WedgeTestResult": "wedge_test",
+    "WedgeTestResult": "wedge_result",
     "WedgeTestSettings": "wedge_settings",
     "advice": "verdict",
     "check_training": "checks",

@@ -37,8 +37,9 @@ from equitomo.run.reporting import RunReport
 from equitomo.run.settings import Prediction, ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import draw_reconstruction
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
+from equitomo.run.wedge_result import WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
-from equitomo.run.wedge_test import WedgeTest, WedgeTestResult
+from equitomo.run.wedge_test import WedgeTest
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 from equitomo.training.method import Method, Operator

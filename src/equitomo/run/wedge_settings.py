@@ -49,12 +49,13 @@ class WedgeTestSettings:
         The number of tests, each with a training of its own: 1 holds out both ends of the tilt range at once, 2 first
         the low and then the high end, and 3 all three.
     start
-        The weights that the training starts from: "seed" draws them as the run did. "run" takes those of the run, which
-        have seen the noise of the held-out sector, so that the result may be too good. "cryo" takes those that come
-        with the package, and a folder those of another run or checkpoint.
+        The weights that the training starts from: "same" takes those that the run started from, of the seed or of the
+        package, and "seed" those of the seed. "cryo" takes those that come with the package, and a folder those of
+        another run or checkpoint. "run" takes those of the run, which have seen the noise of the held-out sector, so
+        that the result may be too good.
     steps
-        The steps of the training; by default as many as the run has done, or a tenth of them if ``start`` is not
-        "seed".
+        The steps of the training; by default as many as the run has done, or a tenth of them if ``start`` is neither
+        "same" nor "seed".
     minutes
         Train for so many minutes in place of ``steps``.
 
@@ -66,7 +67,7 @@ class WedgeTestSettings:
 
     keep: float = 0.8
     folds: Literal[1, 2, 3] = 1
-    start: str = "seed"
+    start: str = "same"
     steps: int | None = None
     minutes: float | None = None
 

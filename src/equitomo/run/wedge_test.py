@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
-from equitomo import report
 from equitomo.datasets import HeldOutSector, TomogramPair, hold_out_sector
-from equitomo.geometry import Ends, Geometry
-from equitomo.io import write_atomically
-from equitomo.metrics import HeldOutCorrelation, held_out_correlation
+from equitomo.geometry import Ends
+from equitomo.metrics import held_out_correlation
+from equitomo.run.initial import shipped_network
 from equitomo.run.pictures import StepProgress
 from equitomo.run.prediction import Progress, common_geometry, predictor_for, require_one_wedge
 from equitomo.run.recorded_pair import recorded_init, recorded_pair
 from equitomo.run.settings import ReconstructionSettings
+from equitomo.run.wedge_result import FoldResult, WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
-from equitomo.training import Method, Trainer, TrainingConfig, load_network
+from equitomo.training import Method, Trainer, TrainingConfig, TrainingInterruptedError, load_network
 from equitomo.training.method import Operator
+from equitomo.training.presets import SHIPPED
 
 if TYPE_CHECKING:
     from equitomo.run.run import Run
@@ -52,6 +50,17 @@ class Fold:
     trainer: Trainer
     physics: Operator | None = None
 
+    def train(self, progress: StepProgress | None = None) -> None:
+        """Train to the last step; a test that is stopped has nothing to be resumed from.
+
+        ``progress`` is called with the number of steps done and the latest losses.
+        """
+        try:
+            self.trainer.train(progress=progress)
+        except TrainingInterruptedError as error:
+            steps = f"step {self.trainer.step}"
+            raise TrainingInterruptedError(f"the wedge test was stopped after {steps}, and nothing was kept") from error
+
     def predict(self, progress: Progress | None = None) -> Tensor:
         """Return what the trained network makes of the narrower halves, on the scale of what was measured."""
         pair, device = self.held_out.pair, self.trainer.device
@@ -75,116 +84,6 @@ class Fold:
     def score(self, progress: Progress | None = None) -> FoldResult:
         """Predict with the trained network, and compare what it filled into the sector with what was measured."""
         return self.judge(self.predict(progress))
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """The result of one held-out sector.
-
-    Parameters
-    ----------
-    ends
-        The ends of the tilt range that were held out.
-    geometry
-        The tilts that were kept.
-    steps
-        The steps of the training.
-    correlation
-        The estimated correlation with the noise-free tomogram in the sector.
-    """
-
-    ends: Ends
-    geometry: Geometry
-    steps: int
-    correlation: HeldOutCorrelation
-
-
-@dataclass(frozen=True)
-class WedgeTestResult:
-    """The result of the wedge test.
-
-    Parameters
-    ----------
-    folds
-        The results of the single sectors.
-    start
-        The weights that the trainings started from.
-    voxel_size
-        Å per voxel, ``None`` if it is not known.
-
-    Examples
-    --------
-    >>> WedgeTestResult((), "seed").estimate
-    nan
-    """
-
-    folds: tuple[FoldResult, ...]
-    start: str
-    voxel_size: float | None = None
-
-    @property
-    def estimate(self) -> float:
-        """The estimated correlation of the filled sectors with the noise-free tomogram; the mean of those found."""
-        found = self._found
-        return sum(one.estimate for one in found) / len(found) if found else math.nan
-
-    @property
-    def error(self) -> float:
-        """The standard error of the estimate."""
-        found = self._found
-        return math.sqrt(sum(one.error**2 for one in found)) / len(found) if found else math.nan
-
-    @property
-    def measured(self) -> float:
-        """What the measured, noisy mean of the halves scores in the sectors: the root of its reliability."""
-        found = self._found
-        return sum(math.sqrt(one.reliability) for one in found) / len(found) if found else math.nan
-
-    @property
-    def _found(self) -> list[HeldOutCorrelation]:
-        """The sectors in which the halves agree."""
-        return [fold.correlation for fold in self.folds if not math.isnan(fold.correlation.estimate)]
-
-    def __str__(self) -> str:
-        lines = [line for fold in self.folds for line in _lines(fold, self.voxel_size)]
-        if len(self._found) > 1:
-            lines.append(f"All sectors together: {self.estimate:.3f} ± {self.error:.3f}.")
-        if self.start == "run" and self._found:
-            lines.append(
-                "The training started from weights that had seen the noise of the held-out sector: the estimate may be "
-                "too high."
-            )
-        return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as JSON can hold it, with ``None`` in place of NaN."""
-        numbers = {"estimate": self.estimate, "error": self.error, "measured": self.measured}
-        return {
-            **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-            "empty": 0.0,
-            "start": self.start,
-            "voxel_size": self.voxel_size,
-            "folds": [
-                {
-                    "ends": fold.ends,
-                    "kept_tilts": fold.geometry.as_dict(),
-                    "steps": fold.steps,
-                    **fold.correlation.as_dict(),
-                }
-                for fold in self.folds
-            ],
-        }
-
-    def write(self, path: str | Path) -> Path:
-        """Write the result as JSON, in the place of an earlier one, and return the path."""
-        path = Path(path)
-        write_atomically(path, json.dumps(self.as_dict(), indent=1, allow_nan=False).encode() + b"\n", overwrite=True)
-        return path
-
-    def draw(self, path: str | Path) -> Path:
-        """Draw the estimate in each shell, and return the path of the picture."""
-        curves = {_title(fold): fold.correlation for fold in self.folds}
-        return report.draw_held_out(path, curves, voxel_size=self.voxel_size)
 
 
 class WedgeTest:
@@ -260,7 +159,7 @@ class WedgeTest:
             pair = recorded_pair(run.path, run.config) if run.is_opened else run.pairs[0]
             if not run.is_opened and len(run.pairs) > 1:
                 raise ValueError(f"the run has {len(run.pairs)} tomograms: pass one of them as `pair`")
-        init = _starting_weights(settings.start, run.network, recorded_init(run.path))
+        pair, init = _start(settings.start, run, run.in_contrast(pair))
         return cls(pair, run.method, run.config, settings, physics=run.physics, init=init, done=run.step)
 
     def folds(self) -> Iterator[Fold]:
@@ -285,7 +184,7 @@ class WedgeTest:
         """
         results = []
         for fold in self.folds():
-            fold.trainer.train(progress=step_progress)
+            fold.train(step_progress)
             results.append(fold.score(progress))
         return self.result(results)
 
@@ -294,63 +193,31 @@ class WedgeTest:
         return Fold(held_out, Trainer(held_out.pair, self._method, self._config, init=self._init), self._physics)
 
 
-def _starting_weights(start: str, network: nn.Module, init: Any) -> nn.Module | None:
-    """Return the weights that a test starts from, ``None`` for those of the seed.
-
-    ``network`` is that of the run, and ``init`` what its record says of the weights that it had started from.
-    """
+def _start(start: str, run: Run, pair: TomogramPair) -> tuple[TomogramPair, nn.Module | None]:
+    """Return the tomogram as the starting weights know it, and these weights; ``None`` for those of the seed."""
     if start == "run":
-        return network
-    if start != "seed":
-        return load_network(start)
-    if isinstance(init, dict):
+        return pair, run.network
+    init = recorded_init(run.path) if start == "same" else None
+    if isinstance(init, dict) and "path" in init:
         warnings.warn(
-            f"the run had started from the weights of {init.get('path')}, the wedge test starts from the seed: "
-            f"pass `start='{init.get('path')}'` to test what the run did",
+            f"the run had started from the weights of {init['path']}, the wedge test starts from the seed: "
+            f"pass `start='{init['path']}'` to test what the run did",
             stacklevel=4,
         )
-    return None
+        init = None
+    name = init["network"] if isinstance(init, dict) else start
+    if name in SHIPPED:
+        # It knows specimens that are brighter than their background.
+        return pair.with_contrast("bright"), shipped_network(name, [pair])
+    return pair, None if name in ("same", "seed") else load_network(name)
 
 
 def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int) -> TrainingConfig:
     """Return the settings of the training of a fold."""
     if settings.minutes is not None:
         return replace(config, minutes=settings.minutes)
-    share = 1 if settings.start == "seed" else _WARM_SHARE
+    share = 1 if settings.start in ("same", "seed") else _WARM_SHARE
     steps = settings.steps or max(1, done // share)
     # A shorter training warms up in the same share of its steps.
     warmup = config.warmup if steps >= done else round(config.warmup * steps / done)
     return replace(config, steps=steps, minutes=None, warmup=warmup)
-
-
-def _title(fold: FoldResult) -> str:
-    return f"trained on {fold.geometry}"
-
-
-def _lines(fold: FoldResult, voxel_size: float | None) -> list[str]:
-    """Return what one fold has found, in sentences."""
-    found = fold.correlation
-    title = f"A network that was trained for {fold.steps} steps on the tilts {fold.geometry} alone filled the rest."
-    if math.isnan(found.estimate):
-        return [
-            title,
-            "The halves do not agree in the sector that was held out, so that nothing can be said about what the "
-            "network filled in there. More dose, larger voxels or a smaller `keep` would help.",
-        ]
-    low, high = found.interval
-    limit = f"{found.limit:.2f} cycles per voxel"
-    limit += "" if voxel_size is None else f" ({voxel_size / found.limit:.0f} Å)"
-    lines = [
-        title,
-        f"Its correlation with the noise-free tomogram there is estimated as {found.estimate:.3f} ± {found.error:.3f} "
-        f"(95 %: {low:.2f} to {high:.2f}).",
-        f"An empty sector scores 0, and the measured, noisy mean of the halves {math.sqrt(found.reliability):.3f}.",
-        f"This holds up to {limit}.",
-    ]
-    if found.n_left_out:
-        total = found.n_left_out + found.n_coefficients
-        lines[-1] += (
-            f" Beyond it lie {found.n_left_out / total:.0%} of the sector's coefficients, about which nothing is known "
-            "because the halves do not agree there."
-        )
-    return lines

@@ -1,0 +1,157 @@
+"""The result of a wedge test: numbers, sentences, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equitomo import report
+from equitomo.geometry import Ends, Geometry
+from equitomo.io import write_atomically
+from equitomo.metrics import HeldOutCorrelation
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """The result of one held-out sector.
+
+    Parameters
+    ----------
+    ends
+        The ends of the tilt range that were held out.
+    geometry
+        The tilts that were kept.
+    steps
+        The steps of the training.
+    correlation
+        The estimated correlation with the noise-free tomogram in the sector.
+    """
+
+    ends: Ends
+    geometry: Geometry
+    steps: int
+    correlation: HeldOutCorrelation
+
+
+@dataclass(frozen=True)
+class WedgeTestResult:
+    """The result of the wedge test.
+
+    Parameters
+    ----------
+    folds
+        The results of the single sectors.
+    start
+        The weights that the trainings started from.
+    voxel_size
+        Å per voxel, ``None`` if it is not known.
+
+    Examples
+    --------
+    >>> WedgeTestResult((), "seed").estimate
+    nan
+    """
+
+    folds: tuple[FoldResult, ...]
+    start: str
+    voxel_size: float | None = None
+
+    @property
+    def estimate(self) -> float:
+        """The estimated correlation of the filled sectors with the noise-free tomogram; the mean of those found."""
+        found = self._found
+        return sum(one.estimate for one in found) / len(found) if found else math.nan
+
+    @property
+    def error(self) -> float:
+        """The standard error of the estimate."""
+        found = self._found
+        return math.sqrt(sum(one.error**2 for one in found)) / len(found) if found else math.nan
+
+    @property
+    def measured(self) -> float:
+        """What the measured, noisy mean of the halves scores in the sectors: the root of its reliability."""
+        found = self._found
+        return sum(math.sqrt(one.reliability) for one in found) / len(found) if found else math.nan
+
+    @property
+    def _found(self) -> list[HeldOutCorrelation]:
+        """The sectors in which the halves agree."""
+        return [fold.correlation for fold in self.folds if not math.isnan(fold.correlation.estimate)]
+
+    def __str__(self) -> str:
+        lines = [line for fold in self.folds for line in _lines(fold, self.voxel_size)]
+        if len(self._found) > 1:
+            lines.append(f"All sectors together: {self.estimate:.3f} ± {self.error:.3f}.")
+        if self.start == "run" and self._found:
+            lines.append(
+                "The training started from weights that had seen the noise of the held-out sector: the estimate may be "
+                "too high."
+            )
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as JSON can hold it, with ``None`` in place of NaN."""
+        numbers = {"estimate": self.estimate, "error": self.error, "measured": self.measured}
+        return {
+            **{name: None if math.isnan(value) else value for name, value in numbers.items()},
+            "empty": 0.0,
+            "start": self.start,
+            "voxel_size": self.voxel_size,
+            "folds": [
+                {
+                    "ends": fold.ends,
+                    "kept_tilts": fold.geometry.as_dict(),
+                    "steps": fold.steps,
+                    **fold.correlation.as_dict(),
+                }
+                for fold in self.folds
+            ],
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Write the result as JSON, in the place of an earlier one, and return the path."""
+        path = Path(path)
+        write_atomically(path, json.dumps(self.as_dict(), indent=1, allow_nan=False).encode() + b"\n", overwrite=True)
+        return path
+
+    def draw(self, path: str | Path) -> Path:
+        """Draw the estimate in each shell, and return the path of the picture."""
+        curves = {_title(fold): fold.correlation for fold in self.folds}
+        return report.draw_held_out(path, curves, voxel_size=self.voxel_size)
+
+
+def _title(fold: FoldResult) -> str:
+    return f"trained on {fold.geometry}"
+
+
+def _lines(fold: FoldResult, voxel_size: float | None) -> list[str]:
+    """Return what one fold has found, in sentences."""
+    found = fold.correlation
+    title = f"A network that was trained for {fold.steps} steps on the tilts {fold.geometry} alone filled the rest."
+    if math.isnan(found.estimate):
+        return [
+            title,
+            "The halves do not agree in the sector that was held out, so that nothing can be said about what the "
+            "network filled in there. More dose, larger voxels or a smaller `keep` would help.",
+        ]
+    low, high = found.interval
+    limit = f"{found.limit:.2f} cycles per voxel"
+    limit += "" if voxel_size is None else f" ({voxel_size / found.limit:.0f} Å)"
+    lines = [
+        title,
+        f"Its correlation with the noise-free tomogram there is estimated as {found.estimate:.3f} ± {found.error:.3f} "
+        f"(95 %: {low:.2f} to {high:.2f}).",
+        f"An empty sector scores 0, and the measured, noisy mean of the halves {math.sqrt(found.reliability):.3f}.",
+        f"This holds up to {limit}.",
+    ]
+    if found.n_left_out:
+        total = found.n_left_out + found.n_coefficients
+        lines[-1] += (
+            f" Beyond it lie {found.n_left_out / total:.0%} of the sector's coefficients, about which nothing is known "
+            "because the halves do not agree there."
+        )
+    return lines
