@@ -106,6 +106,21 @@ def test_a_run_that_did_not_finish_is_warned_of(copied, outcome, words):
     assert words in text_of(RunReport(copied).write())
 
 
+def test_what_the_diagnosis_found_is_a_warning(copied, made, tmp_path):
+    # The halves were filtered, as the record of the program that made them says.
+    for name in ("even.mrc", "odd.mrc"):
+        shutil.copy(made / name, tmp_path / name)
+    halves = {"one": {"first": "even.mrc", "second": "odd.mrc", "ctf_state": "wiener"}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"series": halves}))
+    record = json.loads((copied / "manifest.json").read_text())
+    for role, name in (("first", "even.mrc"), ("second", "odd.mrc")):
+        record["inputs"][role]["path"] = str(tmp_path / name)
+    (copied / "manifest.json").write_text(json.dumps(record))
+    text = text_of(RunReport(copied).write())
+    assert re.search(r"Warning The halves were Wiener-filtered .* deconvolve the result instead\. Sections", text)
+    assert "ctf to mend" in text
+
+
 def test_skipped_steps_are_warned_of(copied):
     lines = (copied / "losses.csv").read_text().splitlines()
     lines[2] = lines[2].rsplit(",", 1)[0] + ",1"

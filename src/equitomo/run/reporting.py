@@ -13,6 +13,7 @@ from equitomo.geometry import Geometry, shared_axes
 from equitomo.io import Volume, read_volume, require_writable, valid_path, write_atomically
 from equitomo.report import Cut, Grey, Page, Shown, cut_volumes, spectra
 from equitomo.run.folder import REPORT, RESULTS
+from equitomo.run.halves.recording import recorded_ctf_state
 from equitomo.run.prediction import require_other
 from equitomo.run.recorded import RunRecord, span, voxel_text
 from equitomo.run.report_chapters import (
@@ -134,7 +135,7 @@ class VolumeReport:
     def write(self) -> Path:
         """Write the report and return its path."""
         pair, after = self._pair, self._after
-        findings = diagnose(pair)
+        findings = _findings(pair)
         page = Page(
             title=after.path.name,
             subtitle=_described(pair),
@@ -176,7 +177,7 @@ def _run_page(folder: Path, record: RunRecord, pair: TomogramPair | None, warnin
     parts = []
     if pair is not None:
         parts.append(_described(pair))
-        findings, volumes = diagnose(pair), dict[str, VolumeLike]({_BEFORE: MeanOfHalves(pair)})
+        findings, volumes = _findings(pair), dict[str, VolumeLike]({_BEFORE: MeanOfHalves(pair)})
         warnings += _of_findings(findings)
         page = replace(page, findings=findings)
         if (folder / RESULTS[0]).exists():
@@ -262,6 +263,12 @@ def _described(pair: TomogramPair) -> str:
     """Return shape, voxel size and tilts in a line."""
     size = "" if pair.voxel_size is None else f" of {voxel_text(pair.voxel_size)}"
     return f"{' × '.join(map(str, pair.shape))} voxels (z, y, x){size} · tilted from {pair.geometry}"
+
+
+def _findings(pair: TomogramPair) -> list[Finding]:
+    """Return the findings on a pair, whose contrast transfer is known if `equitomo halves` made it."""
+    first = pair.files.get("first")
+    return diagnose(pair, ctf_state=recorded_ctf_state(first.path) if isinstance(first, Volume) else "unknown")
 
 
 def _of_findings(findings: Sequence[Finding]) -> list[str]:
