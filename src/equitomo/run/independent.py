@@ -21,7 +21,8 @@ def independent_settings(run: str | Path, halves: TomogramFiles) -> TrainingConf
 
     They are those of the run but for the seed, so that initial weights, cubes and all other draws differ. The results
     of both networks are independent in their noise if the halves are, too: four volumes of one specimen, of which each
-    network sees two.
+    network sees two. What the networks fill into the wedge is not independent, even so: it follows from the same
+    assumptions, and correlates more than either does with the truth.
 
     Parameters
     ----------

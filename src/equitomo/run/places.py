@@ -79,7 +79,7 @@ class SecondNetwork(Picture):
     resume
         Continue the training of the second network.
     init
-        A run or a checkpoint that the second network starts from. The results are less independent then.
+        A run or a checkpoint that the second network starts from, such as that of ``independent``.
 
     Raises
     ------
