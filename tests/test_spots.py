@@ -55,6 +55,12 @@ def test_blobs_that_were_measured_are_not_listed(geometry):
     assert filled_spots(volume, measured_part(volume, geometry), geometry) == []
 
 
+def test_nothing_is_listed_at_the_faces_where_both_parts_depend_on_the_opposite_face():
+    volume = blobs(SHAPES[0], [(2, 20, 20), (20, 20, 45), (24, 30, 24)])
+    spots = filled_spots(volume, torch.zeros(SHAPES[0]), RANGES[0])
+    assert [spot.position for spot in spots] == [(24, 30, 24)]
+
+
 def test_sections_are_taken_a_few_at_a_time_with_the_same_result(monkeypatch):
     volume, measured = with_invented(SHAPES[1], RANGES[0])
     whole = filled_spots(volume, measured, RANGES[0], share=2)
