@@ -39,7 +39,7 @@ _WIDER = 2.5
 _REACH = 3.0
 # The bytes of the sections that are filtered at a time, and how many arrays of their size are held at once.
 SLAB_BYTES = 1 << 26
-HELD = 10
+HELD = 20
 # The grid on which the measured share of a spot is computed.
 _GRID = 48
 
@@ -148,7 +148,8 @@ def measured_share(geometry: Geometry | tuple[float, float], radius: float = 1.5
 
 def bytes_to_find_spots(shape: Sequence[int], radius: float = 1.5) -> int:
     """Return about how many bytes of memory :func:`filled_spots` takes, beside the volumes."""
-    return HELD * max(SLAB_BYTES, 4 * math.prod(shape[1:]) * (2 * _halo(radius) + 1))
+    around = _halo(radius) + _apart(radius)
+    return HELD * max(SLAB_BYTES, 4 * math.prod(shape[1:]) * 4 * around)
 
 
 def write_spots(
@@ -195,8 +196,10 @@ class _Slabs:
         if self._volumes[1].shape != shape:
             raise ValueError(f"`measured` must have the shape of `volume`, {shape}, got {self._volumes[1].shape}")
         self._radius, self._shape, self._halo = radius, shape, _halo(radius)
-        self._apart, self._border = max(1, round(2 * radius)), math.ceil(_REACH * radius)
-        self._step = max(1, SLAB_BYTES // (4 * shape[1] * shape[2]) - 2 * (self._halo + self._apart))
+        self._apart, self._border = _apart(radius), math.ceil(_REACH * radius)
+        # Of large sections no more are read twice than are needed once.
+        around = self._halo + self._apart
+        self._step = max(2 * around, SLAB_BYTES // (4 * shape[1] * shape[2]) - 2 * around)
 
     def filtered(self, n: int, around: int = 0) -> Iterator[tuple[Tensor, int]]:
         """Yield sections of the first ``n`` volumes with up to ``around`` sections on both sides, and their number."""
@@ -225,6 +228,11 @@ class _Slabs:
                     self._border <= n < length - self._border for n, length in zip(position, self._shape, strict=True)
                 ):
                     yield FilledSpot(position, sign * float(f[at]), sign * float(near[at]))
+
+
+def _apart(radius: float) -> int:
+    """Return the least distance of two spots in voxels."""
+    return max(1, round(2 * radius))
 
 
 def _halo(radius: float) -> int:
