@@ -14,8 +14,8 @@ from making import noisy_pair
 from equitomo import Run, TiltGeometry, TomogramPair, TrainingConfig, write_volume
 from equitomo.geometry import wedge_mask
 from equitomo.report import Link
-from equitomo.run.recorded import RunRecord
 from equitomo.run.report_chapters import LossHistory, spots_chapter, wedge_test_chapter
+from equitomo.run.report_facts import RunRecord
 from equitomo.run.reporting import RunReport, report_of
 from equitomo.run.settings import ReconstructionSettings, ReportFiles
 from equitomo.run.summary import FilledPart

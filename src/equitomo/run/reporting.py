@@ -15,7 +15,6 @@ from equitomo.report import Cut, Grey, Page, Shown, cut_volumes, spectra
 from equitomo.run.folder import REPORT, RESULTS
 from equitomo.run.halves.recording import recorded_ctf_state
 from equitomo.run.prediction import require_other
-from equitomo.run.recorded import RunRecord, span, voxel_text
 from equitomo.run.report_chapters import (
     LossHistory,
     correlation_chapter,
@@ -24,6 +23,7 @@ from equitomo.run.report_chapters import (
     training_chapter,
     wedge_test_chapter,
 )
+from equitomo.run.report_facts import RunRecord, span, voxel_text
 from equitomo.run.settings import ReportFiles
 from equitomo.run.summary import FilledPart, MeanOfHalves, filling
 from equitomo.volumes import VolumeLike
