@@ -106,9 +106,9 @@ def test_the_size_of_a_checkpoint_is_known_before(tmp_path):
     tensors = {"weights": weights, "optimizer": optimizer, "ema": weights}
     path = save_checkpoint(tmp_path, 1, tensors, {"network": SETTINGS})
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert size <= checkpoint_bytes(network(), ema=True) <= size + 100_000
-    without = checkpoint_bytes(network(), ema=False)
-    assert checkpoint_bytes(network(), ema=True) - without == sum(4 * value.numel() for value in weights.values())
+    assert size <= checkpoint_bytes(network(), n_kept=1) <= size + 100_000
+    without = checkpoint_bytes(network(), n_kept=0)
+    assert checkpoint_bytes(network(), n_kept=1) - without == sum(4 * value.numel() for value in weights.values())
 
 
 def test_the_same_step_can_be_saved_again(run):

@@ -66,6 +66,16 @@ def test_the_report_of_a_finished_run_is_made_anew_with_the_same_pictures(made, 
     assert pictures[0] == pictures[1]
 
 
+def test_the_report_says_since_which_step_nothing_changed(copied):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["configuration"]["schedule"] = "constant"
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    rows = [f"{step},{1 + 0.5 ** (step / 20)},0.001,0" for step in range(1, 401)]
+    (copied / "losses.csv").write_text("\n".join(["step,data,learning_rate,skipped", *rows]) + "\n")
+    found = re.search(r"Since step (\d+) nothing improved", text_of(RunReport(copied, copied / "other.html").write()))
+    assert found and 60 < int(found[1]) < 200
+
+
 def test_files_of_the_run_are_listed_with_what_they_are_for(made):
     text = text_of(made / "run" / "report.html")
     assert re.search(r"reconstruction\.mrc [\d.]+ kB the result: denoised", text)

@@ -247,6 +247,28 @@ def test_the_average_forgets_quickly_at_first_and_then_by_its_decay(pair):
     torch.testing.assert_close(dict(trainer.network.state_dict()), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_average_keeps_a_share_of_the_weights_that_the_training_started_from(pair):
+    init = IcecreamTrainer(pair, tiny(seed=7)).network
+    plain, blended = (IcecreamTrainer(pair, tiny(start_share=share), init=init).train() for share in (0.0, 0.3))
+    expected = {name: value.lerp(init.state_dict()[name], 0.3) for name, value in plain.network.state_dict().items()}
+    torch.testing.assert_close(dict(blended.network.state_dict()), expected, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(weights(plain)[name], value) for name, value in weights(blended).items())
+
+
+def test_a_training_from_the_seed_keeps_no_share_of_it(pair):
+    plain, blended = (IcecreamTrainer(pair, tiny(start_share=share)).train() for share in (0.0, 0.3))
+    torch.testing.assert_close(blended.network.state_dict(), plain.network.state_dict(), rtol=0, atol=0)
+
+
+def test_a_share_of_the_start_survives_an_interruption(pair, tmp_path):
+    init = IcecreamTrainer(pair, tiny(seed=7)).network
+    config = tiny(start_share=0.3)
+    whole = IcecreamTrainer(pair, config, init=init).train()
+    IcecreamTrainer(pair, config, init=init, out=tmp_path).train(until=2)
+    resumed = IcecreamTrainer(pair, config, out=tmp_path, resume=True).train()
+    torch.testing.assert_close(resumed.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
+
+
 def test_the_averaged_network_has_a_lower_loss_than_the_initial_one(pair):
     config = tiny(steps=40, learning_rate=3e-3)
     trainer = IcecreamTrainer(pair, config)

@@ -8,7 +8,7 @@ from typing import Any
 from equitomo.datasets import TomogramPair
 from equitomo.run.folder import MANIFEST
 from equitomo.run.record import file_hash
-from equitomo.run.recorded import RunRecord
+from equitomo.run.report_facts import RunRecord
 from equitomo.training import TrainingConfig
 
 _REMEDY = "give the halves of the tomogram, FIRST and SECOND"

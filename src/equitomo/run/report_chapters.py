@@ -17,6 +17,7 @@ from equitomo.metrics import fourier_shell_correlation, region_masks
 from equitomo.report import Chapter, Curve, FileEntry, Link, Table, draw_curves, draw_loss_curves, preview_pictures
 from equitomo.run.memory import readable
 from equitomo.run.summary import MeanOfHalves, agreement, tapered_middle
+from equitomo.run.verdict import verdict
 from equitomo.volumes import VolumeLike
 
 WEDGE_TEST, SPOTS = "wedge_test.json", "filled_spots.csv"
@@ -203,11 +204,15 @@ def correlation_chapter(pair: TomogramPair, after: VolumeLike) -> Chapter:
     return Chapter("correlation", "Fourier shell correlation", text, charts)
 
 
-def training_chapter(folder: Path, history: LossHistory) -> Chapter:
-    """Return how the training went: the losses, and the cube that was drawn meanwhile."""
+def training_chapter(folder: Path, history: LossHistory, configuration: Mapping[str, Any]) -> Chapter:
+    """Return how the training went: the losses, what they say, and the cube that was drawn meanwhile."""
     chart = draw_loss_curves(history.steps, history.losses)
     pictures = preview_pictures(folder / "previews")
-    text = [] if not pictures else ["Below: what the network made of one cube, in its three central sections."]
+    constant, planned = configuration.get("schedule") == "constant", configuration.get("steps")
+    curves = {"step": history.steps, **history.losses}
+    text = [f"{line}." for line in verdict(folder, curves, constant=constant, planned=planned)]
+    if pictures:
+        text.append("Below: what the network made of one cube, in its three central sections.")
     return Chapter("training", "How the network learned", text, [chart], pictures)
 
 

@@ -187,7 +187,7 @@ def _run_page(folder: Path, record: RunRecord, pair: TomogramPair | None, warnin
         page = replace(page, spectra=spectra(volumes, pair.geometry))
     if history is not None:
         parts.append(f"{history.steps[-1]:,} steps in {span(record.seconds)}")
-        chapters.append(training_chapter(folder, history))
+        chapters.append(training_chapter(folder, history, record.configuration))
         if history.n_skipped:
             warnings.append(
                 f"{history.n_skipped} of {len(history.steps):,} steps were skipped: a gradient was not finite."

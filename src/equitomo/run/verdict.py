@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +16,39 @@ from equitomo.training.stability import TOLERANCE, Stability
 
 
 def advice(trainer: Trainer) -> str:
-    """Return what the tables in the folder of a training say, a sentence a line; nothing if there is nothing to say.
-
-    The first lines give the error on the held-out block, if there is one. The last one says since which step nothing
-    changed, or what still improves; not if the learning rate fell to zero, because every training is stable then.
-    """
+    """Return what the tables in the folder of a training say, a sentence a line; nothing if there is nothing to say."""
     if trainer.out is None:
         return ""
-    held_out = HeldOutTable(trainer.out).read() if trainer.config.held_out else None
-    lines = []
-    if held_out is not None and len(held_out["step"]):
-        lines += _of_held_out(held_out)
-    if trainer.config.schedule == "constant":
-        found = Stability.of(LossTable(trainer.out, trainer.objective.names).losses(), held_out)
-        lines += _of_length(found, trainer.step, trainer.steps)
-    return "\n".join(lines)
+    losses = LossTable(trainer.out, trainer.objective.names).losses()
+    constant = trainer.config.schedule == "constant"
+    return "\n".join(verdict(trainer.out, losses, constant=constant, planned=trainer.steps))
+
+
+def verdict(
+    folder: Path, losses: Mapping[str, Sequence[float] | NDArray[Any]], *, constant: bool, planned: int | None
+) -> list[str]:
+    """Return what the tables in the folder of a run say, as sentences.
+
+    The first ones give the error on the held-out block, if there is one. The last one says since which step nothing
+    changed, or what still improves; not if the learning rate fell to zero, because every training is stable then.
+
+    Parameters
+    ----------
+    folder
+        The folder of the run, for ``held_out.csv``.
+    losses
+        The column ``step`` of ``losses.csv``, and each loss by name.
+    constant
+        Whether the learning rate was constant.
+    planned
+        The number of steps that were planned, if there is one.
+    """
+    held_out = HeldOutTable(folder).read()
+    lines = _of_held_out(held_out) if len(held_out["step"]) else []
+    if constant and len(losses["step"]):
+        found = Stability.of(losses, held_out)
+        lines += _of_length(found, int(losses["step"][-1]), planned)
+    return lines
 
 
 def _of_held_out(columns: Mapping[str, NDArray[np.float64]]) -> list[str]:

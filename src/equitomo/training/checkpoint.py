@@ -45,7 +45,8 @@ class Checkpoint:
     """The contents of one folder of ``checkpoints/``."""
 
     path: Path
-    # Groups of named tensors, one safetensors file each: weights, ema (their exponential moving average) and optimizer.
+    # Groups of named tensors, one safetensors file each: weights, ema (their exponential moving average),
+    # start (the weights that keep a share in the average) and optimizer.
     tensors: Mapping[str, dict[str, Tensor]]
     # Everything else, as JSON: step, configuration, counters.
     state: dict[str, Any]
@@ -145,10 +146,10 @@ def write_checkpoint(final: Path, tensors: Mapping[str, dict[str, Tensor]], stat
     flush_folder(final.parent)
 
 
-def checkpoint_bytes(network: nn.Module, *, ema: bool) -> int:
-    """Return about how large a checkpoint is: the weights, the two moments of Adam, and a moving average."""
+def checkpoint_bytes(network: nn.Module, *, n_kept: int) -> int:
+    """Return about how large a checkpoint is: the weights, the two moments of Adam, and ``n_kept`` further weights."""
     weights: int = sum(value.nbytes for value in network.state_dict().values())
-    return weights * (4 if ema else 3) + _OTHER_BYTES
+    return weights * (3 + n_kept) + _OTHER_BYTES
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

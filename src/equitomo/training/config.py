@@ -159,6 +159,10 @@ class OptimiserSettings(_Settings):
         The step size after the warm-up: ``"constant"``, or ``"cosine"`` down to zero at the last step.
     ema_decay
         Decay of the exponential moving average of the weights that predictions use; 0 for none.
+    start_share
+        The share that the weights of the start keep in the average, from 0 to less than 1; it counts only where a
+        training starts from given weights and has an ``ema_decay``. A blend of the weights before and after the
+        training on new data keeps more of what was known before (:cite:t:`wortsman2022robust`).
     seed
         Seed of the initial weights, the cubes and all other draws.
     """
@@ -170,6 +174,7 @@ class OptimiserSettings(_Settings):
     warmup: int = 0
     schedule: Schedule = "constant"
     ema_decay: float = 0.0
+    start_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -181,6 +186,7 @@ class OptimiserSettings(_Settings):
         rate = self.learning_rate
         _require(math.isfinite(rate) and rate > 0, "learning_rate", "a positive number", rate)
         _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        _require(0 <= self.start_share < 1, "start_share", "in [0, 1)", self.start_share)
         _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
 
 

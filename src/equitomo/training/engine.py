@@ -306,7 +306,7 @@ class Trainer:
     @property
     def bytes_to_write(self) -> int:
         """About how many bytes a run writes into its folder: losses and checkpoints, one of them unfinished."""
-        one = checkpoint_bytes(self.learner.network, ema=bool(self.config.ema_decay))
+        one = checkpoint_bytes(self.learner.network, n_kept=bool(self.config.ema_decay) + bool(self.learner.start))
         # Where the number is not known yet, that of the preset is as good a guess as any.
         steps = self.config.steps if self.steps is None else self.steps
         kept = steps // self.config.keep_every if self.config.keep_every else 0

@@ -18,7 +18,8 @@ from equitomo.training.step import forked_generators, seed_generators
 class Learner:
     """The weights of a network, their exponential moving average, the optimiser and the loss scale of float16.
 
-    Training starts from the weights of ``init``, or from weights that ``make`` draws from the seed.
+    Training starts from the weights of ``init``, or from weights that ``make`` draws from the seed. Those of ``init``
+    keep a share in the average if the configuration says so.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         state = self.network.state_dict() if config.ema_decay else {}
         self.ema = {name: value.detach().clone() for name, value in state.items()}
+        keeps_start = init is not None and config.start_share > 0
+        self.start = {name: value.clone() for name, value in self.ema.items()} if keeps_start else {}
         self._keep_buffers()
 
     @property
@@ -94,7 +97,8 @@ class Learner:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors that a checkpoint stores for the learner."""
         groups = {"weights": self.network.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.network)}
-        return groups | ({"ema": self.ema} if self.ema else {})
+        kept = {"ema": self.ema, "start": self.start}
+        return groups | {name: tensors for name, tensors in kept.items() if tensors}
 
     def state(self) -> dict[str, Any]:
         """Return everything else that a checkpoint stores for the learner."""
@@ -105,6 +109,8 @@ class Learner:
         load_weights(self.network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self.ema.items():
             value.copy_(checkpoint.tensors["ema"][name])
+        like = checkpoint.tensors.get("start", {}) if self._config.start_share else {}
+        self.start = {name: torch.empty_like(self.ema[name]).copy_(value) for name, value in like.items()}
         load_optimizer_tensors(self.optimizer, self.network, checkpoint.tensors["optimizer"])
         # The state is empty if the run had another precision until now.
         if self.scaler.is_enabled() and checkpoint.state["scaler"]:
@@ -130,7 +136,10 @@ class Learner:
         values = self.network.state_dict() if self.ema else {}
         for name, average in self.ema.items():
             if torch.is_floating_point(average):
-                average.lerp_(values[name].detach(), share)
+                value = values[name].detach()
+                # The average of the blends is the blend of the average.
+                value = value.lerp(self.start[name], self._config.start_share) if name in self.start else value
+                average.lerp_(value, share)
             else:
                 average.copy_(values[name])
 
