@@ -136,7 +136,7 @@ def test_a_map_that_cannot_be_made_is_refused_before_the_prediction(folder, halv
 def test_a_map_that_does_not_fit_into_the_memory_is_refused(tmp_path, predictor, monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 1000)
     pair, settings = TomogramPair(*noisy_halves((18, 20, 22)), RANGE), ReconstructionSettings(confidence="halves")
-    with pytest.raises(ValueError, match=r"a_confidence.mrc: the confidence map takes about .* 0.001 MB are free"):
+    with pytest.raises(ValueError, match=r"a_confidence.mrc: the confidence map takes about .* 1 kB are free"):
         Confidence(pair, tmp_path / "a.mrc", predictor, pair.geometry, settings, overwrite=False)
 
 

@@ -292,7 +292,7 @@ def test_what_a_run_left_counts_as_room_for_its_next_try(tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / "weights").write_bytes(bytes(1000))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9000, 8500, 500))
     RunFolder(tmp_path).require_space(1500)
-    with pytest.raises(OSError, match=r"the disk has 0\.0015 MB for this run, which needs about 0\.0015 MB"):
+    with pytest.raises(OSError, match=r"the disk has 1\.5 kB for this run, which needs about 1\.5 kB"):
         RunFolder(tmp_path).require_space(1501)
 
 

@@ -20,6 +20,7 @@ from equitomo import (
     MaskedEquivarianceLoss,
     PaddedMissingWedgeOperator,
     ScaleEquivariantUNet3D,
+    TomogramPair,
     TrainingConfig,
     load_network,
 )
@@ -28,6 +29,7 @@ from equitomo.methods import method_of
 from equitomo.training import Trainer, TrainingDivergedError, TrainingInterruptedError, engine
 from equitomo.training.budget import learning_rate
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
+from equitomo.training.judging import choose_share
 from equitomo.training.optimizer import optimizer_tensors
 from equitomo.training.skipped import SkippedSteps
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
@@ -267,6 +269,36 @@ def test_a_share_of_the_start_survives_an_interruption(pair, tmp_path):
     IcecreamTrainer(pair, config, init=init, out=tmp_path).train(until=2)
     resumed = IcecreamTrainer(pair, config, out=tmp_path, resume=True).train()
     torch.testing.assert_close(resumed.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
+
+
+def test_the_share_of_the_start_is_chosen_by_how_well_the_halves_fit():
+    class Start(torch.nn.Module):
+        """Returns its input times a weight: 1 keeps the noise of a half, 0 removes the signal."""
+
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(float(weight)))
+
+        def forward(self, x):
+            return self.weight * x
+
+    # The halves are as strong in signal as in noise, so that half of a half is the best guess.
+    signal, *noise = torch.randn(3, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    pair = TomogramPair(*(signal + one for one in noise), (-60.0, 60.0))
+    kept = [choose_share(lambda share, a=a: Start(0.5 + a * share), pair, "float32") for a in (0.0, 0.3, 3.0)]
+    assert kept[0] == 0.6 and 0 < kept[1] < 0.6 and kept[2] == 0
+
+
+def test_a_chosen_share_is_in_the_checkpoint(pair, tmp_path):
+    init = IcecreamTrainer(pair, tiny(seed=7)).network
+    config = tiny(start_share=None, learning_rate=1e-8)
+    trainer = IcecreamTrainer(pair, config, init=init, out=tmp_path).train()
+    # Nothing was learned, so every share is as good.
+    assert trainer.learner.start_share == 0.6
+    loaded = load_network(tmp_path)
+    torch.testing.assert_close(loaded.state_dict(), trainer.network.state_dict(), rtol=0, atol=0)
+    resumed = IcecreamTrainer(pair, config, out=tmp_path, resume=True)
+    torch.testing.assert_close(resumed.network.state_dict(), trainer.network.state_dict(), rtol=0, atol=0)
 
 
 def test_the_averaged_network_has_a_lower_loss_than_the_initial_one(pair):

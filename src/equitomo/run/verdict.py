@@ -16,12 +16,16 @@ from equitomo.training.stability import TOLERANCE, Stability
 
 
 def advice(trainer: Trainer) -> str:
-    """Return what the tables in the folder of a training say, a sentence a line; nothing if there is nothing to say."""
+    """Return what the record of a training says, a sentence a line; nothing if there is nothing to say."""
     if trainer.out is None:
         return ""
     losses = LossTable(trainer.out, trainer.objective.names).losses()
     constant = trainer.config.schedule == "constant"
-    return "\n".join(verdict(trainer.out, losses, constant=constant, planned=trainer.steps))
+    lines = verdict(trainer.out, losses, constant=constant, planned=trainer.steps)
+    if trainer.learner.start and trainer.is_finished:
+        share = f"{trainer.learner.start_share:.0%}"
+        lines.append(f"In predictions the weights that the training started from keep a share of {share}")
+    return "\n".join(lines)
 
 
 def verdict(

@@ -46,7 +46,7 @@ class Checkpoint:
 
     path: Path
     # Groups of named tensors, one safetensors file each: weights, ema (their exponential moving average),
-    # start (the weights that keep a share in the average) and optimizer.
+    # start (the weights that keep a share in predictions) and optimizer.
     tensors: Mapping[str, dict[str, Tensor]]
     # Everything else, as JSON: step, configuration, counters.
     state: dict[str, Any]
@@ -68,7 +68,9 @@ class Checkpoint:
     def network(self, make: Callable[[], nn.Module] | None = None, *, ema: bool = True) -> nn.Module:
         """Return the trained network, as :func:`load_network` does."""
         network = self._rebuilt() if make is None else self._made_by(make)
-        load_weights(network, self.tensors[self.group(ema=ema)], self.path)
+        group = self.group(ema=ema)
+        start = self.tensors.get("start", {}) if group == "ema" else {}
+        load_weights(network, blended(self.tensors[group], start, self.state.get("start_share", 0.0)), self.path)
         return network
 
     def _rebuilt(self) -> nn.Module:
@@ -93,6 +95,14 @@ class Checkpoint:
                 f"{found['class']}: {other}"
             )
         return network
+
+
+def blended(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return weights in which those of a start have a share; whole numbers, such as counters, are not blended."""
+    return {
+        name: value.lerp(start[name], share) if name in start and torch.is_floating_point(value) else value
+        for name, value in weights.items()
+    }
 
 
 def save_checkpoint(

@@ -33,7 +33,7 @@ from equitomo.training.checkpoint import (
 from equitomo.training.config import TrainingConfig
 from equitomo.training.cubes import drawn_cubes, seen_tilts
 from equitomo.training.distributed import World, join
-from equitomo.training.judging import HeldOutJudge
+from equitomo.training.judging import HeldOutJudge, choose_share
 from equitomo.training.learner import Learner
 from equitomo.training.loss_table import LossTable
 from equitomo.training.memory import MemoryPlan, cubes_at_once
@@ -244,6 +244,8 @@ class Trainer:
                     self._write_losses()
                 if self._is_judged_now():
                     self._judge_now()
+                if self.is_finished:
+                    self._choose_share()
                 if self._is_due() or self._is_over(until):
                     self.save()
                 self._show()
@@ -353,6 +355,12 @@ class Trainer:
         return HeldOutJudge(
             self.dataset.held_out, self.dataset.pairs[0].geometries, self._folder, tuple(self.objective.names)
         )
+
+    def _choose_share(self) -> None:
+        """Choose the share of the starting weights in predictions, if it is left to the halves."""
+        if self.config.start_share is None and self.learner.start and self.world.is_first:
+            pair, precision = self.dataset.pairs[0], self.config.precision
+            self.learner.start_share = choose_share(self.learner.with_share, pair, precision)
 
     def _is_judged_now(self) -> bool:
         return self.out is not None and bool(self.config.held_out) and self.step % self.config.judge_every == 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.precision import checked_dtype
-from equitomo.training.checkpoint import Checkpoint, load_weights
+from equitomo.training.checkpoint import Checkpoint, blended, load_weights
 from equitomo.training.config import TrainingConfig
 from equitomo.training.optimizer import load_optimizer_tensors, optimizer_for, optimizer_tensors
 from equitomo.training.step import forked_generators, seed_generators
@@ -19,7 +19,7 @@ class Learner:
     """The weights of a network, their exponential moving average, the optimiser and the loss scale of float16.
 
     Training starts from the weights of ``init``, or from weights that ``make`` draws from the seed. Those of ``init``
-    keep a share in the average if the configuration says so.
+    keep a share in the weights of predictions if the configuration says so.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         state = self.network.state_dict() if config.ema_decay else {}
         self.ema = {name: value.detach().clone() for name, value in state.items()}
-        keeps_start = init is not None and config.start_share > 0
+        # While the share is not chosen, predictions show what was learned.
+        self.start_share = config.start_share or 0.0
+        keeps_start = init is not None and config.start_share != 0
         self.start = {name: value.clone() for name, value in self.ema.items()} if keeps_start else {}
         self._keep_buffers()
 
@@ -89,9 +91,14 @@ class Learner:
         return bad
 
     def for_prediction(self) -> nn.Module:
-        """Return a copy of the network, with the averaged weights if there are any."""
+        """Return a copy of the network, with the averaged weights if there are any, and their share of the start."""
+        return self.with_share(self.start_share)
+
+    def with_share(self, share: float) -> nn.Module:
+        """Return a copy of the network for prediction in which the weights of the start have a share."""
         network = self._made()
-        load_weights(network, self.ema or self.network.state_dict(), "this run")
+        weights = blended(self.ema, self.start, share) if self.ema else self.network.state_dict()
+        load_weights(network, weights, "this run")
         return network.eval()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -102,15 +109,17 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Return everything else that a checkpoint stores for the learner."""
-        return {"scaler": self.scaler.state_dict()}
+        return {"scaler": self.scaler.state_dict(), "start_share": self.start_share}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore what :meth:`tensors` and :meth:`state` returned."""
         load_weights(self.network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self.ema.items():
             value.copy_(checkpoint.tensors["ema"][name])
-        like = checkpoint.tensors.get("start", {}) if self._config.start_share else {}
-        self.start = {name: torch.empty_like(self.ema[name]).copy_(value) for name, value in like.items()}
+        start = checkpoint.tensors.get("start", {}) if self._config.start_share != 0 else {}
+        self.start = {name: torch.empty_like(self.ema[name]).copy_(value) for name, value in start.items()}
+        if self._config.start_share is None:
+            self.start_share = float(checkpoint.state.get("start_share", 0.0))
         load_optimizer_tensors(self.optimizer, self.network, checkpoint.tensors["optimizer"])
         # The state is empty if the run had another precision until now.
         if self.scaler.is_enabled() and checkpoint.state["scaler"]:
@@ -136,10 +145,7 @@ class Learner:
         values = self.network.state_dict() if self.ema else {}
         for name, average in self.ema.items():
             if torch.is_floating_point(average):
-                value = values[name].detach()
-                # The average of the blends is the blend of the average.
-                value = value.lerp(self.start[name], self._config.start_share) if name in self.start else value
-                average.lerp_(value, share)
+                average.lerp_(values[name].detach(), share)
             else:
                 average.copy_(values[name])
 

@@ -38,8 +38,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 # What the presets change if a training starts from one of these networks, which has little left to learn. It fills the
 # wedge better than a training on one tomogram, which denoises better: a blend of both is better than either.
 STARTED: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"steps": 1000, "warmup": 20, "start_share": 0.4},
-    "tiny": {"steps": 200, "warmup": 20, "start_share": 0.4, "checkpoint_every": 100, "preview_every": 100},
+    "fast": {"steps": 1000, "warmup": 20, "start_share": None},
+    "tiny": {"steps": 200, "warmup": 20, "start_share": None, "checkpoint_every": 100, "preview_every": 100},
 }
 
 
