@@ -25,7 +25,7 @@ _TAPER, _OF_SIDE = 8, 4
 
 
 # Shares of the starting weights to choose from, and by how much of the signal power the error may exceed the least.
-_SHARES, _TOLERANCE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 0.01
+_SHARES, _TOLERANCE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 0.005
 # Voxels along an axis at most on which the shares are compared.
 _LARGEST = 64
 
