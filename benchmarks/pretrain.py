@@ -98,7 +98,7 @@ def _specimen(
 ) -> Tensor:
     """Simulate a specimen of a random kind."""
     if draw.random() < 0.05:
-        radii = (draw.uniform(2, 4), draw.uniform(4, 8))
+        radii = (min(draw.uniform(2, 4), _largest_radius(shape)), min(draw.uniform(4, 8), _largest_radius(shape)))
         n_particles = draw.randrange(3, 20)
         return simulate_particles(shape, radii=radii, n_particles=n_particles, generator=generator)
     contents = [name for name, share in _SHARES.items() if draw.random() < share] or ["particles"]
@@ -117,7 +117,7 @@ def _material(shape: tuple[int, int, int], draw: random.Random, generator: torch
     """Simulate particles of one or two materials, porous in some specimens, with a film under them in others."""
     truth = torch.zeros(shape)
     for _ in range(draw.choice((1, 1, 2))):
-        largest = draw.uniform(3, 18)
+        largest = min(draw.uniform(3, 18), _largest_radius(shape))
         radii = (max(1.5, largest * draw.uniform(0.3, 1)), largest)
         n_particles = max(1, min(60, round(draw.uniform(0.1, 1) * (18 / largest) ** 3)))
         density = 10 ** draw.uniform(-0.7, 0.3)
@@ -129,6 +129,11 @@ def _material(shape: tuple[int, int, int], draw: random.Random, generator: torch
         film = simulate_specimen(shape, contents=["support"], thickness=draw.uniform(0.3, 1), generator=generator)
         truth = truth + draw.uniform(0.05, 0.3) * film
     return truth
+
+
+def _largest_radius(shape: tuple[int, int, int]) -> float:
+    """Return the radius of the largest particles that fit into a volume with room to be anywhere."""
+    return (min(shape) - 3) / 3
 
 
 def _pores(shape: tuple[int, int, int], draw: random.Random, generator: torch.Generator) -> Tensor:

@@ -365,9 +365,7 @@ def test_training_refuses_steps_that_the_memory_does_not_hold(pair, capsys, monk
     monkeypatch.setattr(resources, "free_memory", lambda device="cpu": 1000)
     assert pair.run() == 2
     said = capsys.readouterr().err
-    assert re.search(
-        r"a step with 2 cubes of 16 voxels at once takes about .* MB of memory and 1 kB are free", said
-    )
+    assert re.search(r"a step with 2 cubes of 16 voxels at once takes about .* MB of memory and 1 kB are free", said)
     assert "--micro-batch 1" in said
     assert not pair.out.exists()
 

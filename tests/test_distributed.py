@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -238,7 +239,8 @@ def test_two_processes_reconstruct_and_one_of_them_writes_and_reports(halves, tm
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "reconstruction.mrc").is_file()
     assert not (tmp_path / "run" / "run.lock").exists()
-    assert done.stdout.count("Trained 4 steps") == done.stdout.count("Wrote ") == 1
+    written = re.findall(r"Wrote \S*/(\S+)", done.stdout)
+    assert done.stdout.count("Trained 4 steps") == 1 and written == ["reconstruction.mrc", "report.html"]
     (entry,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["invocations"]
     assert (entry["processes"], entry["outcome"]) == (2, "finished")
     with (tmp_path / "run" / "losses.csv").open(newline="") as file:
