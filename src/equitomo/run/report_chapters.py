@@ -175,7 +175,7 @@ def spots_chapter(folder: Path) -> Chapter | None:
         Link(f"z {row['z']}, y {row['y']}, x {row['x']}", f"z={row['z']}&y={row['y']}") for row in rows[:_MOST_SPOTS]
     ]
     values = [[f"{float(row[name]):.3g}" for name in ("contrast", "measured")] for row in rows[:_MOST_SPOTS]]
-    lines = [[link, *numbers] for link, numbers in zip(links, values, strict=True)]
+    lines: list[list[str | Link]] = [[link, *numbers] for link, numbers in zip(links, values, strict=True)]
     table = Table(["voxel", "contrast in the result", "in its measured part"], lines)
     if len(rows) > _MOST_SPOTS:
         text += f" The {_MOST_SPOTS} largest are listed, all of them in {SPOTS}."
