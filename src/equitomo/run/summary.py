@@ -14,14 +14,11 @@ from torch import Tensor
 
 from equitomo import report
 from equitomo.datasets import TomogramPair
+from equitomo.filled import measured_operator
 from equitomo.fourier import cosine_taper
-from equitomo.geometry import Geometry, shared_axes, wedge_mask
+from equitomo.geometry import Geometry, shared_axes
 from equitomo.io import release
-from equitomo.metrics import (
-    fourier_shell_correlation,
-    wedge_energy_fraction,
-)
-from equitomo.physics import MissingWedgeOperator
+from equitomo.metrics import fourier_shell_correlation, wedge_energy_fraction
 from equitomo.volumes import Index, Shape, VolumeLike, as_voxels, middle_of
 
 # Voxels along an axis at most: spectra of whole volumes would take more memory than all the rest.
@@ -107,8 +104,7 @@ class FilledPart:
     def _filled(self, block: NDArray[Any]) -> NDArray[np.float32]:
         """Return the filled part of whole planes across the tilt axis."""
         # The mask does not depend on the frequency along the tilt axis, so that planes are filtered on their own.
-        mask = (wedge_mask(block.shape, self._geometry) != 0).float()
-        operator = MissingWedgeOperator(block.shape, mask=mask)
+        operator = measured_operator(self._geometry, block.shape)
         planes = torch.from_numpy(np.array(block, np.float32))[None, None]
         filled: NDArray[np.float32] = (planes - operator.A(planes))[0, 0].numpy()
         return filled

@@ -49,13 +49,18 @@ def choose_share(networks: Callable[[float], nn.Module], pair: TomogramPair, pre
     if pair.n_views != 2:
         return 0.0
     halves = torch.stack([pair.scale.apply(middle_of(half, _LARGEST)) for half in pair.halves])
-    taper = min(_TAPER, min(halves.shape[1:]) // _OF_SIDE)
-    metric = CrossHalfError(pair.geometries[0], second_geometry=pair.geometries[-1], taper=taper)
+    metric = _metric(halves, pair.geometries)
     signal = float(metric(torch.zeros_like(halves)[None], halves[None])) - 0.5
     if signal <= 0:
         return 0.0
     errors = {share: _error(networks(share), halves, halves, metric, precision) for share in _SHARES}
     return max(share for share, error in errors.items() if error <= min(errors.values()) + _TOLERANCE * signal)
+
+
+def _metric(halves: Tensor, tilts: Tilts) -> CrossHalfError:
+    """Return the measure for halves ``(2, z, y, x)``, whose faces fade."""
+    taper = min(_TAPER, min(halves.shape[1:]) // _OF_SIDE)
+    return CrossHalfError(tilts[0], second_geometry=tilts[-1], taper=taper)
 
 
 def _error(
@@ -92,8 +97,7 @@ class HeldOutJudge:
     def __init__(self, held_out: HeldOut, tilts: Tilts, folder: Path, losses: tuple[str, ...]) -> None:
         self._held_out = held_out
         self._halves = held_out.volumes[(slice(None), *held_out.inner)].cpu()
-        taper = min(_TAPER, min(self._halves.shape[1:]) // _OF_SIDE)
-        self.metric = CrossHalfError(tilts[0], second_geometry=tilts[-1], taper=taper)
+        self.metric = _metric(self._halves, tilts)
         self.table, self._losses = HeldOutTable(folder), LossTable(folder, losses)
 
     @cached_property
