@@ -14,7 +14,7 @@ from making import noisy_pair
 from equitomo import Run, TiltGeometry, TomogramPair, TrainingConfig, write_volume
 from equitomo.geometry import wedge_mask
 from equitomo.report import Link
-from equitomo.run.report_chapters import LossHistory, spots_chapter, wedge_test_chapter
+from equitomo.run.report_chapters import spots_chapter, wedge_test_chapter
 from equitomo.run.report_facts import RunRecord
 from equitomo.run.reporting import RunReport, report_of
 from equitomo.run.settings import ReconstructionSettings, ReportFiles
@@ -167,11 +167,12 @@ def test_the_record_of_a_run_is_told_in_words(made):
     assert "torch" in facts["Versions"]
 
 
-def test_losses_are_read_with_the_steps_that_were_skipped(tmp_path):
-    (tmp_path / "losses.csv").write_text("step,data,learning_rate,skipped\n1,0.5,0.1,0\n2,nan,0.1,1\n")
-    history = LossHistory.read(tmp_path / "losses.csv")
-    assert (list(history.steps), history.losses["data"][0], history.n_skipped) == ([1, 2], 0.5, 1)
-    assert LossHistory.read(tmp_path / "none.csv") is None
+@pytest.mark.parametrize("rows", [None, "step,data,learning_rate,skipped\n"])
+def test_a_run_without_losses_has_a_report_without_them(copied, rows):
+    (copied / "losses.csv").unlink()
+    if rows is not None:
+        (copied / "losses.csv").write_text(rows)
+    assert "How the network learned" not in text_of(RunReport(copied).write())
 
 
 # What other commands leave in the folder --------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from equitomo.geometry import Geometry, TiltAxes, TiltGeometry
 from equitomo.io import atomic_file, release
 from equitomo.metrics import FourierShellCorrelation, HeldOutCorrelation
 from equitomo.spots import FilledSpot
+from equitomo.training.loss_table import LossHistory
 from equitomo.volumes import VolumeLike, Voxels, as_voxels
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _ABOUT_Y = TiltAxes.about("y")
 _TOGETHER = 8  # planes that are transformed at once
-_NO_LOSSES = ("step", "learning_rate", "skipped")
 # The entry of a preview's metadata that gives the place of each section of the network's result in the picture.
 PLACES = "Places"
 
@@ -200,18 +199,12 @@ def draw_losses(path: str | Path, losses: str | Path) -> Path:
         A table with the column ``step`` and one column for each loss. Columns named ``learning_rate`` and ``skipped``
         are not drawn.
     """
-    with Path(losses).open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    history = LossHistory.read(Path(losses))
     figure, ((axes,),) = _figure(1, 1, size=(8, 4))
-    steps = np.array([int(row["step"]) for row in rows])
-    values = {
-        name: np.array([float(row[name]) for row in rows]) for name in reader.fieldnames or () if name not in _NO_LOSSES
-    }
-    drawn = {name: loss for name, loss in values.items() if loss.any()}
+    drawn = {name: loss for name, loss in history.losses.items() if loss.any()}
     for number, (name, loss) in enumerate(drawn.items()):
-        axes.plot(steps, loss, color=f"C{number}", alpha=0.25, linewidth=0.6)
-        axes.plot(steps, running_mean(loss, max(len(loss) // 50, 1)), color=f"C{number}", label=name)
+        axes.plot(history.steps, loss, color=f"C{number}", alpha=0.25, linewidth=0.6)
+        axes.plot(history.steps, running_mean(loss, max(len(loss) // 50, 1)), color=f"C{number}", label=name)
     if drawn:
         axes.legend(frameon=False)
         if any((loss > 0).any() for loss in drawn.values()) and not any((loss < 0).any() for loss in drawn.values()):

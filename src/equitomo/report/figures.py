@@ -7,9 +7,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from equitomo.geometry import Geometry, TiltAxes
 from equitomo.metrics import FourierShellCorrelation
@@ -114,7 +115,7 @@ def draw_curves(
     return Chart(title, draw_svg(draw, title), caption)
 
 
-def draw_loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Chart:
+def draw_loss_curves(steps: Sequence[int] | NDArray[Any], losses: Mapping[str, ArrayLike]) -> Chart:
     """Return a chart of running means of losses over a fiftieth of the steps; losses that are always 0 are left out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

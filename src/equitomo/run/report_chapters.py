@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,10 +18,10 @@ from equitomo.report import Chapter, Curve, FileEntry, Link, Table, draw_curves,
 from equitomo.run.memory import readable
 from equitomo.run.summary import MeanOfHalves, agreement, tapered_middle
 from equitomo.run.verdict import verdict
+from equitomo.training.loss_table import LossHistory
 from equitomo.volumes import VolumeLike
 
 WEDGE_TEST, SPOTS = "wedge_test.json", "filled_spots.csv"
-_NOT_LOSSES = ("step", "learning_rate", "skipped")
 _MOST_SPOTS = 12
 # What a file of a run is for. Those that are not there are left out.
 _PURPOSES = {
@@ -48,28 +48,6 @@ _PURPOSES = {
     "truth.mrc": "the specimen of the demonstration",
     "tilts.tlt": "the tilts of the demonstration",
 }
-
-
-@dataclass(frozen=True)
-class LossHistory:
-    """The losses of a run by name, the steps they belong to, and how many steps were skipped."""
-
-    steps: Sequence[int]
-    losses: Mapping[str, Sequence[float]]
-    n_skipped: int
-
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """Read ``losses.csv``; return ``None`` if there is none or it holds no steps."""
-        if not path.is_file():
-            return None
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        names = [name for name in reader.fieldnames or () if name not in _NOT_LOSSES]
-        losses = {name: [float(row[name]) for row in rows] for name in names}
-        skipped = sum(int(float(row.get("skipped") or 0)) for row in rows)
-        return cls([int(row["step"]) for row in rows], losses, skipped) if rows else None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from equitomo.run.folder import REPORT, RESULTS
 from equitomo.run.halves.recording import recorded_ctf_state
 from equitomo.run.prediction import require_other
 from equitomo.run.report_chapters import (
-    LossHistory,
     correlation_chapter,
     listed_files,
     spots_chapter,
@@ -26,6 +25,7 @@ from equitomo.run.report_chapters import (
 from equitomo.run.report_facts import RunRecord, span, voxel_text
 from equitomo.run.settings import ReportFiles
 from equitomo.run.summary import FilledPart, MeanOfHalves, filling
+from equitomo.training.loss_table import LossHistory
 from equitomo.volumes import VolumeLike
 
 _FILLED: tuple[str, str, Grey] = ("Filled part alone", "inferred, not measured", "shared about zero")
@@ -171,7 +171,8 @@ def report_of(files: ReportFiles) -> RunReport | VolumeReport:
 
 def _run_page(folder: Path, record: RunRecord, pair: TomogramPair | None, warnings: list[str]) -> Page:
     """Return the page of a run, without the volumes if there is no tomogram at hand or no result yet."""
-    history = LossHistory.read(folder / "losses.csv")
+    losses = folder / "losses.csv"
+    history = LossHistory.read(losses) if losses.is_file() else None
     chapters = [wedge_test_chapter(folder), spots_chapter(folder)]
     page = Page(title=_title(folder, record), subtitle="", facts=record.facts(), files=listed_files(folder))
     parts = []
@@ -185,7 +186,7 @@ def _run_page(folder: Path, record: RunRecord, pair: TomogramPair | None, warnin
             page = replace(page, cuts=_cuts(pair, _shown(folder, pair, after)), spectra_text=filling(pair, after))
             chapters.append(correlation_chapter(pair, after))
         page = replace(page, spectra=spectra(volumes, pair.geometry))
-    if history is not None:
+    if history is not None and len(history.steps):
         parts.append(f"{history.steps[-1]:,} steps in {span(record.seconds)}")
         chapters.append(training_chapter(folder, history, record.configuration))
         if history.n_skipped:

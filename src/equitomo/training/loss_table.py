@@ -6,8 +6,10 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from equitomo.io import open_without_links, write_atomically
 from equitomo.training.checkpoint import CheckpointError
 
+# Columns of losses.csv that are not losses.
+NOT_LOSSES = ("step", "learning_rate", "skipped")
 # The most that one number of a row takes.
 _NUMBER_BYTES = 25
 
@@ -50,9 +54,7 @@ class StepTable:
 
     def read(self) -> dict[str, NDArray[np.float64]]:
         """Return the columns by name, empty if there is no file."""
-        lines = self._path.read_text().splitlines()[1:] if self._path.exists() else []
-        rows = np.array([line.split(",") for line in lines], np.float64).reshape(-1, len(self._columns))
-        return dict(zip(self._columns, rows.T, strict=True))
+        return _columns_of(self._path) if self._path.exists() else {name: np.empty(0) for name in self._columns}
 
     def forget_after(self, step: int) -> int:
         """Drop the rows that a resumed run will write again, refuse a foreign file, and return how many are left."""
@@ -103,8 +105,31 @@ class LossTable(StepTable):
         return n_left
 
 
+@dataclass(frozen=True)
+class LossHistory:
+    """The steps in a table such as ``losses.csv``, each loss by name, and how many steps were skipped."""
+
+    steps: NDArray[np.int64]
+    losses: Mapping[str, NDArray[np.float64]]
+    n_skipped: int
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the history that a table holds."""
+        columns = _columns_of(path)
+        losses = {name: values for name, values in columns.items() if name not in NOT_LOSSES}
+        return cls(columns["step"].astype(np.int64), losses, int(columns.get("skipped", np.zeros(1)).sum()))
+
+
 class HeldOutTable(StepTable):
     """The file ``held_out.csv`` in the folder of a run, with errors on the held-out block after some of the steps."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "held_out.csv", ["network", "gaussian", "sigma", "nothing"])
+
+
+def _columns_of(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of a table of numbers by the names in its first line."""
+    with path.open(newline="") as file:
+        columns = zip(*filter(None, csv.reader(file)), strict=True)
+        return {name: np.array(numbers, np.float64) for name, *numbers in columns}

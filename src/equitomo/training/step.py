@@ -16,13 +16,12 @@ from equitomo.draws import Draws, draw_integers
 from equitomo.models import TwoViewReconstructor
 from equitomo.physics import MissingWedgeOperator, PaddedMissingWedgeOperator
 from equitomo.training.fingerprint import describe
+from equitomo.training.loss_table import NOT_LOSSES
 from equitomo.training.method import Method, Tilts
 from equitomo.volumes import Shape
 
 # Streams of draws from here on belong to the call of the network and to the losses, in this order.
 _STREAMS = 1 << 16
-# Columns of losses.csv that are not losses.
-_RESERVED = ("step", "learning_rate", "skipped")
 
 
 class Objective(nn.Module):
@@ -157,7 +156,7 @@ def _checked(losses: Mapping[str, Loss]) -> tuple[str, ...]:
     for name, loss in losses.items():
         if not isinstance(loss, nn.Module):
             raise TypeError(f"the loss {name!r} must be a deepinv loss, got {loss!r}")
-        if not name.isprintable() or not name or name in _RESERVED:
+        if not name.isprintable() or not name or name in NOT_LOSSES:
             raise ValueError(f"the name of a loss heads a column of losses.csv and cannot be {name!r}")
     if not any(map(_has_weight, losses.values())):
         raise ValueError("there is nothing to learn from: at least one loss with a weight other than zero is needed")
