@@ -167,6 +167,13 @@ def test_the_record_of_a_run_is_told_in_words(made):
     assert "torch" in facts["Versions"]
 
 
+def test_a_record_without_the_first_weights_does_not_claim_that_they_were_drawn(copied):
+    record = json.loads((copied / "manifest.json").read_text())
+    del record["init"]
+    (copied / "manifest.json").write_text(json.dumps(record))
+    assert RunRecord.read(copied).facts()["Settings"]["began with"] == "not recorded"
+
+
 @pytest.mark.parametrize("rows", [None, "step,data,learning_rate,skipped\n"])
 def test_a_run_without_losses_has_a_report_without_them(copied, rows):
     (copied / "losses.csv").unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,12 @@ def why_from_scratch(config: TrainingConfig) -> list[str]:
 
 def _record(folder: object) -> dict[str, str] | None:
     """Return the ``init`` of the run in a folder, none for the weights of another run; ``None`` without a record."""
+    # Only for a run that is resumed, because it imports torch.
+    from equitomo.run.report_facts import RunRecord
+
     try:
-        begun = json.loads((Path(str(folder)) / "manifest.json").read_bytes())["init"]
-    except (OSError, ValueError, KeyError, TypeError):
+        begun = RunRecord.read(Path(str(folder))).init
+    except ValueError:
         return None
     if begun is None:
         return {"init": "none"}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from equitomo.io import Volume, read_volume
-from equitomo.run.folder import MANIFEST, RESULTS
+from equitomo.run.folder import RESULTS
 from equitomo.run.record import file_hash
+from equitomo.run.report_facts import RunRecord
 from equitomo.run.settings import ComparedFiles, TomogramFiles, TrainingFiles
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import load_checkpoint
@@ -47,7 +45,11 @@ def independent_settings(run: str | Path, halves: TomogramFiles) -> TrainingConf
     """
     folder = Path(run)
     result = reconstruction_of(folder)
-    used = {given["sha256"]: role for role, given in _inputs(folder).items() if role not in ("mask", "tilts")}
+    try:
+        inputs = RunRecord.read(folder).inputs
+    except ValueError as error:
+        raise ValueError(f"it is not known on what {folder} was trained: {error}") from error
+    used = {given.get("sha256"): role for role, given in inputs.items() if role not in ("mask", "tilts")}
     for path in (halves.first, halves.second):
         if path is None:
             raise ValueError("a second network needs two halves, FIRST and SECOND, that the first one has not seen")
@@ -84,14 +86,3 @@ def results_to_compare(files: ComparedFiles, *runs: str | Path) -> ComparedFiles
     """Return the results of two runs in place of the halves in ``files``, with the same tilts and mask."""
     first, second = (str(Path(run) / RESULTS[0]) for run in runs)
     return replace(files, first=first, second=second, second_tilts=None)
-
-
-def _inputs(folder: Path) -> Mapping[str, Any]:
-    """Return the record of a run's inputs, empty if it cannot be read."""
-    try:
-        inputs: Mapping[str, Any] = json.loads((folder / MANIFEST).read_bytes())["inputs"]
-        return {role: given for role, given in inputs.items() if "sha256" in given}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / MANIFEST} cannot be read ({error}), so it is not known on what {folder} was trained"
-        ) from error

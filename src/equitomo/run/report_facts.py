@@ -12,6 +12,7 @@ from typing import Any, Self
 from equitomo.geometry import Geometry, as_geometry
 from equitomo.run.folder import MANIFEST
 from equitomo.run.memory import readable
+from equitomo.run.record import NOT_RECORDED
 
 # Characters of a hash that are shown; the record holds all of them.
 _HASH = 16
@@ -32,7 +33,8 @@ class RunRecord:
     invocations
         Each time that the run was worked on, with its command, versions, machine and times.
     init
-        The weights that the training began with, ``None`` for weights drawn from the seed.
+        The weights that the training began with, ``None`` for weights drawn from the seed, ``"not recorded"`` where
+        the record does not say it.
     """
 
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class RunRecord:
                 geometries,
                 dict(content["configuration"]),
                 list(content["invocations"]),
-                content.get("init"),
+                content.get("init", NOT_RECORDED),
             )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(
