@@ -133,7 +133,6 @@ COMMANDS: dict[str, type[Command]] = {
     name_of(command): command
     for command in (Reconstruct, Halves, Check, Demo, Train, Predict, Preview, WedgeTest, Report, Convert, Fsc)
 }
-POSITIONS = ("first", "second", "file")
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
 COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}

@@ -17,7 +17,7 @@ import docstring_parser
 from docstring_parser import DocstringStyle
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from equitomo.cli.options import COMMANDS, COMMON, POSITIONS, Command, Demo
+from equitomo.cli.options import COMMANDS, COMMON, Command, Demo
 from equitomo.cli.wording import option_of, plain, with_options
 from equitomo.run.configuration import read_configuration
 from equitomo.run.defaults import CHOICES, training_defaults
@@ -115,7 +115,7 @@ def _parser_of(name: str, command: type[Command], chosen: Mapping[str, Any]) -> 
         sections["options"].add_argument("--preset", type=str, default=defaults["preset"], help=text)
     for field, owner, kind, text in _options_of(command):
         is_required = field.default is dataclasses.MISSING
-        is_position = field.name in POSITIONS or "position" in field.metadata
+        is_position = "position" in field.metadata
         title = "arguments" if is_position else "options"
         if not (is_position or is_required or field.name in COMMON):
             # The class that declares an option gives the section of those that few people use.

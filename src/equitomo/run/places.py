@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from equitomo.run.settings import POSITION
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Pickle:
         Replace an existing checkpoint.
     """
 
-    file: str
+    file: str = field(metadata=POSITION)
     out: str
     axes: Literal["yxz", "zyx"] | None = None
     overwrite: bool = False

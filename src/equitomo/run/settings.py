@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+# Marks a field that the command line takes by its position and not as an option.
+POSITION = {"position": True}
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class TomogramFiles:
         What to do about voxels that are NaN or infinite: refuse the file, or replace them by its mean ("mean").
     """
 
-    first: str
-    second: str | None = None
+    first: str = field(metadata=POSITION)
+    second: str | None = field(default=None, metadata=POSITION)
     tilts: str | None = None
     tilt_axis: Literal["y", "x"] | None = None
     second_axis_tilts: str | None = None
@@ -104,8 +107,8 @@ class ReportFiles:
         Replace the file if it exists.
     """
 
-    first: str
-    second: str | None = None
+    first: str = field(metadata=POSITION)
+    second: str | None = field(default=None, metadata=POSITION)
     tilts: str | None = None
     tilt_axis: Literal["y", "x"] = "y"
     second_axis_tilts: str | None = None
@@ -130,7 +133,7 @@ class TomogramTable(TomogramFiles):
         halves, and results that exist are skipped; ``overwrite`` replaces those that were made from something else.
     """
 
-    first: str | None = None  # type: ignore[assignment]
+    first: str | None = field(default=None, metadata=POSITION)  # type: ignore[assignment]
     table: str | None = None
 
     def __post_init__(self) -> None:
@@ -360,8 +363,8 @@ class SeriesFiles:
         Read files without the MAP mark whenever their header agrees with their size.
     """
 
-    first: str | None = None
-    second: str | None = None
+    first: str | None = field(default=None, metadata=POSITION)
+    second: str | None = field(default=None, metadata=POSITION)
     tilts: str | None = None
     alignment: str | None = None
     aretomo: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from equitomo.run.settings import TomogramFiles
+from equitomo.run.settings import POSITION, TomogramFiles
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TestedRun:
     # Pytest must not take it for a test.
     __test__ = False
 
-    run: str = field(metadata={"position": True})
+    run: str = field(metadata=POSITION)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TestedFiles(TomogramFiles):
 
     __test__ = False
 
-    first: str | None = None  # type: ignore[assignment]
+    first: str | None = field(default=None, metadata=POSITION)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if (self.first is None) != (self.second is None):
