@@ -9,36 +9,15 @@ from equitomo.confidence import bytes_for_confidence, confidence_map
 from equitomo.datasets import TomogramPair
 from equitomo.geometry import Geometry
 from equitomo.inference import TiledPredictor
-from equitomo.io import bytes_to_create, read_volume, require_writable, write_volume
-from equitomo.run.folder import named_beside
-from equitomo.run.memory import require_memory
+from equitomo.io import read_volume, write_volume
+from equitomo.run.finish import Finish
 from equitomo.run.settings import ReconstructionSettings
 
 
-class Confidence:
+class Confidence(Finish):
     """The confidence map of a prediction, checked before the prediction is made.
 
-    Parameters
-    ----------
-    pair
-        The tomogram.
-    out
-        The file of the prediction.
-    predictor
-        The predictor.
-    geometry
-        The tilts of all that was measured.
-    settings
-        The settings, with ``confidence`` other than ``"none"``.
-    overwrite
-        Replace the file if it exists.
-
-    Attributes
-    ----------
-    path : Path
-        The file to write.
-    n_bytes : int
-        The room that it takes.
+    ``geometry`` has the tilts of all that was measured, and the settings a ``confidence`` other than ``"none"``.
 
     Raises
     ------
@@ -47,6 +26,9 @@ class Confidence:
     OSError
         If the file cannot be written.
     """
+
+    words, task = ("confidence",), "the confidence map"
+    remedy = "predict without `confidence`, or a part of the tomogram"
 
     def __init__(
         self,
@@ -58,9 +40,7 @@ class Confidence:
         *,
         overwrite: bool,
     ) -> None:
-        self.path = named_beside(out, "confidence")
-        self._pair, self._source, self._predictor, self._geometry = pair, out, predictor, geometry
-        self._settings, self._overwrite = settings, overwrite
+        self._predictor, self._geometry = predictor, geometry
         assert settings.confidence != "none"
         self._estimate = settings.confidence
         if pair.n_views < 2 and self._estimate != "orbit":
@@ -68,12 +48,8 @@ class Confidence:
                 f"{pair.name}: `confidence='{self._estimate}'` takes the noise from two halves, and there is one "
                 "volume: give its second half, or pass `confidence='orbit'`"
             )
-        self.n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
-        require_writable(self.path, overwrite=overwrite, n_bytes=self.n_bytes)
-        require_memory(
-            bytes_for_confidence(pair.shape, self._estimate),
-            f"{self.path}: the confidence map",
-            "predict without `confidence`, or a part of the tomogram",
+        super().__init__(
+            pair, out, settings, overwrite=overwrite, memory=bytes_for_confidence(pair.shape, self._estimate)
         )
 
     def write(self) -> Path:
@@ -92,4 +68,4 @@ class Confidence:
         samples = "" if self._estimate == "halves" else f", {settings.confidence_samples} samples"
         header: dict[str, Any] = {"like": read_volume(self._source), "dtype": settings.dtype}
         label = f"equitomo: standard deviation by {self._estimate}{samples}, not calibrated"
-        return write_volume(self.path, deviation.numpy(), label=label, overwrite=self._overwrite, **header)
+        return write_volume(self.paths[0], deviation.numpy(), label=label, overwrite=self._overwrite, **header)

@@ -9,36 +9,19 @@ import numpy as np
 import torch
 
 from equitomo.datasets import TomogramPair
-from equitomo.io import bytes_to_create, read_volume, require_writable, write_volume
+from equitomo.io import read_volume, write_volume
 from equitomo.physics import ContrastTransfer, deconvolve
-from equitomo.run.folder import named_beside
-from equitomo.run.memory import require_memory
+from equitomo.run.finish import Finish
 from equitomo.run.settings import ReconstructionSettings
 
 # The volume, its spectrum, the filter and the result, in float32.
 _BYTES_PER_VOXEL = 16
 
 
-class Deconvolution:
+class Deconvolution(Finish):
     """The deconvolution of a prediction, checked before the prediction is made.
 
-    Parameters
-    ----------
-    pair
-        The tomogram, with a voxel size.
-    out
-        The file of the prediction.
-    settings
-        The settings, with ``deconvolve="isonet"`` or ``"warp"`` and the defocus.
-    overwrite
-        Replace the deconvolved file if it exists.
-
-    Attributes
-    ----------
-    path : Path
-        The file to write.
-    n_bytes : int
-        The room that it takes.
+    The tomogram has a voxel size, and the settings have ``deconvolve="isonet"`` or ``"warp"`` and the defocus.
 
     Raises
     ------
@@ -48,9 +31,10 @@ class Deconvolution:
         If the file cannot be written.
     """
 
+    words, task = ("deconvolved",), "deconvolution"
+    remedy = "predict without `deconvolve`, and deconvolve on a larger machine"
+
     def __init__(self, pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool) -> None:
-        self.path = named_beside(out, "deconvolved")
-        self._settings, self._overwrite, self._source = settings, overwrite, out
         if not pair.voxel_size:
             raise ValueError(f"{pair.name}: `deconvolve` needs the voxel size, which no header states")
         self._ctf = ContrastTransfer(
@@ -64,13 +48,7 @@ class Deconvolution:
             self._ctf.radial(2)
         except ImportError as error:
             raise ValueError(str(error)) from error
-        self.n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
-        require_writable(self.path, overwrite=overwrite, n_bytes=self.n_bytes)
-        require_memory(
-            _BYTES_PER_VOXEL * math.prod(pair.shape),
-            f"{self.path}: deconvolution",
-            "predict without `deconvolve`, and deconvolve on a larger machine",
-        )
+        super().__init__(pair, out, settings, overwrite=overwrite, memory=_BYTES_PER_VOXEL * math.prod(pair.shape))
 
     def write(self) -> Path:
         """Deconvolve the file of the prediction and return the path of the result."""
@@ -86,5 +64,5 @@ class Deconvolution:
         )
         label = f"equitomo: deconvolved as in {settings.deconvolve}, defocus {settings.defocus:g} A"
         return write_volume(
-            self.path, sharper.numpy(), like=volume, label=label, dtype=settings.dtype, overwrite=self._overwrite
+            self.paths[0], sharper.numpy(), like=volume, label=label, dtype=settings.dtype, overwrite=self._overwrite
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from equitomo.io import Volume, bytes_to_create, creating_volume, require_writab
 from equitomo.precision import chosen_device
 from equitomo.run.confidence import Confidence
 from equitomo.run.deconvolution import Deconvolution
+from equitomo.run.finish import Finish
 from equitomo.run.folder import named_beside
 from equitomo.run.memory import require_memory
 from equitomo.run.refinement import Refinement
@@ -170,21 +171,6 @@ class Plan:
         for finish in self.finishes:
             finish.write()
         return self.out
-
-
-class Finish(Protocol):
-    """Work on the file of a prediction, for which inputs, memory and disk are checked before the prediction.
-
-    Attributes
-    ----------
-    n_bytes : int
-        The room that its files take.
-    """
-
-    n_bytes: int
-
-    def write(self) -> object:
-        """Write the files."""
 
 
 def finishes(

@@ -8,33 +8,16 @@ from typing import Any
 
 from equitomo.datasets import TiltSeries, TomogramPair
 from equitomo.geometry import TiltGeometry
-from equitomo.io import bytes_to_create, creating_volume, read_volume, require_writable
+from equitomo.io import creating_volume, read_volume
 from equitomo.refinement import MeasuredSeries, Measurement, ReprojectedHalves, bytes_to_refine, fitted_scale, refine
-from equitomo.run.folder import named_beside
-from equitomo.run.memory import require_memory
+from equitomo.run.finish import Finish
 from equitomo.run.settings import ReconstructionSettings
 
 
-class Refinement:
+class Refinement(Finish):
     """The refinement of a prediction, checked before the prediction is made.
 
-    Parameters
-    ----------
-    pair
-        The tomogram.
-    out
-        The file of the prediction.
-    settings
-        The settings, with ``refine="sirt"``.
-    overwrite
-        Replace the refined file if it exists.
-
-    Attributes
-    ----------
-    path : Path
-        The file to write.
-    n_bytes : int
-        The room that it takes.
+    The settings have ``refine="sirt"``.
 
     Raises
     ------
@@ -44,26 +27,23 @@ class Refinement:
         If a file cannot be read or written.
     """
 
+    words, task = ("refined",), "refinement"
+    remedy = "predict without `refine`, and refine on a larger machine"
+
     def __init__(self, pair: TomogramPair, out: Path, settings: ReconstructionSettings, *, overwrite: bool) -> None:
-        self.path = named_beside(out, "refined")
-        self._settings, self._overwrite, self._pair, self._source = settings, overwrite, pair, out
         self._measurement = _measurement(pair, settings)
-        self.n_bytes = bytes_to_create(self.path, pair.shape, settings.dtype)
-        require_writable(self.path, overwrite=overwrite, n_bytes=self.n_bytes)
-        require_memory(
-            bytes_to_refine(pair.shape, self._measurement),
-            f"{self.path}: refinement",
-            "predict without `refine`, and refine on a larger machine",
+        super().__init__(
+            pair, out, settings, overwrite=overwrite, memory=bytes_to_refine(pair.shape, self._measurement)
         )
 
     def write(self, progress: Callable[[int, int], None] | None = None) -> Path:
         """Refine the file of the prediction and return the path of the result."""
-        volume, settings = read_volume(self._source), self._settings
+        (path,), volume, settings = self.paths, read_volume(self._source), self._settings
         against = "the halves" if settings.projections is None else "projections"
         sign = ", positive" if settings.positive else ""
         label = f"equitomo: refined by {settings.refine_iterations} iterations of SIRT against {against}{sign}"
         header: dict[str, Any] = {"like": volume, "label": label, "dtype": settings.dtype, "overwrite": self._overwrite}
-        with creating_volume(self.path, volume.shape, **header) as data:
+        with creating_volume(path, volume.shape, **header) as data:
             refine(
                 volume,
                 self._measurement,
@@ -72,7 +52,7 @@ class Refinement:
                 out=data,
                 progress=progress,
             )
-        return self.path
+        return path
 
 
 def _measurement(pair: TomogramPair, settings: ReconstructionSettings) -> Measurement:

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from equitomo.datasets import TomogramPair
 from equitomo.filled import data_consistent, full_wedge_mask, measured_operator, measured_part
 from equitomo.geometry import Geometry
-from equitomo.io import Volume, bytes_to_create, creating_volume, read_volume, release, require_writable
+from equitomo.io import Volume, creating_volume, read_volume, release
 from equitomo.physics.streamed import streaming_needs
 from equitomo.report import draw_spots
-from equitomo.run.folder import named_beside
-from equitomo.run.memory import require_memory
+from equitomo.run.finish import Finish
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.run.summary import MeanOfHalves
 from equitomo.spots import bytes_to_find_spots, filled_spots, write_spots
@@ -33,28 +32,10 @@ PARTS = {
 SPOTS = ("filled_spots.csv", "filled_spots.png")
 
 
-class Split:
+class Split(Finish):
     """The split of a prediction, checked before the prediction is made.
 
-    Parameters
-    ----------
-    pair
-        The tomogram.
-    out
-        The file of the prediction.
-    geometry
-        The tilts of all that was measured.
-    settings
-        The settings, with ``split_result=True``.
-    overwrite
-        Replace the files if they exist.
-
-    Attributes
-    ----------
-    paths : list of Path
-        The files to write.
-    n_bytes : int
-        The room that they take.
+    ``geometry`` has the tilts of all that was measured, and the settings have ``split_result=True``.
 
     Raises
     ------
@@ -64,20 +45,17 @@ class Split:
         If a file cannot be written.
     """
 
+    words, task = (*PARTS, *SPOTS), "the split"
+    remedy = "predict without `split_result`"
+
     def __init__(
         self, pair: TomogramPair, out: Path, geometry: Geometry, settings: ReconstructionSettings, *, overwrite: bool
     ) -> None:
-        self._paths = {word: named_beside(out, word) for word in (*PARTS, *SPOTS)}
-        self.paths = list(self._paths.values())
-        self._pair, self._source, self._geometry = pair, out, geometry
-        self._settings, self._overwrite = settings, overwrite
-        each = bytes_to_create(out, pair.shape, settings.dtype)
+        self._geometry = geometry
         memory, scratch = streaming_needs(measured_operator(geometry), pair.shape)
         memory = max(memory, bytes_to_find_spots(pair.shape))
-        self.n_bytes = each * len(PARTS)
-        for path in self.paths:
-            require_writable(path, overwrite=overwrite, n_bytes=self.n_bytes + scratch)
-        require_memory(memory, f"{self.paths[0]}: the split", "predict without `split_result`")
+        super().__init__(pair, out, settings, overwrite=overwrite, memory=memory, scratch=scratch)
+        self._paths = dict(zip(self.words, self.paths, strict=True))
 
     def write(self) -> None:
         """Split the file of the prediction."""
