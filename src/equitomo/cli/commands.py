@@ -37,12 +37,11 @@ from equitomo.run import (
 from equitomo.run.comparison import Comparison
 from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import MANIFEST, REPORT, RUN_FILES, WEDGE_TEST, RunFolder
+from equitomo.run.folder import FINISHED, MANIFEST, REPORT, RUN_FILES, WEDGE_TEST, RunFolder, require_other
 from equitomo.run.independent import independent_settings, results_to_compare, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
 from equitomo.run.places import Picture, TrainingFolder
-from equitomo.run.prediction import require_other, written_by
 from equitomo.run.record import Invocation
 from equitomo.run.reporting import report_of
 from equitomo.run.settings import ReconstructionSettings, TomogramFiles
@@ -185,7 +184,7 @@ def _work(command: options.Training, run: Run, demonstration: Demonstration | No
             if pair.n_views == 2:
                 print(agreement(pair))
             drawn = ", ".join(str(run.path / name) for name in ("slices.png", "losses.png", "previews"))
-            written = [*written_by(out, command.result), run.path / REPORT]
+            written = [out, *(path for name in (*FINISHED, REPORT) if (path := run.path / name).exists())]
             print("\n".join(f"Wrote {path}" for path in written), f"\nDrew  {drawn}", sep="")
 
 
@@ -206,8 +205,8 @@ def _(command: options.Predict, call: Call) -> Job:
         _announce(plan)
         print(f"Prediction takes up to {plan.needs}, and what the network computes with")
         with tile_bar("predicting") as show:
-            out = plan.write(show)
-        print("\n".join(f"Wrote {path}" for path in written_by(out, command.prediction)))
+            plan.write(show)
+        print("\n".join(f"Wrote {path}" for path in plan.paths))
 
     return job
 
@@ -269,7 +268,8 @@ def _(command: options.Preview, call: Call) -> Job:
 
     def job() -> None:
         _announce(preview.plan)
-        print("\n".join(f"Wrote {path}" for path in written_by(preview.write(), command.prediction)))
+        preview.write()
+        print("\n".join(f"Wrote {path}" for path in preview.plan.paths))
         print(
             "This preview comes from a prior learned on simulations, not from training on this data, which is better: "
             "see `equitomo reconstruct`"

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from equitomo.datasets import TomogramPair
 from equitomo.io import bytes_to_create, require_writable
-from equitomo.run.folder import named_beside
+from equitomo.run.folder import named_beside, require_other
 from equitomo.run.memory import require_memory
 from equitomo.run.settings import ReconstructionSettings
 
@@ -44,7 +44,7 @@ class Finish(ABC):
     Raises
     ------
     ValueError
-        If the memory does not suffice.
+        If a file would replace an input, or the memory does not suffice.
     OSError
         If a file cannot be written.
     """
@@ -68,6 +68,7 @@ class Finish(ABC):
         n_volumes = sum("." not in word for word in self.words)
         self.n_bytes = n_volumes * bytes_to_create(out, pair.shape, settings.dtype)
         for path in self.paths:
+            require_other(path, *pair.files.values(), settings.projections)
             require_writable(path, overwrite=overwrite, n_bytes=self.n_bytes + scratch)
         require_memory(memory, f"{self.paths[0]}: {self.task}", self.remedy)
 

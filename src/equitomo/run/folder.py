@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from equitomo.io import PARTIAL, valid_path
+from equitomo.io import PARTIAL, Volume, valid_path
 from equitomo.run.memory import readable
 from equitomo.training.checkpoint import has_checkpoint
 from equitomo.training.distributed import join
@@ -238,3 +238,11 @@ def named_beside(out: Path, word: str) -> Path:
     """
     name = word if "." in word else f"{word}{out.suffix}"
     return out.with_name(name if out.name == RESULTS[0] else f"{out.stem}_{name}")
+
+
+def require_other(out: Path, *inputs: str | Path | Volume | None) -> None:
+    """Refuse to put the result in the place of what it is made from."""
+    # A level of an OME-Zarr store is a folder in it.
+    resolved = [(one.path if isinstance(one, Volume) else Path(one)).resolve() for one in inputs if one is not None]
+    if any(out.resolve() in (path, *path.parents) for path in resolved):
+        raise ValueError(f"{out} is one of the inputs: choose another name for the result")

@@ -18,11 +18,11 @@ from equitomo.precision import chosen_device
 from equitomo.run.confidence import Confidence
 from equitomo.run.deconvolution import Deconvolution
 from equitomo.run.finish import Finish
-from equitomo.run.folder import named_beside
+from equitomo.run.folder import require_other
 from equitomo.run.memory import require_memory
 from equitomo.run.refinement import Refinement
 from equitomo.run.settings import ReconstructionSettings
-from equitomo.run.splitting import PARTS, SPOTS, Split
+from equitomo.run.splitting import Split
 from equitomo.symmetry import MirrorAveraged
 from equitomo.training import TrainingConfig
 from equitomo.training.method import Operator
@@ -118,6 +118,8 @@ class Plan:
         The memory and the disk that the prediction takes.
     finishes : list of Finish
         What follows the prediction, if the settings ask for it.
+    paths : list of Path
+        The files that are written, that of the prediction first.
 
     Raises
     ------
@@ -139,16 +141,14 @@ class Plan:
     ) -> None:
         self.pair, self.out, self.predictor = pair, valid_path(out), predictor
         self.settings, self._overwrite, self._label = settings, overwrite, label
-        inputs = [file if isinstance(file, Path) else file.path for file in pair.files.values()]
-        require_other(self.out, *inputs)
+        require_other(self.out, *pair.files.values())
         require_range(pair, settings.dtype)
         self.needs = Footprint.of(predictor, pair.shape, halves=len(pair.halves), sources=pair.halves)
         n_bytes = bytes_to_create(self.out, pair.shape, settings.dtype) + self.needs.disk
         require_writable(self.out, overwrite=overwrite, n_bytes=n_bytes)
         require_memory(self.needs.memory, f"{self.out}: prediction", "a smaller `tile` or `local_tile` needs less")
-        for path in written_by(self.out, settings)[1:]:
-            require_other(path, *inputs, settings.projections)
         self.finishes = finishes(pair, self.out, predictor, settings, overwrite=overwrite)
+        self.paths = [self.out, *(path for finish in self.finishes for path in finish.paths)]
 
     def write(self, progress: Progress | None = None, *, before_naming: Callable[[], None] = lambda: None) -> Path:
         """Predict into the file, write what follows into others, and return the path of the first.
@@ -182,25 +182,13 @@ def finishes(
         found.append(Refinement(pair, out, settings, overwrite=overwrite))
     if settings.deconvolve != "none":
         found.append(Deconvolution(pair, out, settings, overwrite=overwrite))
-    wanted = ["split_result"] * settings.split_result + ["confidence"] * (settings.confidence != "none")
-    if wanted and len(set(pair.geometries)) > 1 and not _nearly_agree(pair):
-        raise ValueError(
-            f"{pair.name}: the halves have different tilts, and `{wanted[0]}` needs those of one volume: predict each "
-            "half alone"
-        )
     if settings.split_result:
-        found.append(Split(pair, out, common_geometry(pair), settings, overwrite=overwrite))
+        geometry = _geometry_for("split_result", pair)
+        found.append(Split(pair, out, geometry, settings, overwrite=overwrite))
     if settings.confidence != "none":
-        found.append(Confidence(pair, out, predictor, common_geometry(pair), settings, overwrite=overwrite))
+        geometry = _geometry_for("confidence", pair)
+        found.append(Confidence(pair, out, predictor, geometry, settings, overwrite=overwrite))
     return found
-
-
-def written_by(out: Path, settings: ReconstructionSettings) -> list[Path]:
-    """Return the files that a prediction writes."""
-    wanted = {"refined": settings.refine != "none", "deconvolved": settings.deconvolve != "none"}
-    wanted["confidence"] = settings.confidence != "none"
-    wanted |= dict.fromkeys((*PARTS, *SPOTS), settings.split_result)
-    return [out, *(named_beside(out, word) for word, is_wanted in wanted.items() if is_wanted)]
 
 
 def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.device]:
@@ -212,14 +200,6 @@ def chosen_devices(devices: str | Sequence[str | torch.device]) -> list[torch.de
     return chosen
 
 
-def require_other(out: Path, *inputs: str | Path | None) -> None:
-    """Refuse to put the result in the place of what it is made from."""
-    # A level of an OME-Zarr store is a folder in it.
-    resolved = [Path(path).resolve() for path in inputs if path is not None]
-    if any(out.resolve() in (path, *path.parents) for path in resolved):
-        raise ValueError(f"{out} is one of the inputs: choose another name for the result")
-
-
 def common_geometry(pair: TomogramPair) -> Geometry:
     """Return the tilts of both halves together if their ranges nearly agree, and else those of the first.
 
@@ -229,6 +209,16 @@ def common_geometry(pair: TomogramPair) -> Geometry:
         return pair.geometry
     angles = {angle for geometry in pair.geometries for part in geometry.parts for angle in part.angles}
     return TiltGeometry(angles, pair.geometry.parts[0].tilt_axis)
+
+
+def _geometry_for(setting: str, pair: TomogramPair) -> Geometry:
+    """Return the tilts of both halves together for a setting that needs those of one volume."""
+    if len(set(pair.geometries)) > 1 and not _nearly_agree(pair):
+        raise ValueError(
+            f"{pair.name}: the halves have different tilts, and `{setting}` needs those of one volume: predict each "
+            "half alone"
+        )
+    return common_geometry(pair)
 
 
 def _nearly_agree(pair: TomogramPair) -> bool:

@@ -12,9 +12,8 @@ from equitomo.diagnosis import Finding, diagnose
 from equitomo.geometry import Geometry, shared_axes
 from equitomo.io import Volume, read_volume, require_writable, valid_path, write_atomically
 from equitomo.report import Cut, Grey, Page, Shown, cut_volumes, spectra
-from equitomo.run.folder import REPORT, RESULTS
+from equitomo.run.folder import REPORT, RESULTS, require_other
 from equitomo.run.halves.recording import recorded_ctf_state
-from equitomo.run.prediction import require_other
 from equitomo.run.report_chapters import (
     correlation_chapter,
     listed_files,
@@ -122,7 +121,7 @@ class VolumeReport:
     ) -> None:
         self.out = valid_path(out)
         require_writable(self.out, overwrite=overwrite)
-        require_other(self.out, before.path, after.path)
+        require_other(self.out, before, after)
         if before.shape != after.shape:
             raise ValueError(
                 f"{before.path} has {before.shape} voxels (z, y, x) and {after.path} {after.shape}: give two volumes "
