@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from equitomo import report
 from equitomo.datasets import TomogramPair
-from equitomo.filled import measured_operator
+from equitomo.filled import measured_part
 from equitomo.fourier import cosine_taper
 from equitomo.geometry import Geometry, shared_axes
 from equitomo.io import release
@@ -104,9 +103,7 @@ class FilledPart:
     def _filled(self, block: NDArray[Any]) -> NDArray[np.float32]:
         """Return the filled part of whole planes across the tilt axis."""
         # The mask does not depend on the frequency along the tilt axis, so that planes are filtered on their own.
-        operator = measured_operator(self._geometry, block.shape)
-        planes = torch.from_numpy(np.array(block, np.float32))[None, None]
-        filled: NDArray[np.float32] = (planes - operator.A(planes))[0, 0].numpy()
+        filled: NDArray[np.float32] = np.subtract(block, measured_part(block, self._geometry), dtype=np.float32)
         return filled
 
 
