@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -189,3 +190,42 @@ def test_the_program_lets_waiting_threads_sleep_unless_told_otherwise(given, exp
     command = [sys.executable, "-c", code, "fsc", "missing.mrc", "too.mrc"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout.split() == [expected]
+
+
+ALLOCATING = """
+import resource, sys
+import psutil, torch
+from equitomo.resources import FreedMemoryKept
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+outside = pages()
+with FreedMemoryKept():
+    with FreedMemoryKept():
+        # An aligned array needs a little more than the hole of another one, so the first ones may not fit.
+        inner = min(pages() for _ in range(30))
+    outer = min(pages() for _ in range(30))
+    kept = psutil.Process().memory_info().rss
+print(outside, inner, outer, kept - psutil.Process().memory_info().rss)
+"""
+
+
+def allocating(**variables):
+    """The pages that the system clears for an array of 64 MiB, and the bytes that the end of the block hands back."""
+    names = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | variables
+    command = [sys.executable, "-c", ALLOCATING]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [int(number) for number in answer.stdout.split()]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the allocator of glibc has these settings")
+def test_freed_memory_is_used_again_within_a_block_and_handed_back_at_the_end_of_the_outermost():
+    outside, inner, outer, handed_back = allocating()
+    assert outside > 10000 and inner < 1000 and outer < 1000 and handed_back > 32 << 20
+    outside, inner, outer, _ = allocating(MALLOC_TRIM_THRESHOLD_="131072")
+    assert min(inner, outer) > 10000  # the settings of a user stay

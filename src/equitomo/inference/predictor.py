@@ -25,6 +25,7 @@ from equitomo.inference._voxels import Result, Source, Target, array_behind
 from equitomo.io import ZarrVoxels
 from equitomo.models import TwoViewReconstructor
 from equitomo.precision import Precision
+from equitomo.resources import FreedMemoryKept
 from equitomo.tiling import Border, Tiling
 from equitomo.volumes import Shape, VolumeLike, Voxels
 
@@ -240,7 +241,7 @@ class TiledPredictor:
         passes = VolumePasses(self.replicas, self.layout, scratch, report)
         reconstruct = strategy_of(self.wedge, self.passes)
         mean, deviation = intensities
-        with self.evaluating():
+        with self.evaluating(), FreedMemoryKept():
             for message in self._warnings(halves, spatial):
                 warnings.warn(message, stacklevel=2)
             for group in groups:

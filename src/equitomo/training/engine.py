@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from equitomo.datasets import TomogramPair, cubes_of
 from equitomo.draws import Draws
 from equitomo.precision import autocast
-from equitomo.resources import Retry, is_out_of_memory
+from equitomo.resources import FreedMemoryKept, Retry, is_out_of_memory
 from equitomo.training.budget import Budget, learning_rate
 from equitomo.training.checkpoint import (
     Checkpoint,
@@ -233,6 +233,7 @@ class Trainer:
         with (
             stop_signals(patient=self.world.size > 1) as stop,
             closing(self.dataset),
+            FreedMemoryKept(),
             torch.backends.cudnn.flags(enabled=True, benchmark=True),
         ):
             while not self._is_over(until):
