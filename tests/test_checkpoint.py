@@ -122,6 +122,14 @@ def test_the_latest_network_is_loaded_from_a_run_its_folder_or_one_checkpoint(ru
     assert equal(load_network(run / where), network(20))
 
 
+def test_a_network_on_blocks_of_voxels_is_rebuilt_from_its_checkpoint(tmp_path):
+    saved = network(3, unshuffle=2)
+    save_checkpoint(tmp_path, 1, {"weights": saved.state_dict()}, {"network": saved.settings})
+    loaded = load_network(tmp_path)
+    x = torch.randn(1, 1, 9, 8, 10)
+    assert loaded.settings == saved.settings and torch.equal(loaded(x), saved(x))
+
+
 def test_an_earlier_checkpoint_is_loaded_by_its_name(run):
     assert equal(load_network(run / "checkpoints" / "step_00000010"), network(10))
 
@@ -398,7 +406,7 @@ def test_a_huge_safetensors_header_is_refused(run):
 def test_weights_of_another_width_are_refused_with_what_differs():
     message = (
         r"weights of the donor do not fit.*\d+ parameters differ: .*conv\.weight \(\d+.*in place of.*"
-        r"`width` and `levels`"
+        r"`width`, `levels` and `unshuffle`"
     )
     with pytest.raises(CheckpointError, match=message):
         load_weights(network(), network(width=6).state_dict(), "the donor")

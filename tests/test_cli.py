@@ -773,7 +773,7 @@ FAULTS = {
     "57 a full disk": (full_disk, r"disk has 0\.1 MB for this run, which needs about [\d.]+ MB .*Free some space.*run"),
     "62 init is a pickle": (init_is_a_pickle, r"--init .*model\.pt is a file.*with `equitomo convert`"),
     "55 out below a file": (out_below_a_file, r"cannot write into --out .*run"),
-    "61 init of other width": (None, r"weights of the given network do not fit.*--width and --levels"),
+    "61 init of other width": (None, r"weights of the given network do not fit.*--width, --levels and --unshuffle"),
     "61 init is no checkpoint": (settings("--init", "nowhere"), r"no sound checkpoint in nowhere.*give a run's folder"),
     "resume without a run": (
         settings("--resume"),

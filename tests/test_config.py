@@ -39,6 +39,13 @@ def test_a_side_that_can_be_halved_is_accepted(side, levels):
     assert TrainingConfig(side=side, levels=levels, margin=1).side == side
 
 
+def test_the_sides_of_a_cube_are_multiples_of_the_blocks_as_well():
+    assert TrainingConfig(side=24, levels=3, unshuffle=3, margin=0).stride == 12
+    message = "`side` must be a multiple of 12 for 3 `levels` and `unshuffle` 3, got 20: use 12 or 24"
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(side=20, levels=3, unshuffle=3, margin=0)
+
+
 NAN, INF = math.nan, math.inf
 OUT_OF_RANGE = [
     *[pytest.param("batch", value, "at least 1", marks=pytest.mark.fault(48)) for value in (0, -1)],
@@ -54,6 +61,7 @@ OUT_OF_RANGE = [
     ("seed", -1, "zero or more"),
     ("seed", 2**64, "zero or more and below"),
     ("levels", 1, "at least 2"),
+    ("unshuffle", 0, "at least 1"),
     ("width", 0, "a positive even number"),
     ("width", 15, "a positive even number"),
     *[

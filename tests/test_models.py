@@ -66,8 +66,10 @@ def test_checkpointing_keeps_less_and_changes_nothing(fused):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
-def test_a_scaled_input_gives_the_output_scaled(shape, fused, residual):
-    assert_scale_equivariant(network(fused=fused, residual=residual), normal(2, 1, *shape))
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_a_scaled_input_gives_the_output_scaled(shape, fused, residual, unshuffle):
+    net = network(fused=fused, residual=residual, unshuffle=unshuffle)
+    assert_scale_equivariant(net, normal(2, 1, *shape))
 
 
 def test_a_network_with_a_bias_would_not_be_scale_equivariant():
@@ -143,6 +145,7 @@ def test_a_volume_too_small_to_be_pooled_is_refused(shape):
         ({"width": 5}, "`width` must be even and `levels` at least 2, got width 5 and 3 levels"),
         ({"levels": 1}, "`levels` at least 2"),
         ({"width": 0}, "`width` must be even"),
+        ({"unshuffle": 0}, "`unshuffle` must be at least 1, got 0"),
         ({"residual": True, "out_channels": 2}, "`in_channels` == `out_channels`, got 1 and 2"),
     ],
 )
@@ -168,8 +171,9 @@ def test_a_shift_by_the_stride_shifts_the_inside_of_the_output(axis):
     assert_differs(net(x.roll(1, axis))[inside], net(x).roll(1, axis)[inside], 1e-3)
 
 
-def test_the_memory_format_changes_nothing_beyond_rounding():
-    net, x = network(), normal(2, 1, 8, 9, 10)
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_the_memory_format_changes_nothing_beyond_rounding(unshuffle):
+    net, x = network(unshuffle=unshuffle), normal(2, 1, 8, 9, 10)
     expected = net(x)
     net = net.to(memory_format=torch.channels_last_3d)
     assert_close(net(x.to(memory_format=torch.channels_last_3d)), expected)
@@ -182,13 +186,70 @@ def test_the_input_is_not_changed():
     assert torch.equal(x, kept)
 
 
+# Blocks of voxels as channels
+
+
+@pytest.mark.parametrize(("unshuffle", "shape"), [(2, (16, 16, 16)), (2, (8, 10, 12)), (3, (12, 15, 18))])
+def test_the_network_on_blocks_is_the_plain_one_with_the_voxels_of_a_block_as_channels(unshuffle, shape):
+    net = network(in_channels=2, out_channels=3, unshuffle=unshuffle)
+    x = normal(2, 2, *shape)
+    # Blocks are cut out one offset after the other.
+    offsets = [(p, q, r) for p in range(unshuffle) for q in range(unshuffle) for r in range(unshuffle)]
+    places = [(..., *(slice(start, None, unshuffle) for start in offset)) for offset in offsets]
+    blocks = torch.stack([x[place] for place in places], dim=2).flatten(1, 2)
+    expected = textbook(net, blocks).unflatten(1, (3, -1))
+    found = net(x)
+    for number, place in enumerate(places):
+        assert_close(found[place], expected[:, :, number])
+
+
+def test_a_volume_that_blocks_do_not_fill_is_continued_by_its_last_voxels():
+    net, x = network(unshuffle=2), normal(1, 1, 17, 18, 19)
+    continued = torch.cat((x, x[:, :, -1:]), dim=2)
+    continued = torch.cat((continued, continued[..., -1:]), dim=4)
+    assert_close(net(x), net(continued)[:, :, :17, :, :19])
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 11, 15), (8, 33, 10)])
+def test_volumes_of_any_size_pass_through_blocks(shape):
+    assert network(unshuffle=2)(normal(1, 1, *shape)).shape == (1, 1, *shape)
+    with pytest.raises(ValueError, match=r"stride 8 needs at least as many voxels along each axis"):
+        network(unshuffle=2)(normal(1, 1, 7, 8, 8))
+
+
+@pytest.mark.parametrize("axis", [-3, -2, -1])
+def test_a_shift_by_the_stride_shifts_the_inside_of_the_output_of_blocks(axis):
+    net, x = network(width=2, levels=2, unshuffle=2), normal(1, 1, 48, 48, 48)
+    assert net.stride == 4
+    # In blocks of two voxels the outputs compared depend on as many as in the test above: 20 voxels away.
+    inside = (..., *(slice(22, 26),) * 3)
+    expected = net(x).roll(net.stride, axis)[inside]
+    assert_close(net(x.roll(net.stride, axis))[inside], expected)
+    assert_differs(net(x.roll(2, axis))[inside], net(x).roll(2, axis)[inside], 1e-3)
+
+
+def test_gradients_go_through_blocks():
+    net = network(width=2, levels=2, unshuffle=2)
+    x = normal(1, 1, 5, 4, 6).requires_grad_()
+    assert torch.autograd.gradcheck(net, (x,))
+    gradients = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_network_without_blocks_is_described_as_before_there_were_any():
+    assert "unshuffle" not in repr(network())
+    assert "unshuffle=2" in repr(network(unshuffle=2))
+
+
 def test_a_residual_network_adds_its_input_to_the_output_of_the_plain_one():
     plain, residual = network(), network(residual=True)
     x = normal(2, 1, 8, 9, 10)
     assert_close(residual(x), x + plain(x))
 
 
-@pytest.mark.parametrize("settings", [{}, {"residual": True}, {"in_channels": 3, "out_channels": 2, "levels": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"residual": True}, {"in_channels": 3, "out_channels": 2, "levels": 2}, {"unshuffle": 2}]
+)
 def test_the_settings_rebuild_a_network_that_computes_the_same(settings):
     net = network(**settings)
     again = ScaleEquivariantUNet3D(**net.settings).double()

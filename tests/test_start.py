@@ -69,6 +69,7 @@ def trained(folder, *words):
         (["--preset", "paper"], None),
         (["--preset", "fast", "--width", "32"], None),
         (["--preset", "fast", "--levels", "3"], None),
+        (["--preset", "fast", "--unshuffle", "2"], None),
         (["--preset", "fast", "--method", "noise2noise"], None),
         (["--preset", "fast", "--normalization", "scale"], None),
         (["--preset", "fast", "--init", "another"], "another"),

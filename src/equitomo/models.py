@@ -28,6 +28,11 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
     parameter names are those of the reference program (:cite:t:`kishore2026icecream`), after
     :cite:t:`wolny2020accurate`; leaving out the biases is the idea of :cite:t:`mohan2020robust`.
 
+    With ``unshuffle`` the U-Net works on blocks of voxels: the voxels of a block become channels of one coarse voxel
+    before the U-Net, and channels become voxels after it, as in :cite:t:`shi2016real`. This is linear and loses
+    nothing, and spares the levels at full resolution, on which a network of the same parameters spends more than half
+    of its operations.
+
     The network is a deepinv :class:`~deepinv.models.Denoiser` that needs no noise level: because it is
     scale-equivariant, it denoises at any contrast. It can be used in :class:`deepinv.models.ArtifactRemoval` and as a
     plug-and-play prior.
@@ -37,14 +42,19 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
     in_channels, out_channels
         Number of channels of the input and of the output.
     width
-        Number of feature maps at full resolution, an even number. It doubles at every coarser level. The paper uses
-        64.
+        Number of feature maps at the finest resolution of the U-Net, an even number. It doubles at every coarser level.
+        The paper uses 64.
     levels
         Number of resolutions, at least 2. Away from the borders, shifting the input by :attr:`stride`
-        (``2 ** (levels - 1)`` voxels) shifts the output, so tiles must start at multiples of it.
+        (``unshuffle * 2 ** (levels - 1)`` voxels) shifts the output, so tiles must start at multiples of it.
     residual
         If true, the network is :math:`f(x) = x + g(x)`, where :math:`g` is the U-Net. The sum is scale-equivariant
         because both of its terms are. It needs as many output as input channels.
+    unshuffle
+        Side in voxels of the blocks that become channels; 1, the paper's network, for none. A volume whose sides are no
+        multiples of it is continued by its last voxels, and the result is cut. With ``width=32, levels=3, unshuffle=2``
+        a training step on a CPU takes 0.45 of the time of one with ``width=16, levels=4``, and trainings of equal time
+        are better on average; see the benchmarks.
     fused
         Compute the first convolution of a decoder as a transposed convolution of the coarse maps; see
         :meth:`forward`. Parameters stay the same, and values agree up to rounding.
@@ -62,8 +72,8 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        If the width is odd, there are fewer than two levels, a residual network has other output than input channels,
-        or a volume is too small to be pooled.
+        If the width is odd, there are fewer than two levels, ``unshuffle`` is not positive, a residual network has
+        other output than input channels, or a volume is too small to be pooled.
 
     Examples
     --------
@@ -80,12 +90,15 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
         width: int = 64,
         levels: int = 4,
         residual: bool = False,
+        unshuffle: int = 1,
         fused: bool = True,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if width < 2 or width % 2 or levels < 2:
             raise ValueError(f"`width` must be even and `levels` at least 2, got width {width} and {levels} levels")
+        if unshuffle < 1:
+            raise ValueError(f"`unshuffle` must be at least 1, got {unshuffle}")
         if residual and in_channels != out_channels:
             raise ValueError(
                 "a residual network adds its input to its output and needs `in_channels` == `out_channels`, "
@@ -97,22 +110,24 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
             "width": width,
             "levels": levels,
             "residual": residual,
+            "unshuffle": unshuffle,
         }
+        n_voxels = unshuffle**3
         maps = [width * 2**level for level in range(levels)]
-        inputs = [in_channels, *maps[:-1]]
+        inputs = [in_channels * n_voxels, *maps[:-1]]
         self.encoders = nn.ModuleList(
             _Level(n_in, max(n_out // 2, n_in), n_out) for n_in, n_out in zip(inputs, maps, strict=True)
         )
         self.decoders = nn.ModuleList(
             _Level(coarse + fine, fine, fine) for coarse, fine in zip(maps[:0:-1], maps[-2::-1], strict=True)
         )
-        self.final_conv = nn.Conv3d(width, out_channels, kernel_size=1, bias=False)
+        self.final_conv = nn.Conv3d(width, out_channels * n_voxels, kernel_size=1, bias=False)
         self.residual = residual
         self.fused = fused
         self.checkpointing = checkpointing
-        self.stride = 2 ** (levels - 1)
-        # Measured: 4.2 to 5.3 times the width.
-        self.maps_at_once = 5 * width
+        self.stride = unshuffle * 2 ** (levels - 1)
+        # Measured: 4.2 to 5.3 times the width. With blocks copies of the input and of the output count as well.
+        self.maps_at_once = 5 * width if unshuffle == 1 else -(-5 * width // n_voxels) + 4
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -121,7 +136,9 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """Return the settings, so that the printed network shows them too."""
-        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        # Runs are recognised by this text, and those from before there were blocks shall go on.
+        shown = {name: value for name, value in self.settings.items() if (name, value) != ("unshuffle", 1)}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def forward(self, x: Tensor, sigma: float | Tensor | None = None, **kwargs: Any) -> Tensor:
         """Map volumes ``(batch, in_channels, z, y, x)`` to ``(batch, out_channels, z, y, x)``.
@@ -139,14 +156,32 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
                 f"a network of stride {self.stride} needs at least as many voxels along each axis, got "
                 f"{tuple(x.shape[-3:])} (z, y, x): pad the volume or lower `levels`"
             )
-        maps, skips = x, []
+        maps, skips = self._blocks_of(x), []
         for level, encoder in enumerate(self.encoders):
             maps = self._run(cast(_Level, encoder).descend if level else encoder, maps)
             skips.append(maps)
         for skip, decoder in zip(skips[-2::-1], self.decoders, strict=True):
             maps = self._run(partial(cast(_Level, decoder).join, fused=self.fused), skip, maps)
-        correction = cast(Tensor, self.final_conv(maps))
+        correction = self._voxels_of(self.final_conv(maps), x.shape[-3:])
         return x + correction if self.residual else correction
+
+    def _blocks_of(self, x: Tensor) -> Tensor:
+        """Return the blocks of a volume, each as one voxel with the voxels of the block as channels."""
+        n = self._settings["unshuffle"]
+        if n == 1:
+            return x
+        missing = [-length % n for length in reversed(x.shape[-3:])]
+        if any(missing):
+            x = F.pad(x, [side for length in missing for side in (0, length)], mode="replicate")
+        return rearrange(x, "b c (z p) (y q) (x r) -> b (c p q r) z y x", p=n, q=n, r=n)
+
+    def _voxels_of(self, blocks: Tensor, shape: torch.Size) -> Tensor:
+        """Return the volume of blocks, without what lies beyond the shape."""
+        n = self._settings["unshuffle"]
+        if n == 1:
+            return blocks
+        x = rearrange(blocks, "b (c p q r) z y x -> b c (z p) (y q) (x r)", p=n, q=n, r=n)
+        return x[..., : shape[0], : shape[1], : shape[2]]
 
     def _run(self, level: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):

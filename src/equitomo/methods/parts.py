@@ -18,7 +18,13 @@ from equitomo.volumes import Shape
 
 def unet(config: TrainingConfig) -> Callable[[], ScaleEquivariantUNet3D]:
     """Return a function that makes the network of the configuration."""
-    return partial(ScaleEquivariantUNet3D, width=config.width, levels=config.levels, checkpointing=config.checkpointing)
+    return partial(
+        ScaleEquivariantUNet3D,
+        width=config.width,
+        levels=config.levels,
+        unshuffle=config.unshuffle,
+        checkpointing=config.checkpointing,
+    )
 
 
 def operator(config: TrainingConfig, *, support: Support) -> Operator:

@@ -145,8 +145,7 @@ def _of_cubes(pair: TomogramPair, config: TrainingConfig) -> Finding:
             held_out=config.held_out,
         )
     except ValueError as error:
-        stride = 2 ** (config.levels - 1)
-        largest = min(pair.shape) // stride * stride
+        largest = min(pair.shape) // config.stride * config.stride
         fits = all(n >= own for n, own in zip(pair.shape, config.cube_shape, strict=True))
         return Finding("error", "cubes", str(error), "" if fits else f"`side={largest}` is the largest cube that fits")
     within = "" if pair.mask is None else f" within a mask of {float(pair.mask.float().mean()):.0%}"
@@ -253,7 +252,7 @@ def _on_cpu(config: TrainingConfig) -> bool:
 
 def _small(config: TrainingConfig) -> TrainingConfig:
     """Return a configuration whose steps are quick enough to be timed on a CPU."""
-    side, smallest = _TIMED_STRIDES * 2 ** (config.levels - 1), min(config.cube_shape)
+    side, smallest = _TIMED_STRIDES * config.stride, min(config.cube_shape)
     side = min(side, smallest)
     return replace(config, side=side, margin=config.margin * side // smallest, batch=_TIMED_CUBES)
 

@@ -10,7 +10,7 @@ from equitomo.training.config import TrainingConfig
 from equitomo.training.presets import SHIPPED, STARTED, unsuited
 
 # What the defaults depend on.
-CHOICES = ("preset", "method", "width", "levels", "normalization", "init", "steps", "out", "resume")
+CHOICES = ("preset", "method", "width", "levels", "unshuffle", "normalization", "init", "steps", "out", "resume")
 # The presets that start from a network of the package by themselves, and that network.
 _STARTING, _NETWORK = tuple(STARTED), "cryo"
 # A demonstration ends within three minutes; training is most of it.
@@ -47,7 +47,7 @@ def training_defaults(chosen: Mapping[str, Any], *, is_demo: bool = False) -> di
     preset: Any = chosen.get("preset", "tiny" if is_demo else "paper")
     changes: dict[str, Any] = {"method": chosen["method"]} if "method" in chosen else {}
     settings = TrainingConfig.preset(preset, **changes).as_dict() | {
-        name: _number(chosen[name]) for name in ("width", "levels", "normalization") if name in chosen
+        name: _number(chosen[name]) for name in ("width", "levels", "unshuffle", "normalization") if name in chosen
     }
     init: str | None = None
     if "init" in chosen:

@@ -251,7 +251,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: obje
         shown = ", ".join(f"{name} {found.get(name)} in place of {expected.get(name)}" for name in differing[:3])
         raise CheckpointError(
             f"the weights of {source} do not fit this network, {len(differing)} parameters differ: {shown}; "
-            "use the network, `width` and `levels` they were trained with"
+            "use the network, `width`, `levels` and `unshuffle` they were trained with"
         )
     network.load_state_dict(dict(weights))
 

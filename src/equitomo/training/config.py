@@ -35,18 +35,33 @@ class NetworkSettings(_Settings):
     Parameters
     ----------
     width
-        Feature maps of the network at full resolution.
+        Feature maps of the network at its finest resolution.
     levels
         Resolutions of the network.
+    unshuffle
+        Side in voxels of the blocks that become channels before the network; 1 for none. See
+        :class:`equitomo.ScaleEquivariantUNet3D`.
     """
 
     width: int = 64
     levels: int = 4
+    unshuffle: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.levels >= 2, "levels", "at least 2", self.levels)
         _require(self.width >= 2 and self.width % 2 == 0, "width", "a positive even number", self.width)
+        _require(self.unshuffle >= 1, "unshuffle", "at least 1", self.unshuffle)
+
+    @property
+    def stride(self) -> int:
+        """Voxels of which the sides of a cube must be multiples."""
+        return self.unshuffle * int(2 ** (self.levels - 1))
+
+    @property
+    def maps_per_voxel(self) -> float:
+        """Values of the finest maps per voxel of a cube."""
+        return self.width / self.unshuffle**3
 
 
 @dataclass(frozen=True)
@@ -94,8 +109,8 @@ class CubeSettings(_Settings):
     Parameters
     ----------
     side
-        Voxels per side of a training cube, a multiple of ``2 ** (levels - 1)``; three numbers ``(z, y, x)`` where the
-        sides differ, as for thin specimens.
+        Voxels per side of a training cube, a multiple of ``unshuffle * 2 ** (levels - 1)``; three numbers ``(z, y, x)``
+        where the sides differ, as for thin specimens.
     batch
         Cubes in one step, each with both halves. Several processes share them.
     min_specimen
@@ -332,13 +347,14 @@ class TrainingConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stride = 2 ** (self.levels - 1)
+        stride = self.stride
         for side in self.cube_shape:
             if side < stride or side % stride:
                 below = max(side // stride * stride, stride)
+                blocks = "" if self.unshuffle == 1 else f" and `unshuffle` {self.unshuffle}"
                 raise ValueError(
-                    f"`side` must be a multiple of {stride} for {self.levels} `levels`, got {side}: use {below} or "
-                    f"{below + stride}"
+                    f"`side` must be a multiple of {stride} for {self.levels} `levels`{blocks}, got {side}: "
+                    f"use {below} or {below + stride}"
                 )
         if self.stop_when_stable and self.schedule != "constant":
             raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # The networks that come with the package, with their sizes.
-SHIPPED: Mapping[str, Mapping[str, int]] = {"cryo": {"width": 16, "levels": 4}}
+SHIPPED: Mapping[str, Mapping[str, int]] = {"cryo": {"width": 16, "levels": 4, "unshuffle": 1}}
 
 # The way in which a network of each method predicts, and settings without a use for the method.
 METHODS: Mapping[str, Mapping[str, Any]] = {
