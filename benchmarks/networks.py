@@ -52,8 +52,8 @@ class Strided(nn.Module):
 
     def __init__(self, maps: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Conv3d(1, 32, 4, stride=2, padding=1, bias=False)
         self.network = ScaleEquivariantUNet3D(32, 32, width=32, levels=3)
+        self.stem = nn.Conv3d(1, 32, 4, stride=2, padding=1, bias=False)
         self.head = nn.ConvTranspose3d(32, maps, 4, stride=2, padding=1, bias=False)
         self.stride, self.maps_at_once = 8, 24
 
