@@ -12,11 +12,12 @@ TINY = ("--size", "24", "--side", "16", "--width", "2", "--save-every", "2")
 
 
 @pytest.mark.slow
-def test_a_resumed_pretraining_begins_with_all_that_was_saved(tmp_path):
-    main(["--out", str(tmp_path), "--steps", "2", *TINY])
+@pytest.mark.parametrize("size", [(), ("--levels", "3", "--unshuffle", "2")])
+def test_a_resumed_pretraining_begins_with_all_that_was_saved(tmp_path, size):
+    main(["--out", str(tmp_path), "--steps", "2", *TINY, *size])
     before = torch.load(tmp_path / "state.pt", weights_only=True)
     # All steps are done, so what was read is written again.
-    main(["--out", str(tmp_path), "--steps", "2", *TINY])
+    main(["--out", str(tmp_path), "--steps", "2", *TINY, *size])
     after = torch.load(tmp_path / "state.pt", weights_only=True)
     assert before["step"] == after["step"] == 2
     assert any(value.abs().max() > 0 for value in before["optimizer"].values())
