@@ -1,8 +1,10 @@
 """Train the network that comes with the package on simulated specimens: ``python -m benchmarks.pretrain --out FOLDER``.
 
-The specimens are a stream: number ``i`` depends on the seed and on ``i`` only. Their truth is known, so the network
-learns from it (``--loss truth``), from the other half as with real data (``--loss halves``), or from both. The score is
-taken on specimens with negative numbers, which are never trained on. A run that was stopped continues by itself.
+The specimens are a stream: number ``i`` depends on the seed and on ``i`` only. Their truth is known, so the network can
+learn from it (``--loss truth``). It can also learn as from real data: by Noise2Noise in the measured part of Fourier
+space (``--loss halves``), or by both losses of the preset ``fast``, whose rotations teach it the wedge (``--loss
+rotations``). With ``--loss both`` half of the steps learn from the truth and half by the losses of ``fast``. The score
+is taken on specimens with negative numbers, which are never trained on. A run that was stopped continues by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,10 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
+from benchmarks.dying import centre_gradients
 from equitomo.datasets import TomogramPair
+from equitomo.draws import Draws
 from equitomo.fourier import frequency_radius, irfftn, rfftn
 from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
-from equitomo.models import ScaleEquivariantUNet3D
+from equitomo.methods import method_of
+from equitomo.models import ScaleEquivariantUNet3D, TwoViewReconstructor
 from equitomo.physics import ContrastTransfer
 from equitomo.precision import autocast, dtype_of
 from equitomo.simulate import simulate_halves, simulate_particles, simulate_specimen
@@ -47,6 +53,7 @@ _N_HELD = 24  # specimens in memory
 _STEPS_PER_SPECIMEN = 8
 
 World = Literal["cryo", "materials"]
+Loss = Literal["truth", "halves", "rotations", "both"]
 
 
 class Simulation:
@@ -162,22 +169,52 @@ def _halves(geometry: TiltGeometry | TiltUnion, options: dict[str, Any]) -> tupl
     return united([one.first for one in series]), united([one.second for one in series])
 
 
-def _cubes(simulation: Simulation, side: int, draw: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a cube of each half and of the truth, mirrored at random so that the wedge stays where it is."""
+@dataclass(frozen=True)
+class Cube:
+    """A cube of each half and of the truth, each ``(1, 1, z, y, x)``, and the tilts."""
+
+    first: Tensor
+    second: Tensor
+    truth: Tensor
+    geometry: TiltGeometry | TiltUnion
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation of the specimen, in units of which errors count."""
+        # Gold must not decide, neither by the scale of its cube nor by its error; nor must cubes of mere noise.
+        return self.truth.clamp(-4, 4).std().clamp(min=0.1)
+
+
+def _cube(simulation: Simulation, side: int, draw: random.Random) -> Cube:
+    """Return a cube that is mirrored at random so that the wedge stays where it is."""
     starts = [draw.randrange(size - side + 1) for size in simulation.truth.shape]
     place = tuple(slice(start, start + side) for start in starts)
     axes = draw.choice(mirrors_of(simulation.geometry))
-    return tuple(v[place].flip(axes)[None, None] for v in (*simulation.volumes, simulation.truth))  # type: ignore[return-value]
+    volumes = (v[place].flip(axes)[None, None] for v in (*simulation.volumes, simulation.truth))
+    return Cube(*volumes, simulation.geometry)
 
 
-def _loss(network: nn.Module, cubes: list[tuple[Tensor, Tensor, Tensor]], kind: str, draw: random.Random) -> Tensor:
-    first, second, truth = (torch.cat(group) for group in zip(*cubes, strict=True))
-    # Gold must not decide, neither by the scale of its cube nor by its error; nor must cubes of mere noise.
-    scale = truth.clamp(-4, 4).std(dim=(1, 2, 3, 4), keepdim=True).clamp(min=0.1)
-    if kind == "truth" or (kind == "both" and draw.random() < 0.5):
-        given = (first + second) / 2 if draw.random() < 0.75 else first
-        return huber_loss(network(given).float() / scale, truth / scale, delta=2.0)
-    return huber_loss(network(first).float() / scale, second / scale, delta=2.0)
+def _loss(network: nn.Module, cubes: list[Cube], config: TrainingConfig, kind: Loss, draw: random.Random) -> Tensor:
+    if kind == "both":
+        kind = draw.choice(("truth", "rotations"))
+    if kind != "truth":
+        return torch.cat([_loss_as_of_data(network, cube, config, kind, draw) for cube in cubes]).mean()
+    scale = torch.stack([cube.scale for cube in cubes]).view(-1, 1, 1, 1, 1)
+    halves = draw.random() < 0.75
+    given = torch.cat([(cube.first + cube.second) / 2 if halves else cube.first for cube in cubes])
+    return huber_loss(network(given).float() / scale, torch.cat([cube.truth for cube in cubes]) / scale, delta=2.0)
+
+
+def _loss_as_of_data(network: nn.Module, cube: Cube, config: TrainingConfig, kind: Loss, draw: random.Random) -> Tensor:
+    """Return a loss that does not look at the truth; only its scale is taken from there, as for the other losses."""
+    method = method_of(config)
+    physics = method.physics(config.cube_shape, cube.geometry)
+    y = torch.cat((cube.first, cube.second), dim=1) / cube.scale
+    model = TwoViewReconstructor(network)
+    given = {"x_net": model(y), "y": y, "physics": physics, "model": model, "draws": Draws(draw.getrandbits(32), [0])}
+    names = ("data", "equivariance") if kind == "rotations" else ("data",)
+    losses = method.losses(physics)
+    return torch.stack([losses[name](**given) for name in names]).sum(0)
 
 
 def score(network: nn.Module, simulations: list[Simulation]) -> tuple[float, float, float]:
@@ -201,8 +238,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for state.pt and the weights")
     parser.add_argument("--specimens", choices=get_args(World), default="cryo")
     parser.add_argument("--steps", type=int, default=20000)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="end sooner, in a schedule by time")
-    parser.add_argument("--loss", choices=("truth", "halves", "both"), default="truth")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="processor time after which to end sooner")
+    parser.add_argument("--loss", choices=get_args(Loss), default="truth")
+    parser.add_argument("--centred", action="store_true", help="take the mean out of the gradients of kernels")
     parser.add_argument("--size", type=int, default=64, help="voxels per side of a specimen")
     parser.add_argument("--side", type=int, default=32, help="voxels per side of a training cube")
     parser.add_argument("--batch", type=int, default=2, help="cubes of a step")
@@ -216,11 +254,13 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(given.seed)
     size = {name: getattr(given, name) for name in ("width", "levels", "unshuffle")}
     network, average = ScaleEquivariantUNet3D(**size), ScaleEquivariantUNet3D(**size)
+    if given.centred:
+        centre_gradients(network)
     average.load_state_dict(network.state_dict())
     config = TrainingConfig.preset("fast", **size, side=given.side, batch=given.batch)
     optimizer = optimizer_for(network, config)
     rates = [group["lr"] for group in optimizer.param_groups]
-    step, spent, began = 0, 0.0, time.monotonic()
+    step, spent = 0, 0.0
     state_file = given.out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -230,9 +270,10 @@ def main(arguments: list[str] | None = None) -> None:
         step, spent = state["step"], state["spent"]
     kept_apart = [Simulation(-1 - i, given.seed, given.size, given.specimens) for i in range(16)]
     held: dict[int, Simulation] = {}
+    began = time.process_time()
     dtype = dtype_of("auto", torch.device("cpu"))
     while True:
-        elapsed = spent + time.monotonic() - began
+        elapsed = spent + time.process_time() - began
         done = max(step / given.steps, elapsed / 60 / given.minutes)
         if step % given.save_every == 0 or done >= 1:
             state = {"network": network.state_dict(), "average": average.state_dict(), "step": step, "spent": elapsed}
@@ -248,12 +289,12 @@ def main(arguments: list[str] | None = None) -> None:
         wanted = range(max(0, newest - _N_HELD), newest + 1)
         held = {i: held.get(i) or Simulation(i, given.seed, given.size, given.specimens) for i in wanted}
         draw = random.Random(f"step {given.seed} {step}")
-        cubes = [_cubes(draw.choice(list(held.values())), given.side, draw) for _ in range(config.batch)]
+        cubes = [_cube(draw.choice(list(held.values())), given.side, draw) for _ in range(config.batch)]
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         optimizer.zero_grad()
         with autocast(dtype, torch.device("cpu")):
-            loss = _loss(network, cubes, given.loss, draw)
+            loss = _loss(network, cubes, config, given.loss, draw)
         loss.backward()
         if torch.isfinite(loss):
             optimizer.step()

@@ -12,6 +12,17 @@ TINY = ("--size", "24", "--side", "16", "--width", "2", "--save-every", "2")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", ["halves", "rotations", "both"])
+def test_every_loss_of_the_pretraining_teaches_the_network(tmp_path, loss):
+    options = ("--loss", loss, "--centred", "--save-every", "100", *TINY[:-2])
+    main(["--out", str(tmp_path / "one"), "--steps", "1", *options])
+    main(["--out", str(tmp_path / "three"), "--steps", "3", *options])
+    one, three = (torch.load(tmp_path / run / "state.pt", weights_only=True)["network"] for run in ("one", "three"))
+    assert all(value.isfinite().all() for value in three.values())
+    assert any((value - one[name]).abs().max() > 1e-5 for name, value in three.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(), ("--levels", "3", "--unshuffle", "2")])
 def test_a_resumed_pretraining_begins_with_all_that_was_saved(tmp_path, size):
     main(["--out", str(tmp_path), "--steps", "2", *TINY, *size])
