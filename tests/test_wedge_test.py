@@ -12,35 +12,22 @@ import pytest
 import torch
 from commanding import TINY, files_in, run
 from making import noisy_pair
+from tested_run import CONFIG, GEOMETRY, small_halves, trained_run
 
 from equitomo import Run, TomogramPair, TrainingConfig, write_volume
 from equitomo.fourier import rfftn
-from equitomo.geometry import TiltGeometry
 from equitomo.run import WedgeTest, WedgeTestResult, WedgeTestSettings
-from equitomo.simulate import simulate_halves
 from equitomo.training import TrainingInterruptedError, load_network
-
-GEOMETRY = TiltGeometry(range(-60, 61, 6))
-CONFIG = TrainingConfig.preset(
-    "tiny", side=16, width=4, levels=2, steps=6, margin=4, batch=1, warmup=4, device="cpu", precision="float32"
-)
 
 
 @pytest.fixture(scope="module")
 def halves():
-    return simulate_halves((24, 24, 24), GEOMETRY, snr=2.0, generator=torch.Generator().manual_seed(1))
+    return small_halves()
 
 
 @pytest.fixture(scope="module")
-def trained(halves, tmp_path_factory):
-    """A finished run in a folder, beside the files of its halves."""
-    folder = tmp_path_factory.mktemp("trained")
-    paths = [folder / "even.mrc", folder / "odd.mrc"]
-    for path, half in zip(paths, (halves.first, halves.second), strict=True):
-        write_volume(path, half.numpy(), voxel_size=10.0)
-    (folder / "series.tlt").write_text("".join(f"{angle}\n" for angle in GEOMETRY.angles))
-    made = Run.create(folder / "run", TomogramPair.read(*paths, tilts=folder / "series.tlt"), CONFIG)
-    return made.train()
+def trained(tmp_path_factory):
+    return trained_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -308,3 +295,18 @@ def test_an_empty_result_has_no_number():
     result = WedgeTestResult((), "seed")
     assert math.isnan(result.estimate)
     assert math.isnan(result.measured)
+
+
+def test_the_weights_of_a_run_that_knows_bright_specimens_see_a_dark_one_bright(tmp_path, trained, halves):
+    config = TrainingConfig.preset("tiny", side=16, steps=1, margin=4, batch=1, device="cpu", precision="float32")
+    bright = Run.create(tmp_path / "bright", TomogramPair(halves.first, halves.second, GEOMETRY), config, init="cryo")
+    bright.train()
+    dark = TomogramPair(-halves.first, -halves.second, GEOMETRY)
+    made = Run.create(tmp_path / "dark", dark, config).train()
+    (fold,) = WedgeTest.of(made, settings=WedgeTestSettings(start=str(bright.path), steps=1)).folds()
+    assert (fold.held_out.measured * halves.first).sum() > 0
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_name_of_the_argument(trained):
+    with pytest.raises(ValueError, match=r"`start='cryo'`: the network cryo has `width` 16 and not 4.* `start='seed'`"):
+        WedgeTest.of(trained, settings=WedgeTestSettings(start="cryo"))

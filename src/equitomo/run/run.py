@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -40,6 +40,7 @@ from equitomo.run.training import RunTraining, inputs_of, prepared_record
 from equitomo.run.wedge_result import WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
 from equitomo.run.wedge_test import WedgeTest
+from equitomo.run.wedge_trainings import WedgeTrainings
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 from equitomo.training.method import Method, Operator
@@ -410,13 +411,31 @@ class Run:
         """
         chosen = None if devices is None else chosen_devices(devices)
         geometry = self.geometry() if geometry is None else as_geometry(geometry)
-        network = self.network if chosen is None else self.network.to(chosen[0])
-        config = self.config_with(settings)
+        config, share = self.config_with(settings), settings.changes().get("start_share")
+        network = (self if share is None else self.with_share(share)).network
+        network = network if chosen is None else network.to(chosen[0])
         return predictor_for(network, geometry, settings, config, physics=self._physics, devices=chosen, pair=pair)
 
     def config_with(self, settings: ReconstructionSettings) -> TrainingConfig:
         """Return the settings of the run with those that a prediction replaces."""
         return replace(self.config, **settings.changes())
+
+    def with_share(self, share: float) -> Self:
+        """Return the run with another share of the weights that its training started from in those that predict.
+
+        Raises
+        ------
+        ValueError
+            If it did not start from given weights, or keeps no average of the weights.
+        """
+        copied = copy.copy(self)
+        if self._training is None:
+            copied._network = load_checkpoint(self.path).network(self._make, share=share)
+        elif self.trainer.learner.start:
+            copied._network = self.trainer.learner.with_share(share)
+        else:
+            raise ValueError(f"{self.path} did not start from given weights, of which `start_share` could be a share")
+        return copied
 
     def copied_to(self, device: torch.device) -> Self:
         """Return the run with a copy of its network on a device, to predict there while others work elsewhere."""
@@ -477,12 +496,13 @@ class Run:
         pair: TomogramPair | None = None,
         settings: WedgeTestSettings = _WEDGE_TEST,
         *,
+        folder: str | Path | None = None,
         step_progress: StepProgress | None = None,
         progress: Progress | None = None,
     ) -> WedgeTestResult:
         """Estimate how far the filling of the wedge can be believed, by a training on a wedge that was widened.
 
-        Nothing is written, and the run stays as it is.
+        The run stays as it is.
 
         Parameters
         ----------
@@ -490,15 +510,23 @@ class Run:
             Two half tomograms; ``None`` for the only tomogram of the run.
         settings
             The sectors that are held out, and the length of the training.
+        folder
+            Where the trainings are kept until the test is done. A test that was interrupted and is called again in the
+            same way continues there. With ``None`` nothing is written.
         step_progress, progress
             Called as :meth:`train` and :meth:`predict` do, in every training.
 
         Raises
         ------
         ValueError, OSError
-            As :meth:`equitomo.run.WedgeTest.of`.
+            As :meth:`equitomo.run.WedgeTest.of`; or if another process uses ``folder``.
+        TrainingInterruptedError
+            If a signal stopped it.
         """
-        return WedgeTest.of(self, pair, settings).run(step_progress=step_progress, progress=progress)
+        trainings = None if folder is None else WedgeTrainings(folder)
+        with nullcontext() if trainings is None else trainings.held():
+            test = WedgeTest.of(self, pair, settings, trainings)
+            return test.run(step_progress=step_progress, progress=progress)
 
     def require_reconstruction(self, settings: ReconstructionSettings = _OF_TRAINING, *, n_volumes: int = 1) -> None:
         """Refuse, before the training, a reconstruction that could not be written after it.

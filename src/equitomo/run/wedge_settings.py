@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from equitomo.run.places import Picture
 from equitomo.run.settings import POSITION, TomogramFiles
 
 
@@ -38,6 +39,23 @@ class TestedFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class TestedPicture(Picture):
+    """The picture, and what an earlier test left.
+
+    Parameters
+    ----------
+    overwrite
+        Replace the picture if it exists, and what an interrupted wedge test with other settings left.
+    break_lock
+        Take the trainings of a test from a process that seems to work on them and is certainly gone.
+    """
+
+    __test__ = False
+
+    break_lock: bool = False
+
+
+@dataclass(frozen=True)
 class WedgeTestSettings:
     """How the wedge is widened, and how the network for it is trained.
 
@@ -58,6 +76,9 @@ class WedgeTestSettings:
         "same" nor "seed".
     minutes
         Train for so many minutes in place of ``steps``.
+    keep_trained
+        Keep the trained networks in the folder wedge_test of the run after the test. A test that is interrupted keeps
+        them until it is repeated and done.
 
     Raises
     ------
@@ -70,6 +91,7 @@ class WedgeTestSettings:
     start: str = "same"
     steps: int | None = None
     minutes: float | None = None
+    keep_trained: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:
@@ -80,3 +102,40 @@ class WedgeTestSettings:
             raise ValueError(f"`steps` must be at least 1, got {self.steps}")
         if self.steps is not None and self.minutes is not None:
             raise ValueError("`steps` and `minutes` both say how long to train: give one of them")
+
+
+@dataclass(frozen=True)
+class WedgeChoiceSettings(WedgeTestSettings):
+    """How the wedge is widened, how the network for it is trained, and what is chosen by the test.
+
+    Parameters
+    ----------
+    choose
+        Choose between settings in place of testing one: "passes" of the network (1 or 2), "mirrors" (none, two or all
+        mirror images), "share" of the weights of the start, or "checkpoints" of the run; all of them take one training.
+        "steps" compares a training with others of half and a quarter of its steps. The present setting is kept unless
+        another one is clearly better.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or the length or the start of the training does not fit the choice.
+    """
+
+    choose: Literal["passes", "mirrors", "share", "checkpoints", "steps"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = ("passes", "mirrors", "share", "checkpoints", "steps")
+        if self.choose not in (None, *choices):
+            raise ValueError(f"`choose` is one of {', '.join(choices)}, got {self.choose!r}")
+        if self.choose == "steps" and self.minutes is not None:
+            raise ValueError("`choose='steps'` compares numbers of steps: give `steps` in place of `minutes`")
+        if self.choose == "share" and self.start in ("seed", "run"):
+            raise ValueError(
+                f"`choose='share'` is about the weights that the run started from: leave out `start={self.start!r}`"
+            )
+        if self.choose == "checkpoints" and (self.steps, self.minutes) != (None, None):
+            raise ValueError("`choose='checkpoints'` trains as long as the run did: leave out `steps` and `minutes`")
+        if self.choose == "checkpoints" and self.start not in ("same", "seed"):
+            raise ValueError("`choose='checkpoints'` trains as the run did: leave out `start`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 from equitomo.datasets import HeldOutSector, TomogramPair, hold_out_sector
 from equitomo.geometry import Ends
 from equitomo.metrics import held_out_correlation
-from equitomo.run.initial import shipped_network
+from equitomo.run.initial import Init, Start, start_of
 from equitomo.run.pictures import StepProgress
 from equitomo.run.prediction import Progress, common_geometry, predictor_for, require_one_wedge
 from equitomo.run.recorded_pair import recorded_init, recorded_pair
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.run.wedge_result import FoldResult, WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
-from equitomo.training import Method, Trainer, TrainingConfig, TrainingInterruptedError, load_network
+from equitomo.run.wedge_trainings import KeptTraining, WedgeTrainings
+from equitomo.training import Method, Trainer, TrainingConfig, TrainingInterruptedError
+from equitomo.training.checkpoint import network_settings
 from equitomo.training.method import Operator
-from equitomo.training.presets import SHIPPED
 
 if TYPE_CHECKING:
     from equitomo.run.run import Run
@@ -44,31 +46,49 @@ class Fold:
         Trains on the narrower pair.
     physics
         Makes the operator of the prediction; ``None`` for that of the geometry.
+    kept
+        The folder of the training, ``None`` if it has none.
     """
 
     held_out: HeldOutSector
     trainer: Trainer
     physics: Operator | None = None
+    kept: KeptTraining | None = None
 
     def train(self, progress: StepProgress | None = None) -> None:
-        """Train to the last step; a test that is stopped has nothing to be resumed from.
+        """Train to the last step.
 
         ``progress`` is called with the number of steps done and the latest losses.
+
+        Raises
+        ------
+        TrainingInterruptedError
+            If a signal stopped it. A training that has a folder can then be continued.
         """
+        if self.kept is not None:
+            self.kept.record()
         try:
             self.trainer.train(progress=progress)
         except TrainingInterruptedError as error:
-            steps = f"step {self.trainer.step}"
-            raise TrainingInterruptedError(f"the wedge test was stopped after {steps}, and nothing was kept") from error
+            raise TrainingInterruptedError(self._stopped(f"after step {self.trainer.step}")) from error
 
-    def predict(self, progress: Progress | None = None) -> Tensor:
-        """Return what the trained network makes of the narrower halves, on the scale of what was measured."""
+    def predict(
+        self,
+        progress: Progress | None = None,
+        *,
+        network: nn.Module | None = None,
+        config: TrainingConfig | None = None,
+    ) -> Tensor:
+        """Return what the trained network makes of the narrower halves, on the scale of what was measured.
+
+        Another ``network`` and another ``config`` of the prediction may be given.
+        """
         pair, device = self.held_out.pair, self.trainer.device
         predictor = predictor_for(
-            self.trainer.network.to(device).to(memory_format=torch.channels_last_3d),
+            (network or self.trainer.network).to(device).to(memory_format=torch.channels_last_3d),
             common_geometry(pair),
             ReconstructionSettings(),
-            self.trainer.config,
+            config or self.trainer.config,
             physics=self.physics,
             devices=[device],
         )
@@ -83,7 +103,26 @@ class Fold:
 
     def score(self, progress: Progress | None = None) -> FoldResult:
         """Predict with the trained network, and compare what it filled into the sector with what was measured."""
-        return self.judge(self.predict(progress))
+        with self.stoppable():
+            return self.judge(self.predict(progress))
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Say how to continue if a signal stops the prediction."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise TrainingInterruptedError(self._stopped("while it predicted")) from error
+
+    def __str__(self) -> str:
+        done, steps = self.trainer.step, f"{self.trainer.step} of {self.trainer.steps}"
+        words = "Continuing after step" if done else "Training"
+        return f"{words}{f' {steps}' if done else ''} without what lies beyond the tilts {self.held_out.pair.geometry}"
+
+    def _stopped(self, when: str) -> str:
+        """Return what to say of a test that was stopped."""
+        rest = ", and nothing was kept" if self.kept is None else "; repeat it as you began it to continue"
+        return f"the wedge test was stopped {when}{rest}"
 
 
 class WedgeTest:
@@ -109,11 +148,15 @@ class WedgeTest:
         The weights to start from; ``None`` draws them from the seed of ``config``.
     done
         The steps of the training that is imitated; ``None`` for those of ``config``.
+    trainings
+        Where the trainings are kept until the test is done, so that it can be continued; ``None`` writes nothing. It
+        must be held.
 
     Raises
     ------
     ValueError
-        If there is only one volume, the tilts cannot be narrowed, or the halves have clearly different tilts.
+        If there is only one volume, the tilts cannot be narrowed, the halves have clearly different tilts, or the
+        trainings that were kept are those of another test.
     """
 
     def __init__(
@@ -126,16 +169,26 @@ class WedgeTest:
         physics: Operator | None = None,
         init: nn.Module | None = None,
         done: int | None = None,
+        trainings: WedgeTrainings | None = None,
     ) -> None:
         self.settings = settings or WedgeTestSettings()
-        self._pair, self._method, self._physics, self._init = pair, method, physics, init
-        self._config = _training_of(config, self.settings, done or config.steps)
+        self.pair, self._method, self._physics, self._init = pair, method, physics, init
+        self._trainings = trainings
+        self.config = _training_of(config, self.settings, done or config.steps)
         require_one_wedge(pair, config)
         # What cannot be narrowed or trained on is found before the work; the other folds are like the first.
-        self._first = self._fold(_ENDS[self.settings.folds][0])
+        self._first = self.fold(_ENDS[self.settings.folds][0])
 
     @classmethod
-    def of(cls, run: Run, pair: TomogramPair | None = None, settings: WedgeTestSettings | None = None) -> Self:
+    def of(
+        cls,
+        run: Run,
+        pair: TomogramPair | None = None,
+        settings: WedgeTestSettings | None = None,
+        trainings: WedgeTrainings | None = None,
+        *,
+        keep_every: int | None = None,
+    ) -> Self:
         """Return the wedge test of a run, with its method and its settings.
 
         Parameters
@@ -145,8 +198,10 @@ class WedgeTest:
         pair
             Two half tomograms; ``None`` for the only tomogram of the run, which is read from the files that its record
             names if the run was merely opened.
-        settings
+        settings, trainings
             As for the class.
+        keep_every
+            Steps between checkpoints that are kept for good, ``None`` for those of the run.
 
         Raises
         ------
@@ -159,21 +214,24 @@ class WedgeTest:
             pair = recorded_pair(run.path, run.config) if run.is_opened else run.pairs[0]
             if not run.is_opened and len(run.pairs) > 1:
                 raise ValueError(f"the run has {len(run.pairs)} tomograms: pass one of them as `pair`")
-        pair, init = _start(settings.start, run, run.in_contrast(pair))
-        return cls(pair, run.method, run.config, settings, physics=run.physics, init=init, done=run.step)
+        start = _start(settings.start, run, pair)
+        (pair,), init = start.pairs, start.network
+        config = start.config if keep_every is None else replace(start.config, keep_every=keep_every)
+        given = (pair, run.method, config, settings)
+        return cls(*given, physics=run.physics, init=init, done=run.step, trainings=trainings)
 
     def folds(self) -> Iterator[Fold]:
         """Yield the folds, each made when it is asked for."""
         for number, ends in enumerate(_ENDS[self.settings.folds]):
-            yield self._first if number == 0 else self._fold(ends)
+            yield self._first if number == 0 else self.fold(ends)
 
     def result(self, results: Sequence[FoldResult]) -> WedgeTestResult:
         """Return the result of all folds."""
-        size = self._pair.voxel_size
+        size = self.pair.voxel_size
         return WedgeTestResult(tuple(results), self.settings.start, None if size is None else min(size))
 
     def run(self, *, step_progress: StepProgress | None = None, progress: Progress | None = None) -> WedgeTestResult:
-        """Train and score all folds.
+        """Train and score all folds, and remove the trainings unless the settings keep them.
 
         Parameters
         ----------
@@ -186,38 +244,61 @@ class WedgeTest:
         for fold in self.folds():
             fold.train(step_progress)
             results.append(fold.score(progress))
+        self.finish()
         return self.result(results)
 
-    def _fold(self, ends: Ends) -> Fold:
-        held_out = hold_out_sector(self._pair, self.settings.keep, ends)
-        return Fold(held_out, Trainer(held_out.pair, self._method, self._config, init=self._init), self._physics)
+    def finish(self) -> None:
+        """Remove the trainings when the result is written, unless the settings keep them."""
+        if self._trainings is not None and not self.settings.keep_trained:
+            self._trainings.remove()
+
+    def fold(self, ends: Ends, steps: int | None = None) -> Fold:
+        """Return the fold without the ``ends`` of the tilt range; with another number of ``steps`` of its training."""
+        held_out = hold_out_sector(self.pair, self.settings.keep, ends)
+        config = self.config if steps is None else _of_length(self.config, steps)
+        out = kept = None
+        if self._trainings is not None:
+            name = ends if steps is None else f"{ends}_{steps}"
+            kept = self._trainings.kept(name, held_out, config, self.settings, self._init)
+            out = kept.path
+        trainer = Trainer(held_out.pair, self._method, config, out=out, resume=True, init=self._init)
+        if self._trainings is not None:
+            self._trainings.require_space(trainer.bytes_to_write)
+        return Fold(held_out, trainer, self._physics, kept)
 
 
-def _start(start: str, run: Run, pair: TomogramPair) -> tuple[TomogramPair, nn.Module | None]:
-    """Return the tomogram as the starting weights know it, and these weights; ``None`` for those of the seed."""
-    if start == "run":
-        return pair, run.network
-    init = recorded_init(run.path) if start == "same" else None
-    if isinstance(init, dict) and "path" in init:
-        warnings.warn(
-            f"the run had started from the weights of {init['path']}, the wedge test starts from the seed: "
-            f"pass `start='{init['path']}'` to test what the run did",
-            stacklevel=4,
-        )
-        init = None
-    name = init["network"] if isinstance(init, dict) else start
-    if name in SHIPPED:
-        # It knows specimens that are brighter than their background.
-        return pair.with_contrast("bright"), shipped_network(name, [pair])
-    return pair, None if name in ("same", "seed") else load_network(name)
+def _start(start: str, run: Run, pair: TomogramPair) -> Start:
+    """Return how the trainings begin: the weights, and the tomogram and the settings in the contrast that they know."""
+    init: Init = run.network if start == "run" else None if start in ("same", "seed") else start
+    if start == "same" and isinstance(before := recorded_init(run.path), dict):
+        init = before.get("network")
+        if "path" in before:
+            warnings.warn(
+                f"the run had started from the weights of {before['path']}, the wedge test starts from the seed: "
+                f"pass `start='{before['path']}'` to test what the run did",
+                stacklevel=4,
+            )
+    own = run.method.network if network_settings(run.network) is None else None
+    try:
+        return start_of(init, [pair], run.config, network=own)
+    except ValueError as error:
+        # A run calls it by another name.
+        text = str(error).replace("`init='none'`", "`start='seed'`").replace("`init", "`start")
+        raise ValueError(text) from error
 
 
 def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int) -> TrainingConfig:
     """Return the settings of the training of a fold."""
+    # The steps that were done are repeated, also where a training would have stopped by itself.
+    config = replace(config, stop_when_stable=False)
     if settings.minutes is not None:
         return replace(config, minutes=settings.minutes)
     share = 1 if settings.start in ("same", "seed") else _WARM_SHARE
     steps = settings.steps or max(1, done // share)
-    # A shorter training warms up in the same share of its steps.
-    warmup = config.warmup if steps >= done else round(config.warmup * steps / done)
-    return replace(config, steps=steps, minutes=None, warmup=warmup)
+    return _of_length(replace(config, minutes=None, steps=done), steps)
+
+
+def _of_length(config: TrainingConfig, steps: int) -> TrainingConfig:
+    """Return the settings of a training of so many steps, which warms up in the same share of them if it is shorter."""
+    warmup = config.warmup if steps >= config.steps else round(config.warmup * steps / config.steps)
+    return replace(config, steps=steps, warmup=warmup)
