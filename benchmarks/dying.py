@@ -136,9 +136,9 @@ def _leaky(slope: float) -> AbstractContextManager[object]:
 
 def centre_gradients(network: nn.Module) -> None:
     """Take their mean out of the gradients of all kernels whose input is non-negative, for each of their maps."""
-    for weight in network.parameters():
-        # The first convolution sees the data, whose mean is zero, and the last one, of one voxel, has no ReLU.
-        if weight.shape[1] > 1 and weight.shape[2:].numel() > 1:
+    # The first convolution sees the data, whose mean is zero, and the last one, of one voxel, has no ReLU.
+    for weight in list(network.parameters())[1:]:
+        if weight.shape[2:].numel() > 1:
             weight.register_hook(lambda grad: grad - grad.mean(dim=(1, 2, 3, 4), keepdim=True))
 
 

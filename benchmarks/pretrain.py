@@ -52,7 +52,7 @@ _SHARES: dict[Content, float] = {
 _N_HELD = 24  # specimens in memory
 _STEPS_PER_SPECIMEN = 8
 
-World = Literal["cryo", "materials"]
+World = Literal["cryo", "materials", "both"]
 Loss = Literal["truth", "halves", "rotations", "both"]
 
 
@@ -62,6 +62,8 @@ class Simulation:
     def __init__(self, number: int, seed: int, size: int, world: World = "cryo") -> None:
         draw = random.Random(f"{seed} {number}")
         generator = torch.Generator().manual_seed(draw.randrange(2**62))
+        if world == "both":
+            world = "materials" if draw.random() < 0.15 else "cryo"
         voxel_size = draw.uniform(6.0, 16.0)
         # Some have next to no signal: of empty ice the network shall make nothing.
         faint, strong = (-1.7, 0.4) if world == "cryo" else (-0.7, 2.0)
@@ -75,7 +77,7 @@ class Simulation:
         cryo = world == "cryo"
         truth = _specimen(shape, voxel_size, draw, generator) if cryo else _material(shape, draw, generator)
         options = {"snr": snr, "ctfs": ctf, "phase_flipped": flipped, "specimen": truth, "generator": generator}
-        halves = _halves(self.geometry, options)
+        halves = _halves(self.geometry, options, by_tilt=draw.random() < 0.2)
         # Programs and microscopes damp high frequencies differently; the network restores none of it.
         radius = frequency_radius(shape, dtype=torch.float32)
         damping = torch.exp(-draw.choice((0.0, draw.uniform(0, 8))) * radius**2)
@@ -153,8 +155,16 @@ def _pores(shape: tuple[int, int, int], draw: random.Random, generator: torch.Ge
     return ((field + draw.uniform(0, 1)) / slope + 0.5).clamp(0, 1)
 
 
-def _halves(geometry: TiltGeometry | TiltUnion, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Simulate halves; those of two tilt axes are averaged where both axes measure."""
+def _halves(
+    geometry: TiltGeometry | TiltUnion, options: dict[str, Any], *, by_tilt: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Simulate halves by dose or by tilt; those of two tilt axes are averaged where both axes measure."""
+    if by_tilt and isinstance(geometry, TiltGeometry):
+        # Each tilt has its full dose in one of the halves, so its noise has half of the power.
+        options = options | {"snr": 2 * options["snr"]}
+        interleaved = [TiltGeometry(geometry.angles[k::2], tilt_axis=geometry.tilt_axis) for k in (0, 1)]
+        first, second = (simulate_halves(options["specimen"].shape, part, **options).first for part in interleaved)
+        return first, second
     parts = [geometry] if isinstance(geometry, TiltGeometry) else list(geometry.parts)
     shape = options["specimen"].shape
     series = [simulate_halves(shape, part, **options) for part in parts]
@@ -247,17 +257,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--levels", type=int, default=4)
     parser.add_argument("--unshuffle", type=int, default=1, help="side of the blocks that become channels")
+    parser.add_argument("--negative-slope", type=float, default=0.0, help="slope of the rectifiers below zero")
+    parser.add_argument("--rate", type=float, default=2e-3, help="largest step size")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100)
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(given.seed)
-    size = {name: getattr(given, name) for name in ("width", "levels", "unshuffle")}
+    size = {name: getattr(given, name) for name in ("width", "levels", "unshuffle", "negative_slope")}
     network, average = ScaleEquivariantUNet3D(**size), ScaleEquivariantUNet3D(**size)
     if given.centred:
         centre_gradients(network)
     average.load_state_dict(network.state_dict())
-    config = TrainingConfig.preset("fast", **size, side=given.side, batch=given.batch)
+    config = TrainingConfig.preset("fast", **size, learning_rate=given.rate, side=given.side, batch=given.batch)
     optimizer = optimizer_for(network, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     step, spent = 0, 0.0

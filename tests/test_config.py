@@ -62,6 +62,7 @@ OUT_OF_RANGE = [
     ("seed", 2**64, "zero or more and below"),
     ("levels", 1, "at least 2"),
     ("unshuffle", 0, "at least 1"),
+    ("negative_slope", -0.1, "at least 0 and below 1"),
     ("width", 0, "a positive even number"),
     ("width", 15, "a positive even number"),
     *[

@@ -74,10 +74,10 @@ def test_the_seed_and_the_settings_alone_decide_the_result_of_a_method(pair, nam
 
 
 def test_methods_make_the_network_of_the_configuration():
-    network = method_of(tiny(width=6, levels=3, unshuffle=2, side=24, checkpointing=True)).network()
+    network = method_of(tiny(width=6, levels=3, unshuffle=2, negative_slope=0.1, side=24, checkpointing=True)).network()
     assert isinstance(network, ScaleEquivariantUNet3D)
     assert (network.final_conv.in_channels, len(network.encoders), network.checkpointing) == (6, 3, True)
-    assert (network.settings["unshuffle"], network.stride) == (2, 8)
+    assert (network.settings["unshuffle"], network.settings["negative_slope"], network.stride) == (2, 0.1, 8)
 
 
 @pytest.mark.parametrize(("name", "support"), [("icecream", "ball"), ("fast", "box"), ("equivariant_imaging", "ball")])

@@ -68,7 +68,7 @@ def test_checkpointing_keeps_less_and_changes_nothing(fused):
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("unshuffle", [1, 2])
 def test_a_scaled_input_gives_the_output_scaled(shape, fused, residual, unshuffle):
-    net = network(fused=fused, residual=residual, unshuffle=unshuffle)
+    net = network(fused=fused, residual=residual, unshuffle=unshuffle, negative_slope=0.1 if residual else 0.0)
     assert_scale_equivariant(net, normal(2, 1, *shape))
 
 
@@ -146,6 +146,7 @@ def test_a_volume_too_small_to_be_pooled_is_refused(shape):
         ({"levels": 1}, "`levels` at least 2"),
         ({"width": 0}, "`width` must be even"),
         ({"unshuffle": 0}, "`unshuffle` must be at least 1, got 0"),
+        ({"negative_slope": 1.0}, "`negative_slope` must be at least 0 and less than 1, got 1.0"),
         ({"residual": True, "out_channels": 2}, "`in_channels` == `out_channels`, got 1 and 2"),
     ],
 )
@@ -241,6 +242,30 @@ def test_a_network_without_blocks_is_described_as_before_there_were_any():
     assert "unshuffle=2" in repr(network(unshuffle=2))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_only_with_a_slope_do_maps_that_are_negative_everywhere_have_a_gradient(fused):
+    x = normal(1, 1, 8, 8, 8)
+
+    def gradient(slope):
+        net = network(fused=fused, negative_slope=slope)
+        coarsest = net.encoders[-1].basic_module["SingleConv1"].conv.weight
+        with torch.no_grad():
+            coarsest.copy_(-coarsest.abs())  # its input is not negative
+        return torch.autograd.grad(net(x).sum(), coarsest)[0]
+
+    assert gradient(0.0).abs().max() == 0
+    assert gradient(0.1).abs().max() > 0
+
+
+def test_a_slope_multiplies_negative_values_in_the_first_level():
+    net, plain, x = network(negative_slope=0.25), network(), normal(1, 1, 8, 8, 8)
+    values = net.encoders[0].basic_module["SingleConv1"](x)
+    expected = torch.where(values > 0, values, 0.25 * values)
+    values = net.encoders[0].basic_module["SingleConv2"](expected)
+    assert_close(net.encoders[0](x), torch.where(values > 0, values, 0.25 * values))
+    assert "negative_slope=0.25" in repr(net) and "negative_slope" not in repr(plain)
+
+
 def test_a_residual_network_adds_its_input_to_the_output_of_the_plain_one():
     plain, residual = network(), network(residual=True)
     x = normal(2, 1, 8, 9, 10)
@@ -248,7 +273,14 @@ def test_a_residual_network_adds_its_input_to_the_output_of_the_plain_one():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"residual": True}, {"in_channels": 3, "out_channels": 2, "levels": 2}, {"unshuffle": 2}]
+    "settings",
+    [
+        {},
+        {"residual": True},
+        {"in_channels": 3, "out_channels": 2, "levels": 2},
+        {"unshuffle": 2},
+        {"negative_slope": 0.1},
+    ],
 )
 def test_the_settings_rebuild_a_network_that_computes_the_same(settings):
     net = network(**settings)

@@ -23,7 +23,7 @@ from equitomo.checks import require_volumes
 class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
     r"""A 3-D U-Net without biases and without normalisation, so that :math:`f(cx) = c f(x)` for :math:`c > 0`.
 
-    Each level has two 3x3x3 convolutions with a ReLU each. Maximum pooling leads to the next coarser level, and
+    Each level has two 3x3x3 convolutions with a rectifier each. Maximum pooling leads to the next coarser level, and
     nearest upsampling to the encoder's size leads back, so the network accepts volumes of any size. Architecture and
     parameter names are those of the reference program (:cite:t:`kishore2026icecream`), after
     :cite:t:`wolny2020accurate`; leaving out the biases is the idea of :cite:t:`mohan2020robust`.
@@ -91,6 +91,7 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
         levels: int = 4,
         residual: bool = False,
         unshuffle: int = 1,
+        negative_slope: float = 0.0,
         fused: bool = True,
         checkpointing: bool = False,
     ) -> None:
@@ -99,6 +100,8 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
             raise ValueError(f"`width` must be even and `levels` at least 2, got width {width} and {levels} levels")
         if unshuffle < 1:
             raise ValueError(f"`unshuffle` must be at least 1, got {unshuffle}")
+        if not 0 <= negative_slope < 1:
+            raise ValueError(f"`negative_slope` must be at least 0 and less than 1, got {negative_slope}")
         if residual and in_channels != out_channels:
             raise ValueError(
                 "a residual network adds its input to its output and needs `in_channels` == `out_channels`, "
@@ -111,15 +114,17 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
             "levels": levels,
             "residual": residual,
             "unshuffle": unshuffle,
+            "negative_slope": negative_slope,
         }
         n_voxels = unshuffle**3
         maps = [width * 2**level for level in range(levels)]
         inputs = [in_channels * n_voxels, *maps[:-1]]
         self.encoders = nn.ModuleList(
-            _Level(n_in, max(n_out // 2, n_in), n_out) for n_in, n_out in zip(inputs, maps, strict=True)
+            _Level(n_in, max(n_out // 2, n_in), n_out, negative_slope) for n_in, n_out in zip(inputs, maps, strict=True)
         )
         self.decoders = nn.ModuleList(
-            _Level(coarse + fine, fine, fine) for coarse, fine in zip(maps[:0:-1], maps[-2::-1], strict=True)
+            _Level(coarse + fine, fine, fine, negative_slope)
+            for coarse, fine in zip(maps[:0:-1], maps[-2::-1], strict=True)
         )
         self.final_conv = nn.Conv3d(width, out_channels * n_voxels, kernel_size=1, bias=False)
         self.residual = residual
@@ -136,8 +141,9 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """Return the settings, so that the printed network shows them too."""
-        # Runs are recognised by this text, and those from before there were blocks shall go on.
-        shown = {name: value for name, value in self.settings.items() if (name, value) != ("unshuffle", 1)}
+        # Runs are recognised by this text, and those from before there were these two settings shall go on.
+        absent = {"unshuffle": 1, "negative_slope": 0.0}
+        shown = {name: value for name, value in self.settings.items() if absent.get(name) != value}
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def forward(self, x: Tensor, sigma: float | Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -192,15 +198,16 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
 class _Level(nn.Module):
     """Two convolutions at one resolution, under the reference program's names."""
 
-    def __init__(self, n_in: int, n_between: int, n_out: int) -> None:
+    def __init__(self, n_in: int, n_between: int, n_out: int, negative_slope: float = 0.0) -> None:
         super().__init__()
+        self.negative_slope = negative_slope
         self.basic_module = nn.ModuleDict(
             {"SingleConv1": _Convolution(n_in, n_between), "SingleConv2": _Convolution(n_between, n_out)}
         )
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.basic_module.values():
-            x = layer(x).relu_()
+            x = self._rectify(layer(x))
         return x
 
     def descend(self, x: Tensor) -> Tensor:
@@ -219,7 +226,10 @@ class _Level(nn.Module):
         else:
             coarse = F.interpolate(coarse, size=skip.shape[-3:], mode="nearest")
             x = first(torch.cat((skip, coarse), dim=1))
-        return cast(Tensor, second(x.relu_()).relu_())
+        return self._rectify(second(self._rectify(x)))
+
+    def _rectify(self, x: Tensor) -> Tensor:
+        return F.leaky_relu_(x, self.negative_slope) if self.negative_slope else x.relu_()
 
 
 class _Convolution(nn.Module):

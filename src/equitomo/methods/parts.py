@@ -23,6 +23,7 @@ def unet(config: TrainingConfig) -> Callable[[], ScaleEquivariantUNet3D]:
         width=config.width,
         levels=config.levels,
         unshuffle=config.unshuffle,
+        negative_slope=config.negative_slope,
         checkpointing=config.checkpointing,
     )
 

@@ -9,8 +9,9 @@ from typing import Any
 from equitomo.training.config import TrainingConfig
 from equitomo.training.presets import SHIPPED, STARTED, unsuited
 
-# What the defaults depend on.
-CHOICES = ("preset", "method", "width", "levels", "unshuffle", "normalization", "init", "steps", "out", "resume")
+# The settings of the network, and all that the defaults depend on.
+SIZES = ("width", "levels", "unshuffle", "negative_slope")
+CHOICES = ("preset", "method", *SIZES, "normalization", "init", "steps", "out", "resume")
 # The presets that start from a network of the package by themselves, and that network.
 _STARTING, _NETWORK = tuple(STARTED), "cryo"
 # A demonstration ends within three minutes; training is most of it.
@@ -47,7 +48,7 @@ def training_defaults(chosen: Mapping[str, Any], *, is_demo: bool = False) -> di
     preset: Any = chosen.get("preset", "tiny" if is_demo else "paper")
     changes: dict[str, Any] = {"method": chosen["method"]} if "method" in chosen else {}
     settings = TrainingConfig.preset(preset, **changes).as_dict() | {
-        name: _number(chosen[name]) for name in ("width", "levels", "unshuffle", "normalization") if name in chosen
+        name: _number(chosen[name]) for name in (*SIZES, "normalization") if name in chosen
     }
     init: str | None = None
     if "init" in chosen:
@@ -84,6 +85,6 @@ def _record(folder: object) -> dict[str, str] | None:
 
 def _number(value: Any) -> Any:
     try:
-        return int(value)
+        return float(value)
     except ValueError:
         return value

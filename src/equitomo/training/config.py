@@ -41,17 +41,21 @@ class NetworkSettings(_Settings):
     unshuffle
         Side in voxels of the blocks that become channels before the network; 1 for none. See
         :class:`equitomo.ScaleEquivariantUNet3D`.
+    negative_slope
+        Slope of the rectifiers for negative values, from 0 (ReLU) to below 1.
     """
 
     width: int = 64
     levels: int = 4
     unshuffle: int = 1
+    negative_slope: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.levels >= 2, "levels", "at least 2", self.levels)
         _require(self.width >= 2 and self.width % 2 == 0, "width", "a positive even number", self.width)
         _require(self.unshuffle >= 1, "unshuffle", "at least 1", self.unshuffle)
+        _require(0 <= self.negative_slope < 1, "negative_slope", "at least 0 and below 1", self.negative_slope)
 
     @property
     def stride(self) -> int:
