@@ -107,7 +107,7 @@ class ScaleEquivariantUNet3D(Denoiser, nn.Module):  # type: ignore[misc]
                 "a residual network adds its input to its output and needs `in_channels` == `out_channels`, "
                 f"got {in_channels} and {out_channels}"
             )
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": out_channels,
             "width": width,
