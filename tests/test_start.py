@@ -67,9 +67,10 @@ def trained(folder, *words):
         (["--preset", "tiny"], "cryo"),
         (["--preset", "tiny", "--init", "none"], "none"),
         (["--preset", "paper"], None),
-        (["--preset", "fast", "--width", "32"], None),
-        (["--preset", "fast", "--levels", "3"], None),
-        (["--preset", "fast", "--unshuffle", "2"], None),
+        (["--preset", "fast", "--width", "16"], None),
+        (["--preset", "fast", "--levels", "2"], None),
+        (["--preset", "fast", "--unshuffle", "1"], None),
+        (["--preset", "fast", "--negative-slope", "0"], None),
         (["--preset", "fast", "--method", "noise2noise"], None),
         (["--preset", "fast", "--normalization", "scale"], None),
         (["--preset", "fast", "--init", "another"], "another"),
@@ -125,7 +126,7 @@ def test_training_starts_from_the_weights_of_the_package_and_says_so(files, tmp_
 
 def test_training_from_scratch_says_why_if_that_was_not_asked_for(files, tmp_path, capsys):
     assert trained(tmp_path / "narrow", *files, "--steps", "1", "--width", "4") == 0
-    assert "Training starts from scratch: the network cryo has --width 16 and not 4\n" in capsys.readouterr().out
+    assert "Training starts from scratch: the network cryo has --width 32 and not 4\n" in capsys.readouterr().out
     assert trained(tmp_path / "none", *files, "--steps", "1", "--init", "none") == 0
     assert "scratch" not in capsys.readouterr().out
     for name in ("narrow", "none"):
@@ -134,7 +135,7 @@ def test_training_from_scratch_says_why_if_that_was_not_asked_for(files, tmp_pat
 
 @pytest.mark.fault(61)
 @pytest.mark.parametrize(
-    ("words", "reason"), [(["--width", "4"], "--width 16 and not 4"), (["--levels", "2"], "--levels")]
+    ("words", "reason"), [(["--width", "4"], "--width 32 and not 4"), (["--levels", "2"], "--levels")]
 )
 def test_a_start_that_does_not_fit_is_refused_if_it_was_asked_for(files, tmp_path, capsys, words, reason):
     assert trained(tmp_path / "run", *files, "--steps", "1", "--init", "cryo", *words) == 2

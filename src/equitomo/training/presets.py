@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # The networks that come with the package, with their sizes.
-SHIPPED: Mapping[str, Mapping[str, int]] = {"cryo": {"width": 16, "levels": 4, "unshuffle": 1}}
+_BLOCKS: dict[str, float] = {"width": 32, "levels": 3, "unshuffle": 2, "negative_slope": 0.1}
+SHIPPED: Mapping[str, Mapping[str, Any]] = {"cryo": _BLOCKS}
 
 # The way in which a network of each method predicts, and settings without a use for the method.
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -19,9 +20,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 # The settings that learn most per second of those compared in docs/benchmarks.md.
 _QUICK: dict[str, Any] = {
     "method": "fast",
+    **_BLOCKS,
     "side": 32,
     "batch": 2,
-    "width": 16,
     "optimizer": "muon",
     "learning_rate": 2e-3,
     "warmup": 100,
@@ -48,8 +49,8 @@ def misfit(name: str, settings: Mapping[str, Any]) -> str | None:
 
     Examples
     --------
-    >>> misfit("cryo", {"width": 32, "levels": 4})
-    'the network cryo has `width` 16 and not 32'
+    >>> misfit("cryo", {"width": 64})
+    'the network cryo has `width` 32 and not 64'
     """
     for size, own in SHIPPED[name].items():
         if settings[size] != own:
