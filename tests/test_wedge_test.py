@@ -308,3 +308,18 @@ def test_an_empty_result_has_no_number():
     result = WedgeTestResult((), "seed")
     assert math.isnan(result.estimate)
     assert math.isnan(result.measured)
+
+
+def test_the_weights_of_a_run_that_knows_bright_specimens_see_a_dark_one_bright(tmp_path, trained, halves):
+    config = TrainingConfig.preset("tiny", side=16, steps=1, margin=4, batch=1, device="cpu", precision="float32")
+    bright = Run.create(tmp_path / "bright", TomogramPair(halves.first, halves.second, GEOMETRY), config, init="cryo")
+    bright.train()
+    dark = TomogramPair(-halves.first, -halves.second, GEOMETRY)
+    made = Run.create(tmp_path / "dark", dark, config).train()
+    (fold,) = WedgeTest.of(made, settings=WedgeTestSettings(start=str(bright.path), steps=1)).folds()
+    assert (fold.held_out.measured * halves.first).sum() > 0
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_name_of_the_argument(trained):
+    with pytest.raises(ValueError, match=r"`start='cryo'`: the network cryo has `width` 16 and not 4.* `start='seed'`"):
+        WedgeTest.of(trained, settings=WedgeTestSettings(start="cryo"))

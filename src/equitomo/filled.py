@@ -23,54 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from equitomo.checks import Shape, spatial_shape
 from equitomo.fourier import mirrored
-from equitomo.geometry import Geometry, Planes, TiltAxes, WedgeMask
+from equitomo.geometry import Geometry, MeasuredMask
 from equitomo.io import release, slabs_of
 from equitomo.physics import MissingWedgeOperator, apply_by_planes
 from equitomo.volumes import VolumeLike, as_voxels
-
-
-class MeasuredMask:
-    """The mask of the measured coefficients for any shape, 1 where one has a weight other than zero, and else 0.
-
-    Operators take it as ``mask=``.
-
-    Parameters
-    ----------
-    geometry
-        The tilts, or a pair ``(low, high)`` of degrees about the y axis.
-
-    Examples
-    --------
-    >>> MeasuredMask((-60.0, 60.0))((16, 16, 16)).unique().tolist()
-    [0.0, 1.0]
-    """
-
-    def __init__(self, geometry: Geometry | tuple[float, float]) -> None:
-        self._wedge = WedgeMask(geometry, support="box")
-
-    def __call__(self, shape: Sequence[int]) -> Tensor:
-        """Return the mask on the half spectrum, with length 1 along every axis where it is constant."""
-        return (self._wedge(shape) != 0).float()
-
-    def planes(self, shape: Sequence[int]) -> Planes:
-        """Return the same mask plane by plane, never as a whole."""
-        return _OfAnyWeight(self._wedge.planes(shape))
-
-
-class _OfAnyWeight:
-    """The planes of a weighted mask with 1 in place of all weights but zero."""
-
-    def __init__(self, planes: Planes) -> None:
-        self._planes = planes
-        self.axes: TiltAxes = planes.axes
-        self.constant, self.n_planes, self.n_bytes = planes.constant, planes.n_planes, planes.n_bytes
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        return (self._planes(start, stop) != 0).float()
 
 
 def measured_operator(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equitomo.datasets.pair import TomogramPair
 from equitomo.fourier import filtered
-from equitomo.geometry import Ends, Geometry, narrowed, wedge_mask
+from equitomo.geometry import Ends, MeasuredMask, narrowed
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def hold_out_sector(pair: TomogramPair, share: float = 0.8, ends: Ends = "both")
     geometries = [narrowed(geometry, share, ends) for geometry in pair.geometries]
     measured = pair.load_volumes() if pair.is_lazy else pair.volumes
     # What any of the narrower halves holds is emptied in none of them, and the sector is what both had measured.
-    kept = reduce(torch.maximum, (_measured(pair, geometry) for geometry in geometries))
-    before = reduce(torch.minimum, (_measured(pair, geometry) for geometry in pair.geometries))
+    kept = reduce(torch.maximum, (MeasuredMask(geometry)(pair.shape) for geometry in geometries))
+    before = reduce(torch.minimum, (MeasuredMask(geometry)(pair.shape) for geometry in pair.geometries))
     first, second = filtered(measured, kept.to(measured), pair.shape)
     mask = pair.mask
     narrow = TomogramPair(
@@ -87,8 +87,3 @@ def hold_out_sector(pair: TomogramPair, share: float = 0.8, ends: Ends = "both")
         name=f"{pair.name} without a sector",
     )
     return HeldOutSector(narrow, measured, (before != 0) & (kept == 0), ends)
-
-
-def _measured(pair: TomogramPair, geometry: Geometry) -> Tensor:
-    """Return 1 where a geometry measures and 0 elsewhere, whatever the weights of its tilts."""
-    return (wedge_mask(pair.shape, geometry) != 0).float()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from equitomo.checks import spatial_shape
 from equitomo.fourier import frequencies, frequency_radius, multiplicity, rfftn
-from equitomo.geometry import Geometry, wedge_mask
+from equitomo.geometry import Geometry, MeasuredMask
 from equitomo.volumes import Shape
 
 Array = Tensor | npt.NDArray[np.floating]
@@ -69,7 +69,7 @@ def region_masks(
     True
     """
     ball = nyquist_ball(spatial_shape(shape), device)
-    measured = wedge_mask(shape, geometry, support="box").to(ball.device) != 0
+    measured = MeasuredMask(geometry)(shape).to(ball.device) != 0
     return FourierRegions(overall=ball, measured=ball & measured, wedge=ball & ~measured)
 
 

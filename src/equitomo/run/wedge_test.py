@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from equitomo.datasets import HeldOutSector, TomogramPair, hold_out_sector
 from equitomo.geometry import Ends
 from equitomo.metrics import held_out_correlation
-from equitomo.run.initial import shipped_network
+from equitomo.run.initial import Init, Start, start_of
 from equitomo.run.pictures import StepProgress
 from equitomo.run.prediction import Progress, common_geometry, predictor_for, require_one_wedge
 from equitomo.run.recorded_pair import recorded_init, recorded_pair
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.run.wedge_result import FoldResult, WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
-from equitomo.training import Method, Trainer, TrainingConfig, TrainingInterruptedError, load_network
+from equitomo.training import Method, Trainer, TrainingConfig, TrainingInterruptedError
+from equitomo.training.checkpoint import network_settings
 from equitomo.training.method import Operator
-from equitomo.training.presets import SHIPPED
 
 if TYPE_CHECKING:
     from equitomo.run.run import Run
@@ -159,8 +159,9 @@ class WedgeTest:
             pair = recorded_pair(run.path, run.config) if run.is_opened else run.pairs[0]
             if not run.is_opened and len(run.pairs) > 1:
                 raise ValueError(f"the run has {len(run.pairs)} tomograms: pass one of them as `pair`")
-        pair, init = _start(settings.start, run, run.in_contrast(pair))
-        return cls(pair, run.method, run.config, settings, physics=run.physics, init=init, done=run.step)
+        start = _start(settings.start, run, pair)
+        (pair,), init = start.pairs, start.network
+        return cls(pair, run.method, start.config, settings, physics=run.physics, init=init, done=run.step)
 
     def folds(self) -> Iterator[Fold]:
         """Yield the folds, each made when it is asked for."""
@@ -193,23 +194,24 @@ class WedgeTest:
         return Fold(held_out, Trainer(held_out.pair, self._method, self._config, init=self._init), self._physics)
 
 
-def _start(start: str, run: Run, pair: TomogramPair) -> tuple[TomogramPair, nn.Module | None]:
-    """Return the tomogram as the starting weights know it, and these weights; ``None`` for those of the seed."""
-    if start == "run":
-        return pair, run.network
-    init = recorded_init(run.path) if start == "same" else None
-    if isinstance(init, dict) and "path" in init:
-        warnings.warn(
-            f"the run had started from the weights of {init['path']}, the wedge test starts from the seed: "
-            f"pass `start='{init['path']}'` to test what the run did",
-            stacklevel=4,
-        )
-        init = None
-    name = init["network"] if isinstance(init, dict) else start
-    if name in SHIPPED:
-        # It knows specimens that are brighter than their background.
-        return pair.with_contrast("bright"), shipped_network(name, [pair])
-    return pair, None if name in ("same", "seed") else load_network(name)
+def _start(start: str, run: Run, pair: TomogramPair) -> Start:
+    """Return how the trainings begin: the weights, and the tomogram and the settings in the contrast that they know."""
+    init: Init = run.network if start == "run" else None if start in ("same", "seed") else start
+    if start == "same" and isinstance(before := recorded_init(run.path), dict):
+        init = before.get("network")
+        if "path" in before:
+            warnings.warn(
+                f"the run had started from the weights of {before['path']}, the wedge test starts from the seed: "
+                f"pass `start='{before['path']}'` to test what the run did",
+                stacklevel=4,
+            )
+    own = run.method.network if network_settings(run.network) is None else None
+    try:
+        return start_of(init, [pair], run.config, network=own)
+    except ValueError as error:
+        # A run calls it by another name.
+        text = str(error).replace("`init='none'`", "`start='seed'`").replace("`init", "`start")
+        raise ValueError(text) from error
 
 
 def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int) -> TrainingConfig:
