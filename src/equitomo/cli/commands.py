@@ -37,7 +37,16 @@ from equitomo.run import (
 from equitomo.run.comparison import Comparison
 from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import FINISHED, MANIFEST, REPORT, RUN_FILES, WEDGE_TEST, RunFolder, require_other
+from equitomo.run.folder import (
+    FINISHED,
+    MANIFEST,
+    REPORT,
+    RUN_FILES,
+    WEDGE_TEST,
+    WEDGE_TRAININGS,
+    RunFolder,
+    require_other,
+)
 from equitomo.run.independent import independent_settings, results_to_compare, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
@@ -48,6 +57,7 @@ from equitomo.run.settings import ReconstructionSettings, TomogramFiles
 from equitomo.run.summary import agreement, filling
 from equitomo.run.table import Tomogram, read_pairs, tomograms_of, warn_of_findings
 from equitomo.run.verdict import advice
+from equitomo.run.wedge_trainings import WedgeTrainings
 from equitomo.training import TrainingDivergedError, TrainingInterruptedError
 from equitomo.training.distributed import LostProcessError, join, leave
 
@@ -285,12 +295,14 @@ def _(command: options.WedgeTest, call: Call) -> Job:
         raise ValueError(f"{run.path} is not the folder of a run, in which the result is written: give that")
     picture = _picture(command.picture, command.files)
     pair = None if command.files.first is None else run.read_pair(command.files)
-    test = WedgeTest.of(run, pair, command.settings)
+    trainings = WedgeTrainings(run.path / WEDGE_TRAININGS, overwrite=command.picture.overwrite)
+    call.stack.enter_context(trainings.held(break_lock=command.picture.break_lock))
+    test = WedgeTest.of(run, pair, command.settings, trainings)
 
     def job() -> None:
         results = []
         for fold in test.folds():
-            print(f"Training without what lies beyond the tilts {fold.held_out.pair.geometry}")
+            print(fold)
             with step_bar(fold.trainer) as show:
                 fold.train(show)
             with tile_bar("predicting") as show_tiles:
@@ -298,6 +310,7 @@ def _(command: options.WedgeTest, call: Call) -> Job:
         result = test.result(results)
         print(result)
         print(f"Wrote {result.write(run.path / WEDGE_TEST)}")
+        test.finish()
         if picture is not None:
             print(f"Drew  {result.draw(picture)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from equitomo.run.places import Folder, Pickle, Picture, Plan, Result, SecondNetwork, Trained, TrainingFolder
+from equitomo.run.places import Folder, Pickle, Plan, Result, SecondNetwork, Trained, TrainingFolder
 from equitomo.run.settings import (
     ComparedFiles,
     HalvesSettings,
@@ -19,7 +19,7 @@ from equitomo.run.settings import (
     TrainingFiles,
     TrainingTable,
 )
-from equitomo.run.wedge_settings import TestedFiles, TestedRun, WedgeTestSettings
+from equitomo.run.wedge_settings import TestedFiles, TestedPicture, TestedRun, WedgeTestSettings
 from equitomo.training.config import TrainingConfig
 
 
@@ -110,7 +110,7 @@ class WedgeTest:
     run: TestedRun
     files: TestedFiles
     settings: WedgeTestSettings
-    picture: Picture
+    picture: TestedPicture
 
 
 @dataclass(frozen=True)

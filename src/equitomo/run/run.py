@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -40,6 +40,7 @@ from equitomo.run.training import RunTraining, inputs_of, prepared_record
 from equitomo.run.wedge_result import WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
 from equitomo.run.wedge_test import WedgeTest
+from equitomo.run.wedge_trainings import WedgeTrainings
 from equitomo.training import TrainingConfig
 from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 from equitomo.training.method import Method, Operator
@@ -477,12 +478,13 @@ class Run:
         pair: TomogramPair | None = None,
         settings: WedgeTestSettings = _WEDGE_TEST,
         *,
+        folder: str | Path | None = None,
         step_progress: StepProgress | None = None,
         progress: Progress | None = None,
     ) -> WedgeTestResult:
         """Estimate how far the filling of the wedge can be believed, by a training on a wedge that was widened.
 
-        Nothing is written, and the run stays as it is.
+        The run stays as it is.
 
         Parameters
         ----------
@@ -490,15 +492,23 @@ class Run:
             Two half tomograms; ``None`` for the only tomogram of the run.
         settings
             The sectors that are held out, and the length of the training.
+        folder
+            Where the trainings are kept until the test is done. A test that was interrupted and is called again in the
+            same way continues there. With ``None`` nothing is written.
         step_progress, progress
             Called as :meth:`train` and :meth:`predict` do, in every training.
 
         Raises
         ------
         ValueError, OSError
-            As :meth:`equitomo.run.WedgeTest.of`.
+            As :meth:`equitomo.run.WedgeTest.of`; or if another process uses ``folder``.
+        TrainingInterruptedError
+            If a signal stopped it.
         """
-        return WedgeTest.of(self, pair, settings).run(step_progress=step_progress, progress=progress)
+        trainings = None if folder is None else WedgeTrainings(folder)
+        with nullcontext() if trainings is None else trainings.held():
+            test = WedgeTest.of(self, pair, settings, trainings)
+            return test.run(step_progress=step_progress, progress=progress)
 
     def require_reconstruction(self, settings: ReconstructionSettings = _OF_TRAINING, *, n_volumes: int = 1) -> None:
         """Refuse, before the training, a reconstruction that could not be written after it.

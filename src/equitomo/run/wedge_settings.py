@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from equitomo.run.places import Picture
 from equitomo.run.settings import POSITION, TomogramFiles
 
 
@@ -38,6 +39,23 @@ class TestedFiles(TomogramFiles):
 
 
 @dataclass(frozen=True)
+class TestedPicture(Picture):
+    """The picture, and what an earlier test left.
+
+    Parameters
+    ----------
+    overwrite
+        Replace the picture if it exists, and what an interrupted wedge test with other settings left.
+    break_lock
+        Take the trainings of a test from a process that seems to work on them and is certainly gone.
+    """
+
+    __test__ = False
+
+    break_lock: bool = False
+
+
+@dataclass(frozen=True)
 class WedgeTestSettings:
     """How the wedge is widened, and how the network for it is trained.
 
@@ -58,6 +76,9 @@ class WedgeTestSettings:
         "same" nor "seed".
     minutes
         Train for so many minutes in place of ``steps``.
+    keep_trained
+        Keep the trained networks in the folder wedge_test of the run after the test. A test that is interrupted keeps
+        them until it is repeated and done.
 
     Raises
     ------
@@ -70,6 +91,7 @@ class WedgeTestSettings:
     start: str = "same"
     steps: int | None = None
     minutes: float | None = None
+    keep_trained: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:

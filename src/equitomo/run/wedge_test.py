@@ -20,6 +20,7 @@ from equitomo.run.recorded_pair import recorded_init, recorded_pair
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.run.wedge_result import FoldResult, WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
+from equitomo.run.wedge_trainings import KeptTraining, WedgeTrainings
 from equitomo.training import Method, Trainer, TrainingConfig, TrainingInterruptedError
 from equitomo.training.checkpoint import network_settings
 from equitomo.training.method import Operator
@@ -44,22 +45,31 @@ class Fold:
         Trains on the narrower pair.
     physics
         Makes the operator of the prediction; ``None`` for that of the geometry.
+    kept
+        The folder of the training, ``None`` if it has none.
     """
 
     held_out: HeldOutSector
     trainer: Trainer
     physics: Operator | None = None
+    kept: KeptTraining | None = None
 
     def train(self, progress: StepProgress | None = None) -> None:
-        """Train to the last step; a test that is stopped has nothing to be resumed from.
+        """Train to the last step.
 
         ``progress`` is called with the number of steps done and the latest losses.
+
+        Raises
+        ------
+        TrainingInterruptedError
+            If a signal stopped it. A training that has a folder can then be continued.
         """
+        if self.kept is not None:
+            self.kept.record()
         try:
             self.trainer.train(progress=progress)
         except TrainingInterruptedError as error:
-            steps = f"step {self.trainer.step}"
-            raise TrainingInterruptedError(f"the wedge test was stopped after {steps}, and nothing was kept") from error
+            raise TrainingInterruptedError(self._stopped(f"after step {self.trainer.step}")) from error
 
     def predict(self, progress: Progress | None = None) -> Tensor:
         """Return what the trained network makes of the narrower halves, on the scale of what was measured."""
@@ -83,7 +93,20 @@ class Fold:
 
     def score(self, progress: Progress | None = None) -> FoldResult:
         """Predict with the trained network, and compare what it filled into the sector with what was measured."""
-        return self.judge(self.predict(progress))
+        try:
+            return self.judge(self.predict(progress))
+        except KeyboardInterrupt as error:
+            raise TrainingInterruptedError(self._stopped("while it predicted")) from error
+
+    def __str__(self) -> str:
+        done, steps = self.trainer.step, f"{self.trainer.step} of {self.trainer.steps}"
+        words = "Continuing after step" if done else "Training"
+        return f"{words}{f' {steps}' if done else ''} without what lies beyond the tilts {self.held_out.pair.geometry}"
+
+    def _stopped(self, when: str) -> str:
+        """Return what to say of a test that was stopped."""
+        rest = ", and nothing was kept" if self.kept is None else "; repeat it as you began it to continue"
+        return f"the wedge test was stopped {when}{rest}"
 
 
 class WedgeTest:
@@ -109,11 +132,15 @@ class WedgeTest:
         The weights to start from; ``None`` draws them from the seed of ``config``.
     done
         The steps of the training that is imitated; ``None`` for those of ``config``.
+    trainings
+        Where the trainings are kept until the test is done, so that it can be continued; ``None`` writes nothing. It
+        must be held.
 
     Raises
     ------
     ValueError
-        If there is only one volume, the tilts cannot be narrowed, or the halves have clearly different tilts.
+        If there is only one volume, the tilts cannot be narrowed, the halves have clearly different tilts, or the
+        trainings that were kept are those of another test.
     """
 
     def __init__(
@@ -126,16 +153,24 @@ class WedgeTest:
         physics: Operator | None = None,
         init: nn.Module | None = None,
         done: int | None = None,
+        trainings: WedgeTrainings | None = None,
     ) -> None:
         self.settings = settings or WedgeTestSettings()
         self._pair, self._method, self._physics, self._init = pair, method, physics, init
+        self._trainings = trainings
         self._config = _training_of(config, self.settings, done or config.steps)
         require_one_wedge(pair, config)
         # What cannot be narrowed or trained on is found before the work; the other folds are like the first.
         self._first = self._fold(_ENDS[self.settings.folds][0])
 
     @classmethod
-    def of(cls, run: Run, pair: TomogramPair | None = None, settings: WedgeTestSettings | None = None) -> Self:
+    def of(
+        cls,
+        run: Run,
+        pair: TomogramPair | None = None,
+        settings: WedgeTestSettings | None = None,
+        trainings: WedgeTrainings | None = None,
+    ) -> Self:
         """Return the wedge test of a run, with its method and its settings.
 
         Parameters
@@ -145,7 +180,7 @@ class WedgeTest:
         pair
             Two half tomograms; ``None`` for the only tomogram of the run, which is read from the files that its record
             names if the run was merely opened.
-        settings
+        settings, trainings
             As for the class.
 
         Raises
@@ -161,7 +196,8 @@ class WedgeTest:
                 raise ValueError(f"the run has {len(run.pairs)} tomograms: pass one of them as `pair`")
         start = _start(settings.start, run, pair)
         (pair,), init = start.pairs, start.network
-        return cls(pair, run.method, start.config, settings, physics=run.physics, init=init, done=run.step)
+        given = (pair, run.method, start.config, settings)
+        return cls(*given, physics=run.physics, init=init, done=run.step, trainings=trainings)
 
     def folds(self) -> Iterator[Fold]:
         """Yield the folds, each made when it is asked for."""
@@ -174,7 +210,7 @@ class WedgeTest:
         return WedgeTestResult(tuple(results), self.settings.start, None if size is None else min(size))
 
     def run(self, *, step_progress: StepProgress | None = None, progress: Progress | None = None) -> WedgeTestResult:
-        """Train and score all folds.
+        """Train and score all folds, and remove the trainings unless the settings keep them.
 
         Parameters
         ----------
@@ -187,11 +223,24 @@ class WedgeTest:
         for fold in self.folds():
             fold.train(step_progress)
             results.append(fold.score(progress))
+        self.finish()
         return self.result(results)
+
+    def finish(self) -> None:
+        """Remove the trainings when the result is written, unless the settings keep them."""
+        if self._trainings is not None and not self.settings.keep_trained:
+            self._trainings.remove()
 
     def _fold(self, ends: Ends) -> Fold:
         held_out = hold_out_sector(self._pair, self.settings.keep, ends)
-        return Fold(held_out, Trainer(held_out.pair, self._method, self._config, init=self._init), self._physics)
+        kept = None
+        if self._trainings is not None:
+            kept = self._trainings.kept(ends, held_out, self._config, self.settings, self._init)
+        out = None if kept is None else kept.path
+        trainer = Trainer(held_out.pair, self._method, self._config, out=out, resume=True, init=self._init)
+        if self._trainings is not None:
+            self._trainings.require_space(trainer.bytes_to_write)
+        return Fold(held_out, trainer, self._physics, kept)
 
 
 def _start(start: str, run: Run, pair: TomogramPair) -> Start:
@@ -219,6 +268,8 @@ def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int)
     if settings.minutes is not None:
         return replace(config, minutes=settings.minutes)
     share = 1 if settings.start in ("same", "seed") else _WARM_SHARE
+    # The steps that were done are repeated, also where a training would have stopped by itself.
+    config = replace(config, stop_when_stable=False)
     steps = settings.steps or max(1, done // share)
     # A shorter training warms up in the same share of its steps.
     warmup = config.warmup if steps >= done else round(config.warmup * steps / done)
