@@ -13,7 +13,7 @@ from equitomo import TiltGeometry, TomogramPair
 from equitomo.datasets import hold_out_sector
 from equitomo.fourier import frequency_radius, irfftn, multiplicity, rfftn
 from equitomo.geometry import narrowed, wedge_mask
-from equitomo.metrics import held_out_correlation
+from equitomo.metrics import held_out_correlation, held_out_difference
 
 SHAPES = [(24, 24, 24), (23, 25, 21), (16, 40, 31)]
 RANGE = (-60.0, 60.0)
@@ -235,3 +235,69 @@ def test_volumes_of_different_shapes_are_refused():
     first, second = noise((16, 16, 16), 2)
     with pytest.raises(ValueError, match=r"must have one shape, got \(16, 16, 15\)"):
         held_out_correlation(first[..., :15], first, second, sector_of((16, 16, 16)))
+
+
+# The difference of two predictions ---------------------------------------------------------------------
+
+
+def two_predictions(shape, seed=0):
+    """The truth, and two predictions of it whose errors have most in common."""
+    truth, common = coloured(shape, seed), 0.6 * coloured(shape, seed + 1)
+    return truth, truth + common, truth + common + 0.2 * coloured(shape, seed + 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_difference_is_that_of_the_estimates(shape):
+    truth, one, other = two_predictions(shape)
+    halves, sector = truth + 0.3 * noise(shape, 2), sector_of(shape)
+    difference, error = held_out_difference(one, other, *halves, sector)
+    estimates = [held_out_correlation(volume, *halves, sector).estimate for volume in (one, other)]
+    assert difference == pytest.approx(estimates[0] - estimates[1], abs=1e-12)
+    assert error > 0
+    assert held_out_difference(other, one, *halves, sector) == pytest.approx((-difference, error))
+
+
+def test_predictions_with_common_errors_are_told_apart_better_than_each_is_known():
+    truth, one, other = two_predictions((32, 32, 32))
+    halves, sector = truth + 0.3 * noise((32, 32, 32), 2), sector_of((32, 32, 32))
+    _, error = held_out_difference(one, other, *halves, sector)
+    assert error < held_out_correlation(one, *halves, sector).error / 2
+
+
+def test_the_same_prediction_on_another_scale_differs_by_nothing():
+    truth, one, _ = two_predictions((24, 24, 24))
+    difference, error = held_out_difference(one, 3 * one, *(truth + 0.3 * noise((24, 24, 24), 2)), sector_of([24] * 3))
+    assert difference == pytest.approx(0, abs=1e-12)
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_the_interval_of_a_difference_holds_the_true_one():
+    shape = (32, 32, 32)
+    truth, one, other = two_predictions(shape)
+    sector = sector_of(shape)
+    deviations = []
+    for seed in range(40):
+        halves = truth + 0.5 * noise(shape, 2, seed)
+        difference, error = held_out_difference(one, other, *halves, sector)
+        limit = held_out_correlation(one, *halves, sector).limit
+        true = correlation(one, truth, sector, limit) - correlation(other, truth, sector, limit)
+        deviations.append((difference - true) / error)
+    assert np.mean(np.abs(deviations) < 1.96) >= 0.9
+    # And it is not so wide that nothing could ever be told apart.
+    assert np.sqrt(np.mean(np.square(deviations))) > 0.1
+
+
+def test_against_an_empty_prediction_the_difference_is_the_estimate():
+    truth, one, _ = two_predictions((24, 24, 24))
+    halves, sector = truth + 0.3 * noise((24, 24, 24), 2), sector_of([24] * 3)
+    spectrum = rfftn(truth)
+    empty = irfftn(spectrum * ~sector, (24, 24, 24))
+    difference, _ = held_out_difference(one, empty, *halves, sector)
+    assert difference == pytest.approx(held_out_correlation(one, *halves, sector).estimate)
+
+
+def test_halves_that_do_not_agree_tell_nothing_of_a_difference():
+    _, one, other = two_predictions((24, 24, 24))
+    difference, error = held_out_difference(one, other, *noise((24, 24, 24), 2), sector_of([24] * 3))
+    assert math.isnan(difference)
+    assert math.isnan(error)

@@ -14,7 +14,7 @@ from equitomo.metrics.correlation import (
 )
 from equitomo.metrics.cross_half import CrossHalfError, RowsToBeat, relative_error, rows_to_beat
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
-from equitomo.metrics.held_out_sector import HeldOutCorrelation, held_out_correlation
+from equitomo.metrics.held_out_sector import HeldOutCorrelation, held_out_correlation, held_out_difference
 from equitomo.metrics.masked import MaskedCorrelation, masked_correlations, masked_fsc, soft_mask
 from equitomo.metrics.regions import FourierRegions, cone_masks, region_masks
 from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
@@ -36,6 +36,7 @@ __all__ = [
     "fourier_correlation",
     "fourier_shell_correlation",
     "held_out_correlation",
+    "held_out_difference",
     "masked_correlations",
     "masked_fsc",
     "region_masks",
