@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
     data = Path(os.environ.get("EQUITOMO_DATA", "."))
-    names = given.sets or [*(str(data / name) for name in ("cryo_tiny_mid", "cryo_dose_mid")), *_SIMULATED]
+    names = given.sets or [*(str(data / name) for name in ("cryo_tiny_mid", "cryo_dose_mid")), *SIMULATED]
     print(
         "| set | network | estimated in the sector | true, noise-free tomogram | true, specimen | in the wedge |",
         end="",
@@ -84,7 +84,7 @@ def main() -> None:
 
 def _rows(name: str, steps: int) -> list[Row]:
     """Train three networks on one set and print their rows."""
-    known = _SIMULATED[name]() if name in _SIMULATED else _read(Path(name))
+    known = SIMULATED[name]() if name in SIMULATED else read_known(Path(name))
     wedge = region_masks(known.pair.shape, known.pair.geometry).wedge
     config = TrainingConfig.preset("tiny", steps=steps)
     shipped = load_network("cryo")
@@ -100,7 +100,7 @@ def _rows(name: str, steps: int) -> list[Row]:
         fold.train()
         filled = fold.predict()
         found = fold.judge(filled).correlation
-        used = fold.held_out.sector & _up_to(known.pair.shape, found.limit)
+        used = fold.held_out.sector & up_to(known.pair.shape, found.limit)
         sector, beyond = (fourier_correlation(filled, known.truth, mask) for mask in (used, wedge))
         recorded = None if known.noise_free is None else fourier_correlation(filled, known.noise_free, used)
         ceiling = fold.judge(known.truth).correlation.estimate
@@ -115,13 +115,13 @@ def _rows(name: str, steps: int) -> list[Row]:
     return rows
 
 
-def _up_to(shape: tuple[int, int, int], limit: float) -> Tensor:
+def up_to(shape: tuple[int, int, int], limit: float) -> Tensor:
     """Return the coefficients in the shells up to the one at ``limit``, without zero frequency."""
     shell = (2 * (min(shape) // 2) * frequency_radius(shape)).round()
     return (shell > 0) & (shell <= round(2 * (min(shape) // 2) * limit)) & (frequency_radius(shape) <= 0.5 + 1e-9)
 
 
-def _read(folder: Path) -> Known:
+def read_known(folder: Path) -> Known:
     (tilts,) = folder.glob("*.tlt")
     pair = TomogramPair.read(folder / "even.mrc", folder / "odd.mrc", tilts=tilts)
     return Known(pair, torch.from_numpy(np.array(read_volume(folder / "gt.mrc").data, np.float32)))
@@ -152,7 +152,7 @@ def _sparse(generator: torch.Generator) -> Tensor:
     return simulate_specimen((_SIDE, _SIDE, _SIDE), crowding=0.03, contents=contents, generator=generator)
 
 
-_SIMULATED = {
+SIMULATED = {
     "sparse": _simulated(_sparse, 0.5, range(-60, 61, 3)),
     "noisy": _simulated(_specimen, 0.05, range(-60, 61, 3)),
     "materials": _simulated(_particles, 5.0, range(-70, 71, 2)),

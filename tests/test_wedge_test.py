@@ -12,35 +12,22 @@ import pytest
 import torch
 from commanding import TINY, files_in, run
 from making import noisy_pair
+from tested_run import CONFIG, GEOMETRY, small_halves, trained_run
 
 from equitomo import Run, TomogramPair, TrainingConfig, write_volume
 from equitomo.fourier import rfftn
-from equitomo.geometry import TiltGeometry
 from equitomo.run import WedgeTest, WedgeTestResult, WedgeTestSettings
-from equitomo.simulate import simulate_halves
 from equitomo.training import TrainingInterruptedError, load_network
-
-GEOMETRY = TiltGeometry(range(-60, 61, 6))
-CONFIG = TrainingConfig.preset(
-    "tiny", side=16, width=4, levels=2, steps=6, margin=4, batch=1, warmup=4, device="cpu", precision="float32"
-)
 
 
 @pytest.fixture(scope="module")
 def halves():
-    return simulate_halves((24, 24, 24), GEOMETRY, snr=2.0, generator=torch.Generator().manual_seed(1))
+    return small_halves()
 
 
 @pytest.fixture(scope="module")
-def trained(halves, tmp_path_factory):
-    """A finished run in a folder, beside the files of its halves."""
-    folder = tmp_path_factory.mktemp("trained")
-    paths = [folder / "even.mrc", folder / "odd.mrc"]
-    for path, half in zip(paths, (halves.first, halves.second), strict=True):
-        write_volume(path, half.numpy(), voxel_size=10.0)
-    (folder / "series.tlt").write_text("".join(f"{angle}\n" for angle in GEOMETRY.angles))
-    made = Run.create(folder / "run", TomogramPair.read(*paths, tilts=folder / "series.tlt"), CONFIG)
-    return made.train()
+def trained(tmp_path_factory):
+    return trained_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -5,34 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
-import torch
 from commanding import files_in, run
+from tested_run import CONFIG, GEOMETRY, small_halves, trained_run
 
-from equitomo import Run, TomogramPair, TrainingConfig, write_volume
-from equitomo.geometry import TiltGeometry
+from equitomo import Run, TomogramPair, TrainingConfig
 from equitomo.run import WedgeTestSettings
-from equitomo.simulate import simulate_halves
 from equitomo.training import Trainer, TrainingInterruptedError
-
-GEOMETRY = TiltGeometry(range(-60, 61, 6))
-CONFIG = TrainingConfig.preset(
-    "tiny", side=16, width=4, levels=2, steps=5, margin=4, batch=1, warmup=2, device="cpu", precision="float32"
-)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run in a folder, beside the files of its halves."""
-    folder = tmp_path_factory.mktemp("trained")
-    halves = simulate_halves((24, 24, 24), GEOMETRY, snr=2.0, generator=torch.Generator().manual_seed(1))
-    paths = [folder / "even.mrc", folder / "odd.mrc"]
-    for path, half in zip(paths, (halves.first, halves.second), strict=True):
-        write_volume(path, half.numpy(), voxel_size=10.0)
-    (folder / "series.tlt").write_text("".join(f"{angle}\n" for angle in GEOMETRY.angles))
-    made = Run.create(folder / "run", TomogramPair.read(*paths, tilts=folder / "series.tlt"), CONFIG)
-    return made.train()
+    return trained_run(tmp_path_factory.mktemp("trained"), replace(CONFIG, steps=5, warmup=2))
 
 
 @pytest.fixture
@@ -124,7 +110,7 @@ def test_an_interrupted_test_with_other_settings_is_refused_and_stays(trained, t
 def test_an_interrupted_test_of_another_tomogram_is_refused(trained, tmp_path):
     with pytest.raises(TrainingInterruptedError):
         trained.wedge_test(folder=tmp_path / "kept", step_progress=Stopping(2))
-    halves = simulate_halves((24, 24, 24), GEOMETRY, snr=2.0, generator=torch.Generator().manual_seed(2))
+    halves = small_halves(seed=2)
     other = TomogramPair(halves.first, halves.second, GEOMETRY)
     with pytest.raises(ValueError, match="kept: the tomogram was another one"):
         trained.wedge_test(other, folder=tmp_path / "kept")
@@ -134,8 +120,8 @@ def test_an_interrupted_test_from_other_weights_is_refused(trained, tmp_path):
     settings = WedgeTestSettings(start="run", steps=2)
     with pytest.raises(TrainingInterruptedError):
         trained.wedge_test(settings=settings, folder=tmp_path / "kept", step_progress=Stopping(1))
-    halves = simulate_halves((24, 24, 24), GEOMETRY, snr=2.0, generator=torch.Generator().manual_seed(2))
-    other = Run.create(tmp_path / "other", TomogramPair(halves.first, halves.second, GEOMETRY), CONFIG).train()
+    halves = small_halves(seed=2)
+    other = Run.create(tmp_path / "other", TomogramPair(halves.first, halves.second, GEOMETRY), trained.config).train()
     with pytest.raises(ValueError, match="kept: the weights to start from were others"):
         other.wedge_test(trained.pairs[0], settings, folder=tmp_path / "kept")
 
@@ -203,5 +189,5 @@ def test_a_run_that_stops_when_nothing_changes_is_tested_with_the_steps_it_took(
 
 def test_a_later_run_in_the_folder_removes_the_trainings(copied, trained):
     trained.wedge_test(settings=WedgeTestSettings(keep_trained=True), folder=copied / "wedge_test")
-    Run.create(copied, trained.pairs, CONFIG, overwrite=True).train(until=1)
+    Run.create(copied, trained.pairs, trained.config, overwrite=True).train(until=1)
     assert not (copied / "wedge_test").exists()

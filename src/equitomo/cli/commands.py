@@ -12,6 +12,7 @@ from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -31,22 +32,14 @@ from equitomo.run import (
     Preview,
     Run,
     TablePrediction,
+    WedgeChoice,
     WedgeTest,
     check_training,
 )
 from equitomo.run.comparison import Comparison
 from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import (
-    FINISHED,
-    MANIFEST,
-    REPORT,
-    RUN_FILES,
-    WEDGE_TEST,
-    WEDGE_TRAININGS,
-    RunFolder,
-    require_other,
-)
+from equitomo.run.folder import FINISHED, MANIFEST, REPORT, RUN_FILES, WEDGE_TRAININGS, RunFolder, require_other
 from equitomo.run.independent import independent_settings, results_to_compare, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
@@ -297,10 +290,11 @@ def _(command: options.WedgeTest, call: Call) -> Job:
     pair = None if command.files.first is None else run.read_pair(command.files)
     trainings = WedgeTrainings(run.path / WEDGE_TRAININGS, overwrite=command.picture.overwrite)
     call.stack.enter_context(trainings.held(break_lock=command.picture.break_lock))
-    test = WedgeTest.of(run, pair, command.settings, trainings)
+    kind: type[WedgeTest | WedgeChoice] = WedgeTest if command.settings.choose is None else WedgeChoice
+    test = kind.of(run, pair, command.settings, trainings)
 
     def job() -> None:
-        results = []
+        results: list[Any] = []
         for fold in test.folds():
             print(fold)
             with step_bar(fold.trainer) as show:
@@ -309,7 +303,7 @@ def _(command: options.WedgeTest, call: Call) -> Job:
                 results.append(fold.score(show_tiles))
         result = test.result(results)
         print(result)
-        print(f"Wrote {result.write(run.path / WEDGE_TEST)}")
+        print(f"Wrote {result.write(run.path / result.file_name)}")
         test.finish()
         if picture is not None:
             print(f"Drew  {result.draw(picture)}")

@@ -19,7 +19,7 @@ from equitomo.run.settings import (
     TrainingFiles,
     TrainingTable,
 )
-from equitomo.run.wedge_settings import TestedFiles, TestedPicture, TestedRun, WedgeTestSettings
+from equitomo.run.wedge_settings import TestedFiles, TestedPicture, TestedRun, WedgeChoiceSettings
 from equitomo.training.config import TrainingConfig
 
 
@@ -109,7 +109,7 @@ class WedgeTest:
 
     run: TestedRun
     files: TestedFiles
-    settings: WedgeTestSettings
+    settings: WedgeChoiceSettings
     picture: TestedPicture
 
 
@@ -136,4 +136,4 @@ COMMANDS: dict[str, type[Command]] = {
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
 COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}
-COMMON |= {"bin", "split", "ctf", "keep", "folds", "start", "independent"}
+COMMON |= {"bin", "split", "ctf", "keep", "folds", "start", "choose", "independent"}

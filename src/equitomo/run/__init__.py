@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     )
     from equitomo.run.table import Tomogram, tomograms_of
     from equitomo.run.verdict import advice
+    from equitomo.run.wedge_choice import WedgeChoice
+    from equitomo.run.wedge_choice_result import WedgeChoiceResult
     from equitomo.run.wedge_result import FoldResult, WedgeTestResult
-    from equitomo.run.wedge_settings import WedgeTestSettings
+    from equitomo.run.wedge_settings import WedgeChoiceSettings, WedgeTestSettings
     from equitomo.run.wedge_test import WedgeTest
 
 __all__ = [
@@ -67,6 +69,9 @@ __all__ = [
     "TrainingFiles",
     "TrainingTable",
     "VolumeReport",
+    "WedgeChoice",
+    "WedgeChoiceResult",
+    "WedgeChoiceSettings",
     "WedgeTest",
     "WedgeTestResult",
     "WedgeTestSettings",
@@ -96,6 +101,9 @@ _HOMES = {
     "TablePrediction": "many",
     "Tomogram": "table",
     "VolumeReport": "reporting",
+    "WedgeChoice": "wedge_choice",
+    "WedgeChoiceResult": "wedge_choice_result",
+    "WedgeChoiceSettings": "wedge_settings",
     "WedgeTest": "wedge_test",
     "WedgeTestResult": "wedge_result",
     "WedgeTestSettings": "wedge_settings",

@@ -22,12 +22,12 @@ MANIFEST = "manifest.json"
 REPORT = "report.html"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
-WEDGE_TEST, WEDGE_TRAININGS = "wedge_test.json", "wedge_test"
+WEDGE_TEST, WEDGE_CHOICE, WEDGE_TRAININGS = "wedge_test.json", "wedge_choice.json", "wedge_test"
 FINISHED = (
     *("refined.mrc", "deconvolved.mrc", "confidence.mrc"),
     *("measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc", "filled_spots.csv", "filled_spots.png"),
 )
-RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST, WEDGE_TRAININGS, REPORT)
+RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST, WEDGE_CHOICE, WEDGE_TRAININGS, REPORT)
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "held_out.csv", *RESULTS, MANIFEST)
 
 

@@ -185,6 +185,9 @@ class TablePrediction:
         tiles = {name: value for name, value in asdict(self.settings).items() if name not in FINISHING_SETTINGS}
         if self.settings.tile_margin != "auto":
             del tiles["margin_tolerance"]
+        if tiles.get("start_share") is None:
+            # Results of earlier versions know no such setting.
+            tiles.pop("start_share", None)
         config = self.run.config_with(self.settings)
         return tiles | {name: getattr(config, name) for name in _SETTINGS}
 

@@ -411,13 +411,31 @@ class Run:
         """
         chosen = None if devices is None else chosen_devices(devices)
         geometry = self.geometry() if geometry is None else as_geometry(geometry)
-        network = self.network if chosen is None else self.network.to(chosen[0])
-        config = self.config_with(settings)
+        config, share = self.config_with(settings), settings.changes().get("start_share")
+        network = (self if share is None else self.with_share(share)).network
+        network = network if chosen is None else network.to(chosen[0])
         return predictor_for(network, geometry, settings, config, physics=self._physics, devices=chosen, pair=pair)
 
     def config_with(self, settings: ReconstructionSettings) -> TrainingConfig:
         """Return the settings of the run with those that a prediction replaces."""
         return replace(self.config, **settings.changes())
+
+    def with_share(self, share: float) -> Self:
+        """Return the run with another share of the weights that its training started from in those that predict.
+
+        Raises
+        ------
+        ValueError
+            If it did not start from given weights, or keeps no average of the weights.
+        """
+        copied = copy.copy(self)
+        if self._training is None:
+            copied._network = load_checkpoint(self.path).network(self._make, share=share)
+        elif self.trainer.learner.start:
+            copied._network = self.trainer.learner.with_share(share)
+        else:
+            raise ValueError(f"{self.path} did not start from given weights, of which `start_share` could be a share")
+        return copied
 
     def copied_to(self, device: torch.device) -> Self:
         """Return the run with a copy of its network on a device, to predict there while others work elsewhere."""

@@ -328,6 +328,9 @@ class Prediction(ReconstructionSettings):
         Average over mirror images that leave the wedge where it is; by default as the run was configured.
     mirror_images
         How many of them: "two" or "all"; by default as the run was configured.
+    start_share
+        The share of the weights that the training started from in those that predict, from 0 to less than 1; by default
+        as the training of the run has chosen.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -335,6 +338,7 @@ class Prediction(ReconstructionSettings):
     average_first: bool | None = None
     test_time_mirrors: bool | None = None
     mirror_images: Literal["two", "all"] | None = None
+    start_share: float | None = None
 
 
 @dataclass(frozen=True)

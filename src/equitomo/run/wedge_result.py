@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from equitomo import report
 from equitomo.geometry import Ends, Geometry
 from equitomo.io import write_atomically
 from equitomo.metrics import HeldOutCorrelation
+from equitomo.run.folder import WEDGE_TEST
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class WedgeTestResult:
     >>> WedgeTestResult((), "seed").estimate
     nan
     """
+
+    file_name: ClassVar[str] = WEDGE_TEST
 
     folds: tuple[FoldResult, ...]
     start: str

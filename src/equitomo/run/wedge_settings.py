@@ -102,3 +102,40 @@ class WedgeTestSettings:
             raise ValueError(f"`steps` must be at least 1, got {self.steps}")
         if self.steps is not None and self.minutes is not None:
             raise ValueError("`steps` and `minutes` both say how long to train: give one of them")
+
+
+@dataclass(frozen=True)
+class WedgeChoiceSettings(WedgeTestSettings):
+    """How the wedge is widened, how the network for it is trained, and what is chosen by the test.
+
+    Parameters
+    ----------
+    choose
+        Choose between settings in place of testing one: "passes" of the network (1 or 2), "mirrors" (none, two or all
+        mirror images), "share" of the weights of the start, or "checkpoints" of the run; all of them take one training.
+        "steps" compares a training with others of half and a quarter of its steps. The present setting is kept unless
+        another one is clearly better.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or the length or the start of the training does not fit the choice.
+    """
+
+    choose: Literal["passes", "mirrors", "share", "checkpoints", "steps"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = ("passes", "mirrors", "share", "checkpoints", "steps")
+        if self.choose not in (None, *choices):
+            raise ValueError(f"`choose` is one of {', '.join(choices)}, got {self.choose!r}")
+        if self.choose == "steps" and self.minutes is not None:
+            raise ValueError("`choose='steps'` compares numbers of steps: give `steps` in place of `minutes`")
+        if self.choose == "share" and self.start in ("seed", "run"):
+            raise ValueError(
+                f"`choose='share'` is about the weights that the run started from: leave out `start={self.start!r}`"
+            )
+        if self.choose == "checkpoints" and (self.steps, self.minutes) != (None, None):
+            raise ValueError("`choose='checkpoints'` trains as long as the run did: leave out `steps` and `minutes`")
+        if self.choose == "checkpoints" and self.start not in ("same", "seed"):
+            raise ValueError("`choose='checkpoints'` trains as the run did: leave out `start`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -71,14 +72,23 @@ class Fold:
         except TrainingInterruptedError as error:
             raise TrainingInterruptedError(self._stopped(f"after step {self.trainer.step}")) from error
 
-    def predict(self, progress: Progress | None = None) -> Tensor:
-        """Return what the trained network makes of the narrower halves, on the scale of what was measured."""
+    def predict(
+        self,
+        progress: Progress | None = None,
+        *,
+        network: nn.Module | None = None,
+        config: TrainingConfig | None = None,
+    ) -> Tensor:
+        """Return what the trained network makes of the narrower halves, on the scale of what was measured.
+
+        Another ``network`` and another ``config`` of the prediction may be given.
+        """
         pair, device = self.held_out.pair, self.trainer.device
         predictor = predictor_for(
-            self.trainer.network.to(device).to(memory_format=torch.channels_last_3d),
+            (network or self.trainer.network).to(device).to(memory_format=torch.channels_last_3d),
             common_geometry(pair),
             ReconstructionSettings(),
-            self.trainer.config,
+            config or self.trainer.config,
             physics=self.physics,
             devices=[device],
         )
@@ -93,8 +103,14 @@ class Fold:
 
     def score(self, progress: Progress | None = None) -> FoldResult:
         """Predict with the trained network, and compare what it filled into the sector with what was measured."""
-        try:
+        with self.stoppable():
             return self.judge(self.predict(progress))
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Say how to continue if a signal stops the prediction."""
+        try:
+            yield
         except KeyboardInterrupt as error:
             raise TrainingInterruptedError(self._stopped("while it predicted")) from error
 
@@ -156,12 +172,12 @@ class WedgeTest:
         trainings: WedgeTrainings | None = None,
     ) -> None:
         self.settings = settings or WedgeTestSettings()
-        self._pair, self._method, self._physics, self._init = pair, method, physics, init
+        self.pair, self._method, self._physics, self._init = pair, method, physics, init
         self._trainings = trainings
-        self._config = _training_of(config, self.settings, done or config.steps)
+        self.config = _training_of(config, self.settings, done or config.steps)
         require_one_wedge(pair, config)
         # What cannot be narrowed or trained on is found before the work; the other folds are like the first.
-        self._first = self._fold(_ENDS[self.settings.folds][0])
+        self._first = self.fold(_ENDS[self.settings.folds][0])
 
     @classmethod
     def of(
@@ -170,6 +186,8 @@ class WedgeTest:
         pair: TomogramPair | None = None,
         settings: WedgeTestSettings | None = None,
         trainings: WedgeTrainings | None = None,
+        *,
+        keep_every: int | None = None,
     ) -> Self:
         """Return the wedge test of a run, with its method and its settings.
 
@@ -182,6 +200,8 @@ class WedgeTest:
             names if the run was merely opened.
         settings, trainings
             As for the class.
+        keep_every
+            Steps between checkpoints that are kept for good, ``None`` for those of the run.
 
         Raises
         ------
@@ -196,17 +216,18 @@ class WedgeTest:
                 raise ValueError(f"the run has {len(run.pairs)} tomograms: pass one of them as `pair`")
         start = _start(settings.start, run, pair)
         (pair,), init = start.pairs, start.network
-        given = (pair, run.method, start.config, settings)
+        config = start.config if keep_every is None else replace(start.config, keep_every=keep_every)
+        given = (pair, run.method, config, settings)
         return cls(*given, physics=run.physics, init=init, done=run.step, trainings=trainings)
 
     def folds(self) -> Iterator[Fold]:
         """Yield the folds, each made when it is asked for."""
         for number, ends in enumerate(_ENDS[self.settings.folds]):
-            yield self._first if number == 0 else self._fold(ends)
+            yield self._first if number == 0 else self.fold(ends)
 
     def result(self, results: Sequence[FoldResult]) -> WedgeTestResult:
         """Return the result of all folds."""
-        size = self._pair.voxel_size
+        size = self.pair.voxel_size
         return WedgeTestResult(tuple(results), self.settings.start, None if size is None else min(size))
 
     def run(self, *, step_progress: StepProgress | None = None, progress: Progress | None = None) -> WedgeTestResult:
@@ -231,13 +252,16 @@ class WedgeTest:
         if self._trainings is not None and not self.settings.keep_trained:
             self._trainings.remove()
 
-    def _fold(self, ends: Ends) -> Fold:
-        held_out = hold_out_sector(self._pair, self.settings.keep, ends)
-        kept = None
+    def fold(self, ends: Ends, steps: int | None = None) -> Fold:
+        """Return the fold without the ``ends`` of the tilt range; with another number of ``steps`` of its training."""
+        held_out = hold_out_sector(self.pair, self.settings.keep, ends)
+        config = self.config if steps is None else _of_length(self.config, steps)
+        out = kept = None
         if self._trainings is not None:
-            kept = self._trainings.kept(ends, held_out, self._config, self.settings, self._init)
-        out = None if kept is None else kept.path
-        trainer = Trainer(held_out.pair, self._method, self._config, out=out, resume=True, init=self._init)
+            name = ends if steps is None else f"{ends}_{steps}"
+            kept = self._trainings.kept(name, held_out, config, self.settings, self._init)
+            out = kept.path
+        trainer = Trainer(held_out.pair, self._method, config, out=out, resume=True, init=self._init)
         if self._trainings is not None:
             self._trainings.require_space(trainer.bytes_to_write)
         return Fold(held_out, trainer, self._physics, kept)
@@ -271,6 +295,10 @@ def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int)
     # The steps that were done are repeated, also where a training would have stopped by itself.
     config = replace(config, stop_when_stable=False)
     steps = settings.steps or max(1, done // share)
-    # A shorter training warms up in the same share of its steps.
-    warmup = config.warmup if steps >= done else round(config.warmup * steps / done)
-    return replace(config, steps=steps, minutes=None, warmup=warmup)
+    return _of_length(replace(config, minutes=None, steps=done), steps)
+
+
+def _of_length(config: TrainingConfig, steps: int) -> TrainingConfig:
+    """Return the settings of a training of so many steps, which warms up in the same share of them if it is shorter."""
+    warmup = config.warmup if steps >= config.steps else round(config.warmup * steps / config.steps)
+    return replace(config, steps=steps, warmup=warmup)

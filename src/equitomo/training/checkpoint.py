@@ -65,12 +65,22 @@ class Checkpoint:
         """Return the name of the weights to predict with: the moving average, where the run kept one."""
         return "ema" if ema and "ema" in self.tensors else "weights"
 
-    def network(self, make: Callable[[], nn.Module] | None = None, *, ema: bool = True) -> nn.Module:
-        """Return the trained network, as :func:`load_network` does."""
-        network = self._rebuilt() if make is None else self._made_by(make)
+    def network(
+        self, make: Callable[[], nn.Module] | None = None, *, ema: bool = True, share: float | None = None
+    ) -> nn.Module:
+        """Return the trained network, as :func:`load_network` does.
+
+        In place of the share of the starting weights that the training chose, another one may be given.
+        """
         group = self.group(ema=ema)
         start = self.tensors.get("start", {}) if group == "ema" else {}
-        load_weights(network, blended(self.tensors[group], start, self.state.get("start_share", 0.0)), self.path)
+        if share is not None and not start:
+            raise CheckpointError(
+                f"{self.path} holds no weights that its training started from, of which `start_share` could be a share"
+            )
+        network = self._rebuilt() if make is None else self._made_by(make)
+        chosen = self.state.get("start_share", 0.0) if share is None else share
+        load_weights(network, blended(self.tensors[group], start, chosen), self.path)
         return network
 
     def _rebuilt(self) -> nn.Module:
@@ -182,6 +192,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def has_checkpoint(path: Path) -> bool:
     """Return whether a run or folder holds any checkpoint."""
     return bool(_candidates(path))
+
+
+def kept_steps(path: Path) -> list[int]:
+    """Return the steps of the checkpoints that a run or folder holds, the latest first."""
+    return [_step_of(candidate) for candidate in _candidates(path)]
 
 
 def is_checkpoint(path: Path) -> bool:
