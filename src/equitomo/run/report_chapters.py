@@ -36,6 +36,7 @@ _PURPOSES = {
     "filled_spots.csv": "spots that the measured part of the result shows less than it should",
     "filled_spots.png": "these spots, drawn",
     "wedge_test.json": "how well a sector that was measured is filled when it is withheld",
+    "wedge_choice.json": "which settings fill such a sector best",
     "wedge_test": "the networks of that test, which have never seen that sector",
     "slices.png": "central sections and spectra",
     "losses.csv": "the losses of all steps",
