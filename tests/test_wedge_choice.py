@@ -57,7 +57,7 @@ def names(result):
     [
         ("passes", ["1 pass", "2 passes"]),
         ("mirrors", ["two mirror images", "no mirror images", "all mirror images"]),
-        ("steps", ["6 steps", "3 steps", "1 steps"]),
+        ("steps", ["6 steps", "3 steps", "1 step"]),
     ],
 )
 def test_the_present_setting_stands_first(trained, choose, expected):
@@ -122,7 +122,6 @@ def test_another_setting_is_chosen_only_if_it_is_clearly_better(trained, choose)
 
 
 def test_a_network_that_was_trained_longer_is_chosen(trained, tmp_path):
-    """Of 1 and 40 steps the second is clearly better, and the other way round nothing is."""
     made = Run.create(tmp_path / "run", trained.pairs, replace(CONFIG, steps=48, learning_rate=1e-2)).train()
     result = chosen(made, "steps")
     assert result.chosen.candidate.name == "48 steps"

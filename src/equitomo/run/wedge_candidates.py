@@ -79,7 +79,7 @@ def candidates_of(run: Run, pair: TomogramPair, settings: WedgeChoiceSettings, n
     """
     if settings.choose == "steps":
         steps = list(dict.fromkeys(max(1, n_steps // part) for part in _PARTS))
-        return [Candidate(f"{n} steps", _training_command(run, n), steps=n) for n in steps]
+        return [Candidate(f"{n} step{'s' if n > 1 else ''}", _training_command(run, n), steps=n) for n in steps]
     if settings.choose == "checkpoints":
         kept = sorted(kept_steps(run.path), reverse=True)
         if len(kept) < 2 or run.step not in kept:
@@ -93,23 +93,15 @@ def candidates_of(run: Run, pair: TomogramPair, settings: WedgeChoiceSettings, n
         # It refuses a run that has no such weights.
         run.with_share(0.0)
         return [Candidate("share as trained", _command(run, pair)), *(_share(run, pair, share) for share in _SHARES)]
-    known = {"passes": _passes(), "mirrors": _MIRRORS}[settings.choose or "passes"]
-    config = run.config
-    used = {
-        "passes": config.passes,
-        "test_time_mirrors": config.test_time_mirrors,
-        "mirror_images": config.mirror_images,
-    }
+    known = _MIRRORS if settings.choose == "mirrors" else _passes(run.config.passes)
+    used = run.config.as_dict()
     found = [Candidate(name, _command(run, pair, changes), changes) for name, changes in known.items()]
-    present = [one for one in found if all(used[name] == value for name, value in one.changes.items())]
-    if not present:
-        n = run.config.passes
-        present = [Candidate(f"{n} passes", _command(run, pair, {"passes": n}), {"passes": n})]
-    return [*present, *(one for one in found if one not in present)]
+    # Those that are used now come first.
+    return sorted(found, key=lambda one: any(used[name] != value for name, value in one.changes.items()))
 
 
-def _passes() -> dict[str, Mapping[str, Any]]:
-    return {f"{n} pass{'es' if n > 1 else ''}": {"passes": n} for n in _PASSES}
+def _passes(present: int) -> dict[str, Mapping[str, Any]]:
+    return {f"{n} pass{'es' if n > 1 else ''}": {"passes": n} for n in sorted({*_PASSES, present})}
 
 
 def _share(run: Run, pair: TomogramPair, share: float) -> Candidate:
@@ -124,9 +116,10 @@ def _command(
     words = ["equitomo", "predict", *(files or ["FIRST", "SECOND"]), "--run", place or str(run.path), "--out", "FILE"]
     for name, value in (changes or {}).items():
         option = name.replace("_", "-")
-        words += (
-            [f"--{option}" if value else f"--no-{option}"] if isinstance(value, bool) else [f"--{option}", f"{value}"]
-        )
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
     return shlex.join(words)
 
 

@@ -289,11 +289,11 @@ def _start(start: str, run: Run, pair: TomogramPair) -> Start:
 
 def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int) -> TrainingConfig:
     """Return the settings of the training of a fold."""
+    # The steps that were done are repeated, also where a training would have stopped by itself.
+    config = replace(config, stop_when_stable=False)
     if settings.minutes is not None:
         return replace(config, minutes=settings.minutes)
     share = 1 if settings.start in ("same", "seed") else _WARM_SHARE
-    # The steps that were done are repeated, also where a training would have stopped by itself.
-    config = replace(config, stop_when_stable=False)
     steps = settings.steps or max(1, done // share)
     return _of_length(replace(config, minutes=None, steps=done), steps)
 
