@@ -213,7 +213,8 @@ def _start(start: str, run: Run, pair: TomogramPair) -> tuple[TomogramPair, nn.M
 
 
 def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int) -> TrainingConfig:
-    """Return the settings of the training of a fold."""
+    """Return the settings of the training of a fold, which starts as it was decided for the run."""
+    config = replace(config, restart_steps=0)
     if settings.minutes is not None:
         return replace(config, minutes=settings.minutes)
     share = 1 if settings.start in ("same", "seed") else _WARM_SHARE
