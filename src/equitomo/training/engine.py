@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
+from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -33,7 +34,7 @@ from equitomo.training.checkpoint import (
 from equitomo.training.config import TrainingConfig
 from equitomo.training.cubes import drawn_cubes, seen_tilts
 from equitomo.training.distributed import World, join
-from equitomo.training.judging import HeldOutJudge, choose_share
+from equitomo.training.judging import JUDGED_AT, HeldOutJudge, Restart, StartJudge, does_not_fit
 from equitomo.training.learner import Learner
 from equitomo.training.loss_table import LossTable
 from equitomo.training.memory import MemoryPlan, cubes_at_once
@@ -108,6 +109,8 @@ class Trainer:
         Steps done.
     budget : Budget
         The number of steps, and how the learning rate changes over them.
+    restart : Restart or None
+        How the training began again from scratch, if the weights of the start did not fit.
     world : World
         Number of this process among those that train together.
     dataset : SubtomogramDataset or SubtomogramPool
@@ -168,7 +171,7 @@ class Trainer:
             pairs,
             config.side,
             # How many cubes a training of so many minutes takes is not known before.
-            length=config.steps * config.batch if config.minutes is None else sys.maxsize,
+            length=max(config.steps, config.restart_steps) * config.batch if config.minutes is None else sys.maxsize,
             memory=round(config.memory * 2**30) or None,
             exchange_every=config.exchange_every * config.batch,
             seed=config.seed,
@@ -187,6 +190,7 @@ class Trainer:
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
         self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
         self.step = 0
+        self.restart: Restart | None = None
         self.budget = Budget(config, clock, self.world.largest)
         self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self.learner.scaler.is_enabled() else _PATIENCE)
         self._read_every = read_every(self.device)
@@ -245,6 +249,8 @@ class Trainer:
                     self._write_losses()
                 if self._is_judged_now():
                     self._judge_now()
+                if self.step == JUDGED_AT and self._may_restart and self._has_time_to_restart:
+                    self._judge_start()
                 if self.is_finished:
                     self._choose_share()
                 if self._is_due() or self._is_over(until):
@@ -290,6 +296,7 @@ class Trainer:
             "consecutive": self._skipped.consecutive,
             **self.learner.state(),
             **self.budget.state(),
+            **({"restart": asdict(self.restart)} if self.restart else {}),
         }
         tensors = self.learner.tensors()
         self._saved = self.step
@@ -312,6 +319,8 @@ class Trainer:
         one = checkpoint_bytes(self.learner.network, n_kept=bool(self.config.ema_decay) + bool(self.learner.start))
         # Where the number is not known yet, that of the preset is as good a guess as any.
         steps = self.config.steps if self.steps is None else self.steps
+        if self._may_restart:
+            steps = max(steps, JUDGED_AT + self.config.restart_steps)
         kept = steps // self.config.keep_every if self.config.keep_every else 0
         return (kept + 3) * one + steps * LossTable.row_bytes(len(self.objective.names))
 
@@ -357,11 +366,34 @@ class Trainer:
             self.dataset.held_out, self.dataset.pairs[0].geometries, self._folder, tuple(self.objective.names)
         )
 
+    @property
+    def _may_restart(self) -> bool:
+        """Whether the weights of the start are given up if they do not fit."""
+        return bool(self.config.restart_steps and self.learner.start)
+
+    @property
+    def _has_time_to_restart(self) -> bool:
+        """Whether a training of so many minutes has at least three quarters of its steps left."""
+        return not self.budget.is_timed or self.steps is None or self.steps >= 4 * self.step
+
+    def _judge_start(self) -> None:
+        """Begin again from scratch if the weights of the start do not fit the halves."""
+        gained = 0.0
+        if self.world.is_first:
+            gained = StartJudge(self.dataset.pairs, self.config.precision).gained(self.learner.with_share)
+        # All processes decide by the same number.
+        gained = self.world.largest(round(1e6 * gained)) / 1e6
+        if does_not_fit(gained):
+            self._read_losses()
+            self.restart = Restart(self.step, gained)
+            self.learner.begin_again()
+            self.budget.begin_again(self.step)
+
     def _choose_share(self) -> None:
         """Choose the share of the starting weights in predictions, if it is left to the halves."""
         if self.config.start_share is None and self.learner.start and self.world.is_first:
-            pair, precision = self.dataset.pairs[0], self.config.precision
-            self.learner.start_share = choose_share(self.learner.with_share, pair, precision)
+            judge = StartJudge(self.dataset.pairs, self.config.precision)
+            self.learner.start_share = judge.share(self.learner.with_share)
 
     def _is_judged_now(self) -> bool:
         return self.out is not None and bool(self.config.held_out) and self.step % self.config.judge_every == 0
@@ -419,7 +451,9 @@ class Trainer:
 
     def _one_step(self, stop: Sequence[int]) -> Tensor:
         """Do one update and return the losses and whether it was skipped, on the device."""
-        own = self.world.share(range(self.step * self.config.batch, (self.step + 1) * self.config.batch))
+        # A training that began again has the cubes of one from scratch.
+        step = self.step - self.budget.plan.begun
+        own = self.world.share(range(step * self.config.batch, (step + 1) * self.config.batch))
         # Steps on a GPU take a second, and their backward passes run in another thread, which sees no signals.
         hurry = abandoned_on(stop) if self.device.type == "cpu" else nullcontext()
         with suppress(StepAbandonedError), hurry:
@@ -434,7 +468,7 @@ class Trainer:
             for mean in statistics:
                 mean /= self.world.size
         rate = learning_rate(self.config, self.step, self.budget.plan)
-        bad = self.learner.update(losses.sum(), self.step, rate)
+        bad = self.learner.update(losses.sum(), step, rate)
         self._rates.append(rate)
         return torch.cat([losses, bad[None]])
 
@@ -536,6 +570,9 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.config, self.geometries, self.fingerprint)
         self.learner.restore(checkpoint)
+        if "restart" in checkpoint.state:
+            self.restart = Restart(**checkpoint.state["restart"])
+            self.budget.begin_again(self.restart.step)
         self.budget.restore(checkpoint.state, checkpoint.state["config"].get("minutes"))
         self.step = self._saved = checkpoint.state["step"]
         self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]
