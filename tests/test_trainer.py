@@ -889,7 +889,7 @@ def test_the_given_network_is_not_trained_itself(pair):
 
 @pytest.mark.fault(61)
 def test_given_weights_of_another_width_are_refused(pair):
-    message = r"weights of the given network do not fit.*parameters differ.*`width` and `levels`"
+    message = r"weights of the given network do not fit.*parameters differ.*`width`, `levels` and `unshuffle`"
     with pytest.raises(CheckpointError, match=message):
         IcecreamTrainer(pair, tiny(), init=ScaleEquivariantUNet3D(width=6, levels=2))
 

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.datasets import TomogramPair, cubes_of
-from equitomo.draws import Draws
 from equitomo.precision import autocast
-from equitomo.resources import FreedMemoryKept, Retry, is_out_of_memory
+from equitomo.resources import FreedMemoryKept
 from equitomo.training.budget import Budget, learning_rate
 from equitomo.training.checkpoint import (
     Checkpoint,
@@ -32,17 +31,19 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
-from equitomo.training.cubes import drawn_cubes, seen_tilts
+from equitomo.training.cubes import seen_tilts
 from equitomo.training.distributed import World, join
+from equitomo.training.gradient import BatchGradient
 from equitomo.training.judging import JUDGED_AT, HeldOutJudge, Restart, StartJudge, does_not_fit
 from equitomo.training.learner import Learner
+from equitomo.training.loss_record import LossRecord
 from equitomo.training.loss_table import LossTable
 from equitomo.training.memory import MemoryPlan, cubes_at_once
 from equitomo.training.method import Method
 from equitomo.training.resuming import require_same_run
 from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import Objective, fingerprint_of
-from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
+from equitomo.training.stopping import StepAbandonedError, abandoned_on, stop_signals
 
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
@@ -115,6 +116,8 @@ class Trainer:
         Number of this process among those that train together.
     dataset : SubtomogramDataset or SubtomogramPool
         The cubes.
+    batches : BatchGradient
+        The gradient of the cubes of a step, within the memory.
     fingerprint : dict
         Class, settings and state of the method's parts, by which a resumed run is recognised.
 
@@ -188,7 +191,9 @@ class Trainer:
         self.fingerprint = fingerprint_of(method, self.learner.network, self.objective)
         n_own = len(self.world.share(range(config.batch)))
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
-        self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
+        self.batches = BatchGradient(
+            self.dataset, self._tilts, method, self.learner, self.objective, config, self.device, plan
+        )
         self.step = 0
         self.restart: Restart | None = None
         self.budget = Budget(config, clock, self.world.largest)
@@ -196,11 +201,8 @@ class Trainer:
         self._read_every = read_every(self.device)
         # The step of the latest checkpoint.
         self._saved = -1
-        # The losses of the latest steps, on the device; and those that are read, but not written.
-        self._rows: list[Tensor] = []
-        self._unwritten: list[list[float]] = []
-        # The step sizes of all steps that are not written.
-        self._rates: list[float] = []
+        table = None if self._folder is None else LossTable(self._folder, self.objective.names)
+        self._losses = LossRecord(self.objective.names, table, self._skipped)
         # Whether nothing changed any more when that was last looked at, and the training is to stop then.
         self._is_stable = False
         if config.stop_when_stable and self.out is None:
@@ -241,12 +243,12 @@ class Trainer:
             torch.backends.cudnn.flags(enabled=True, benchmark=True),
         ):
             while not self._is_over(until):
-                self._rows.append(self._one_step(stop))
+                self._one_step(stop)
                 self.step += 1
                 if self.step % self._read_every == 0:
                     self._read_losses()
                 if self.step % _WRITE_EVERY == 0:
-                    self._write_losses()
+                    self._losses.write(self.step)
                 if self._is_judged_now():
                     self._judge_now()
                 if self.step == JUDGED_AT and self._may_restart and self._has_time_to_restart:
@@ -283,7 +285,7 @@ class Trainer:
     def save(self) -> Path | None:
         """Write a checkpoint now; return its path, or ``None`` if the run has no folder or another process writes."""
         self._read_losses()
-        self._write_losses()
+        self._losses.write(self.step)
         if self._folder is None:
             return None
         state = {
@@ -327,35 +329,25 @@ class Trainer:
     @property
     def plan(self) -> MemoryPlan:
         """How many cubes of this process go through the network at once, and whether activations are recomputed."""
-        return self._within_memory.plan
+        return self.batches.plan
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format in which the network computes."""
         return self.learner.dtype
 
+    def gradient(self, indices: range, n_at_once: int) -> Tensor:
+        """Compute the gradient of the batch's mean losses, ``n_at_once`` cubes at a time, and return the losses."""
+        return self.batches.gradient(indices, n_at_once)
+
     def bytes_kept(self, n_cubes: int) -> int:
         """Return the bytes that ``n_cubes`` cubes at once keep for the backward pass, counting each storage once."""
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self.gradient(range(n_cubes), n_cubes)
-        self.learner.rewind_buffers()
-        return sum(kept.values())
+        return self.batches.bytes_kept(n_cubes)
 
     @property
     def _folder(self) -> Path | None:
         """The run's folder if this process writes into it, otherwise ``None``."""
         return self.out if self.world.is_first else None
-
-    @property
-    def _table(self) -> LossTable | None:
-        return None if self._folder is None else LossTable(self._folder, self.objective.names)
 
     @cached_property
     def judge(self) -> HeldOutJudge | None:
@@ -401,7 +393,7 @@ class Trainer:
     def _judge_now(self) -> None:
         """Record the error on the held-out block, and find whether to stop."""
         self._read_losses()
-        self._write_losses()
+        self._losses.write(self.step)
         if self.judge is not None:
             self.judge.record(self.step, self.network, self.config.precision)
         self._look_whether_stable()
@@ -449,15 +441,15 @@ class Trainer:
         every = self.config.checkpoint_every, self.config.keep_every
         return any(self.step % steps == 0 for steps in every if steps)
 
-    def _one_step(self, stop: Sequence[int]) -> Tensor:
-        """Do one update and return the losses and whether it was skipped, on the device."""
+    def _one_step(self, stop: Sequence[int]) -> None:
+        """Do one update, and record its losses and whether it was skipped."""
         # A training that began again has the cubes of one from scratch.
         step = self.step - self.budget.plan.begun
         own = self.world.share(range(step * self.config.batch, (step + 1) * self.config.batch))
         # Steps on a GPU take a second, and their backward passes run in another thread, which sees no signals.
         hurry = abandoned_on(stop) if self.device.type == "cpu" else nullcontext()
         with suppress(StepAbandonedError), hurry:
-            losses = self._fitting(own)
+            losses = self.batches.fitting(own)
         self._stop_if_any(stop)
         # There is one exchange in a step, after each process has repeated what ran out of memory. torch's
         # DistributedDataParallel exchanges during the backward pass, which could then not be repeated. Every cube has
@@ -469,76 +461,21 @@ class Trainer:
                 mean /= self.world.size
         rate = learning_rate(self.config, self.step, self.budget.plan)
         bad = self.learner.update(losses.sum(), step, rate)
-        self._rates.append(rate)
-        return torch.cat([losses, bad[None]])
-
-    def _fitting(self, indices: range) -> Tensor:
-        """Return the losses as :meth:`gradient` does, with as many cubes at once as fit."""
-        try:
-            return self._within_memory(lambda plan: self._planned(indices, plan))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise torch.OutOfMemoryError(
-                f"out of memory with {self._within_memory.plan}. One cube is too large for this device: lower `side` "
-                "or `width`, or pass `precision='bfloat16'` if the device has it. A smaller `batch` does not help, as "
-                "cubes go one by one already"
-            ) from error
-
-    def _planned(self, indices: range, plan: MemoryPlan) -> Tensor:
-        if plan.checkpointing and hasattr(self.learner.network, "checkpointing"):
-            vars(self.learner.network)["checkpointing"] = True
-        return self.gradient(indices, plan.n_at_once)
-
-    def gradient(self, indices: range, n_at_once: int) -> Tensor:
-        """Compute the gradient of the batch's mean losses, ``n_at_once`` cubes at a time, and return the losses.
-
-        Everything drawn depends on a cube's own index, and every cube has the same weight, so the grouping of the
-        cubes changes the order of the sums only.
-        """
-        self.learner.network.zero_grad()
-        # An attempt that failed may have changed the buffers.
-        self.learner.rewind_buffers()
-        parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
-        with freed_on_failure():
-            return torch.stack([self._backward(part) for part in parts]).sum(0)
-
-    def _backward(self, indices: range) -> Tensor:
-        """Add the gradient of what some cubes contribute to the mean losses, and return the contribution."""
-        draws = Draws(self.config.seed, indices)
-        y, tilts = drawn_cubes(self.dataset, self.method, self._tilts, indices, draws, self.device)
-        with autocast(self.learner.dtype, self.device):
-            losses: Tensor = self.objective(y, tilts, draws).sum(1) / self.config.batch
-        self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
-        return losses.detach()
+        self._losses.add(losses, bad, rate)
 
     def _read_losses(self) -> None:
         """Fetch the losses of the latest steps, report them, and stop a run that has diverged."""
-        if not self._rows:
+        if not (losses := self._losses.read()):
             return
-        rows = torch.stack(self._rows).cpu().tolist()
-        self._rows = []
-        self._unwritten += rows
         # All steps so far are done, also on a device that was not waited for.
         self.budget.look(self.step)
-        # The counts are the same in all processes, whose gradients and losses were added before.
-        self._skipped.count(bad for *_, bad in rows)
+        # The counts of skipped steps are the same in all processes, whose gradients and losses were added before.
         if self.world.is_first:
             self._skipped.warn_of_many(self.step)
             if self._progress is not None:
-                losses = dict(zip(self.objective.names, rows[-1], strict=False))
                 self._progress(self.step, {**losses, "skipped": self.skipped})
         if self._skipped.are_too_many:
             self._give_up()
-
-    def _write_losses(self) -> None:
-        """Write the losses that were read but not written yet."""
-        first, rows, rates = self.step - len(self._unwritten), self._unwritten, self._rates
-        self._unwritten, self._rates = [], []
-        if (table := self._table) is None or not rows:
-            return
-        numbered = enumerate(zip(rows, rates, strict=True), start=first + 1)
-        table.append([(step, *losses, rate, int(bad)) for step, ((*losses, bad), rate) in numbered])
 
     def _give_up(self) -> NoReturn:
         in_a_row = self._skipped.longest
@@ -559,9 +496,8 @@ class Trainer:
                 # A run that was killed may have left too many. Those newer than the restored one are damaged: they are
                 # not dropped here, and do not count among the kept ones.
                 drop_old_checkpoints(self._folder / "checkpoints", self.step, keep_every=self.config.keep_every)
-        if (table := self._table) is not None:
-            # A run that was killed before its first checkpoint has left losses too.
-            table.forget_after(self.step)
+        # A run that was killed before its first checkpoint has left losses too.
+        self._losses.forget_after(self.step)
         if self.judge is not None:
             self.judge.table.forget_after(self.step)
         if self.step and self._is_judged_now():
