@@ -49,13 +49,13 @@ class Clock:
 
 def train(pair, config, clock, until=None, **options):
     trainer = IcecreamTrainer(pair, config, clock=clock, **options)
-    gradient = trainer.gradient
+    gradient = trainer.batches.gradient
 
     def timed_gradient(*given):
         clock.step(trainer.step)
         return gradient(*given)
 
-    trainer.gradient = timed_gradient
+    trainer.batches.gradient = timed_gradient
     return trainer.train(until)
 
 

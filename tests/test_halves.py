@@ -182,6 +182,129 @@ def test_scans_of_a_tilt_are_parted(tmp_path):
     assert correlation(*(read(tmp_path / "H" / f"TS_half{number}.mrc") for number in (1, 2))) > 0.5
 
 
+# Two pairs of halves for two networks
+
+FINE = tuple(range(-60, 61, 3))
+
+
+@pytest.fixture(scope="module")
+def noise_in_pairs(tmp_path_factory):
+    """Reconstruct a series of white noise in two pairs, and whole and by every second tilt; return three folders."""
+    folder = tmp_path_factory.mktemp("noise")
+    views = torch.randn(2, len(FINE), *SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    (stack, tilts), (other, _) = (write_series(folder, own, FINE, name) for own, name in zip(views, "AB", strict=True))
+    common = {"tilts": tilts, "thickness": SHAPE[0], "strict": False, "intensities": "none"}
+    make_halves(stack, out=folder / "pairs", pairs=2, **common)
+    # Halves of frames have all tilts: the first ones are the reconstructions of the same noise from all of them.
+    make_halves(stack, other, out=folder / "whole", **common)
+    make_halves(stack, other, out=folder / "second", pairs=2, **common)
+    return folder / "pairs", folder / "whole", folder / "second"
+
+
+def four(folder, name):
+    return [read(folder / f"{name}_pair{pair}_half{half}.mrc") for pair in (1, 2) for half in (1, 2)]
+
+
+def without_plane_means(volume):
+    """Subtract the mean of each plane across the tilt axis, which the least tilted views of a volume set."""
+    return volume - volume.mean((0, 2), keepdims=True)
+
+
+def assert_equal_but_for_plane_means(volume, expected):
+    """The projections of shorter ranges are continued less far beyond their edges: hence the tolerance."""
+    difference = without_plane_means(volume) - without_plane_means(expected)
+    assert np.linalg.norm(difference) < 3e-3 * np.linalg.norm(expected)
+
+
+def test_the_noise_of_the_four_volumes_of_two_pairs_is_uncorrelated(noise_in_pairs):
+    pairs, _, second = noise_in_pairs
+    volumes = [volume.ravel() for volume in four(pairs, "A")]
+    found = np.corrcoef(volumes) - np.eye(4)
+    # Of 13,440 voxels of independent noise the deviation would be .009, and a quarter of the tilts tie voxels together.
+    assert np.abs(found).max() < 0.03
+    assert correlation(read(second / "A_pair1_half1.mrc"), volumes[0]) > 0.5
+
+
+def test_the_mean_of_a_pair_is_the_volume_from_its_own_tilts(noise_in_pairs):
+    pairs, _, second = noise_in_pairs
+    volumes = four(pairs, "A")
+    for number in (1, 2):
+        mean = (volumes[2 * number - 2] + volumes[2 * number - 1]) / 2
+        assert_equal_but_for_plane_means(mean, read(second / f"A_pair{number}_half1.mrc"))
+
+
+def test_the_mean_of_both_pairs_is_the_volume_from_all_tilts(noise_in_pairs):
+    pairs, whole, _ = noise_in_pairs
+    assert_equal_but_for_plane_means(sum(four(pairs, "A")) / 4, read(whole / "A_half1.mrc"))
+
+
+def test_two_pairs_of_a_series_are_written_on_one_scale_with_tables_of_their_own(tmp_path, capsys):
+    stack, tilts = write_series(tmp_path, views_of(specimen(), noise=0.3))
+    out = tmp_path / "H"
+    call = ("halves", stack, "--tilts", tilts, *COMMON, "--pairs", "2", "--out", out)
+    assert run(*call) == 0
+    names = [f"TS_pair{pair}" for pair in (1, 2)]
+    endings = ("_half1.mrc", "_half2.mrc", "_half1.tlt", "_half2.tlt", ".tlt", ".png", ".json")
+    tables = {"manifest.json", "tomograms_pair1.csv", "tomograms_pair2.csv"}
+    assert files_in(out) == tables | {name + ending for name in names for ending in endings}
+    assert [manifest(out)[name]["angles"] for name in names] == [
+        [list(map(float, ANGLES[start::4])) for start in starts] for starts in ((0, 2), (1, 3))
+    ]
+    for number, name in enumerate(names, 1):
+        with (out / f"tomograms_pair{number}.csv").open(newline="") as file:
+            assert [row["first"] for row in csv.DictReader(file)] == [f"{name}_half1.mrc"]
+    assert max(volume.std() for volume in four(out, "TS")) < 1.2 * min(volume.std() for volume in four(out, "TS"))
+    capsys.readouterr()
+    assert run(*call) == 0
+    assert capsys.readouterr().out.count("skipped") == 2
+
+
+def test_the_printed_commands_compare_two_networks(tmp_path, capsys, monkeypatch):
+    """They are run as they were printed, with the settings of a quick training."""
+    stack, tilts = write_series(tmp_path, views_of(specimen(), FINE, noise=0.3), FINE)
+    monkeypatch.chdir(tmp_path)
+    assert run("halves", stack, "--tilts", tilts, *COMMON, "--pairs", "2", "--out", "H") == 0
+    printed = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  equitomo ")]
+    assert [words[0] for words in printed] == ["reconstruct", "fsc"]
+    assert run(*printed[0], *TINY) == 0
+    assert run(*printed[1]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-6:-3]] == ["whole", "measured", "wedge"]
+    inputs = [json.loads((tmp_path / name / "manifest.json").read_text())["geometries"] for name in ("run1", "run2")]
+    angles = [angle for parts in inputs for part in parts for angle in part["angles"]]
+    assert sorted(angles) == list(map(float, FINE))
+
+
+def test_the_printed_commands_of_many_series_compare_two_networks(tmp_path, capsys, monkeypatch):
+    folder = aretomo(aretomo(tmp_path / "A", volumes=True, Wbp=1), name="TS2")
+    monkeypatch.chdir(tmp_path)
+    assert run("halves", "--aretomo", folder, *COMMON, "--pairs", "2", "--out", "H") == 0
+    printed = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  equitomo ")]
+    assert [words[0] for words in printed] == ["train", "train", "predict", "predict", "fsc"]
+    for words in printed:
+        assert run(*words, *(TINY if words[0] == "train" else [])) == 0
+    # The halves of frames have the same tilts, and the pairs have different ones.
+    assert [manifest(tmp_path / "H")[f"TS_pair{pair}"]["angles"] for pair in (1, 2)] == [
+        [list(map(float, ANGLES[start::2]))] * 2 for start in (0, 1)
+    ]
+
+
+@pytest.mark.fault(87)
+def test_two_pairs_of_too_few_tilts_are_refused(tmp_path, capsys):
+    stack, tilts = write_series(tmp_path, views_of(specimen())[:7], ANGLES[:7])
+    message = refused(capsys, stack, "--tilts", tilts, *COMMON, "--pairs", "2", "--out", tmp_path / "H")
+    assert "7 different tilts make no two pairs of halves, expected at least 8" in message
+    assert not (tmp_path / "H").exists()
+
+
+@pytest.mark.fault(87)
+def test_two_pairs_need_images_and_not_the_halves_of_a_program(tmp_path, capsys):
+    folder = aretomo(tmp_path / "A", stacks=False, volumes=True, Wbp=1)
+    assert run("halves", "--aretomo", folder, *COMMON, "--pairs", "2", "--out", tmp_path / "H") == 1
+    printed = capsys.readouterr().out
+    assert "failed   TS_pair1: TS: the files tell of no stack of images" in printed
+    assert "Nothing was made" in printed
+
+
 # A second call
 
 

@@ -13,7 +13,9 @@ from making import noisy_halves
 
 from equitomo import TiltGeometry, TrainingConfig, fourier_shell_correlation, read_volume
 from equitomo.metrics import region_masks
-from equitomo.run import TomogramFiles, independent_settings
+from equitomo.run import ComparedFiles, TomogramFiles, independent_settings
+from equitomo.run.comparison import Comparison
+from equitomo.run.independent import results_to_compare
 from equitomo.training.checkpoint import load_checkpoint
 
 SHAPE = (18, 20, 22)
@@ -76,6 +78,28 @@ def test_the_results_of_the_two_networks_are_compared(volumes, reconstructed, co
         curve = fourier_shell_correlation(*results, voxel_size=10.0, mask=mask)
         (line,) = (line for line in printed.splitlines() if line.split()[:1] == [name])
         assert line.split()[1:] == [f"{curve.resolution(threshold):.1f}" for threshold in (0.5, 0.143)]
+
+
+def test_the_second_network_starts_from_what_the_first_one_started_from(volumes, compared, tmp_path, capsys):
+    """Its settings alone would train it from scratch for too few steps."""
+    start, first, second = compared[0], tmp_path / "first", tmp_path / "second"
+    assert run("reconstruct", *volumes[:2], *TILTS, "--out", first, *TINY, "--init", start) == 0
+    for out, given in ((second, []), (tmp_path / "scratch", ["--init", "none"])):
+        assert run("fsc", *volumes[2:], *TILTS, "--independent", first, "--out", out, *given) == 0
+    begun = [
+        json.loads((tmp_path / name / "manifest.json").read_text())["init"] for name in ("first", "second", "scratch")
+    ]
+    assert begun[1] == begun[0] is not None
+    assert begun[2] is None
+
+
+def test_results_are_compared_within_the_tilts_of_either_half(reconstructed, compared, tmp_path):
+    for name, angles in (("first", (-57, -45, 51)), ("second", (-51, 0, 57))):
+        (tmp_path / f"{name}.tlt").write_text("".join(f"{angle}\n" for angle in angles))
+    tilts, second_tilts = (str(tmp_path / f"{name}.tlt") for name in ("first", "second"))
+    files = ComparedFiles("third.mrc", "fourth.mrc", tilts=tilts, second_tilts=second_tilts, tilt_axis="x")
+    geometry = Comparison(results_to_compare(files, reconstructed, compared[0])).geometry
+    assert (geometry.tilt_range, geometry.tilt_axis) == ((-57.0, 57.0), "x")
 
 
 def test_a_script_gets_the_same_settings(volumes, reconstructed, compared):

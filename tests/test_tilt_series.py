@@ -9,7 +9,7 @@ import pytest
 import torch
 from making import DATA, real_data
 
-from equitomo import TiltSeries, TomogramPair, register, split_by_scan, split_by_tilt, write_volume
+from equitomo import TiltSeries, TomogramPair, register, split_by_scan, split_by_tilt, split_into_pairs, write_volume
 from equitomo.cli import main
 from equitomo.datasets import paired, read_geometry, registered_scans
 from equitomo.datasets.acquisition import acquisition_order, schemes
@@ -384,6 +384,66 @@ def test_halves_that_are_not_halves_of_one_series_are_refused(generator):
         paired(even, odd.with_projections(odd.projections[..., :60]))
     with pytest.raises(ValueError, match="no tilt is in both"):
         paired(even, odd.with_projections(odd.projections, angles=[angle + 1 for angle in ANGLES]))
+
+
+# Two pairs of halves
+
+
+def marked(angles, first: int = 0) -> TiltSeries:
+    """Return views of which each has a power of two as its last column, so that sums tell which views they are of."""
+    marks = torch.tensor([2.0 ** (first + n) for n in range(len(angles))])[:, None, None]
+    return TiltSeries(marks + torch.zeros(len(angles), 4, 4).index_fill(2, torch.tensor(0), 0.5), angles)
+
+
+@pytest.mark.parametrize("n", [8, 9, 10, 11, 21])
+def test_two_pairs_of_a_series_share_the_tilts_evenly(n):
+    pairs = split_into_pairs(marked(ANGLES[:n]))
+    halves = [half for pair in pairs for half in pair]
+    assert [half.angles for half in halves] == [ANGLES[start:n:4] for start in (0, 2, 1, 3)]
+    assert max(half.n_views for half in halves) - min(half.n_views for half in halves) <= 1
+    assert sum(float(half.projections[:, 0, -1].sum()) for half in halves) == 2**n - 1
+
+
+def test_two_pairs_of_frames_have_the_same_tilts_in_both_halves_and_others_in_the_other_pair(generator):
+    even, odd = (TiltSeries(rocking() + torch.randn(21, 64, 64, generator=generator), ANGLES) for _ in range(2))
+    for start, (first, second) in enumerate(split_into_pairs(even, odd)):
+        assert first.angles == second.angles == ANGLES[start::2]
+        torch.testing.assert_close(first.projections, even.projections[start::2])
+        torch.testing.assert_close(second.projections, odd.projections[start::2])
+
+
+def test_pairs_of_frames_share_no_tilt_where_one_half_lacks_a_view(generator):
+    even, odd = (TiltSeries(rocking() + torch.randn(21, 64, 64, generator=generator), ANGLES) for _ in range(2))
+    pairs = split_into_pairs(even, odd.select([n for n in range(21) if n != 6]))
+    assert [half.angles for half in pairs[0]] == [ANGLES[::2], tuple(a for a in ANGLES[::2] if a != ANGLES[6])]
+    assert [half.angles for half in pairs[1]] == [ANGLES[1::2]] * 2
+
+
+def test_two_pairs_of_scans_have_all_scans_of_their_own_tilts(generator):
+    angles = [angle + jitter for angle in (-60, -20, 20, 60) for jitter in (0.0, 0.1)]
+    images = torch.stack([smooth_image() for _ in angles]) + 0.01 * torch.randn(8, 40, 48, generator=generator)
+    pairs = split_into_pairs(TiltSeries(images, angles))
+    found = [[[round(angle, 1) for angle in half.angles] for half in pair] for pair in pairs]
+    assert found == [[[-60, 20], [-59.9, 20.1]], [[-20, 60], [-19.9, 60.1]]]
+
+
+def test_scans_of_every_second_tilt_do_not_make_two_pairs_of_scans():
+    """The first pair has two scans of each tilt and the second one has none."""
+    angles = [angle for n, angle in enumerate(ANGLES[:10]) for _ in range(2 - n % 2)]
+    pairs = split_into_pairs(marked(angles))
+    halves = [half for pair in pairs for half in pair]
+    assert [half.n_views for half in halves] == [6, 4, 3, 2]
+    assert sum(float(half.projections[:, 0, -1].sum()) for half in halves) == 2**15 - 1
+
+
+@pytest.mark.fault(87)
+def test_two_pairs_need_enough_tilts():
+    with pytest.raises(ValueError, match="7 different tilts make no two pairs of halves, expected at least 8, or 4"):
+        split_into_pairs(marked(ANGLES[:7]))
+    with pytest.raises(ValueError, match="3 different tilts make no two pairs of halves, expected at least 4"):
+        split_into_pairs(marked(ANGLES[:3]), marked(ANGLES[:3], 3))
+    with pytest.raises(ValueError, match="0 of 10 tilts have a second scan"):
+        split_into_pairs(marked(ANGLES[:20]), by="scan")
 
 
 @real_data

@@ -29,7 +29,7 @@ from equitomo.methods import method_of
 from equitomo.training import Trainer, TrainingDivergedError, TrainingInterruptedError, engine
 from equitomo.training.budget import learning_rate
 from equitomo.training.checkpoint import CheckpointError, load_checkpoint, write_checkpoint
-from equitomo.training.judging import choose_share
+from equitomo.training.judging import StartJudge
 from equitomo.training.optimizer import optimizer_tensors
 from equitomo.training.skipped import SkippedSteps
 from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
@@ -285,7 +285,8 @@ def test_the_share_of_the_start_is_chosen_by_how_well_the_halves_fit():
     # The halves are as strong in signal as in noise, so that half of a half is the best guess.
     signal, *noise = torch.randn(3, 32, 32, 32, generator=torch.Generator().manual_seed(0))
     pair = TomogramPair(*(signal + one for one in noise), (-60.0, 60.0))
-    kept = [choose_share(lambda share, a=a: Start(0.5 + a * share), pair, "float32") for a in (0.0, 0.3, 3.0)]
+    judge = StartJudge([pair], "float32")
+    kept = [judge.share(lambda share, a=a: Start(0.5 + a * share)) for a in (0.0, 0.3, 3.0)]
     assert kept[0] == 0.6 and 0 < kept[1] < 0.6 and kept[2] == 0
 
 
@@ -888,7 +889,7 @@ def test_the_given_network_is_not_trained_itself(pair):
 
 @pytest.mark.fault(61)
 def test_given_weights_of_another_width_are_refused(pair):
-    message = r"weights of the given network do not fit.*parameters differ.*`width` and `levels`"
+    message = r"weights of the given network do not fit.*parameters differ.*`width`, `levels` and `unshuffle`"
     with pytest.raises(CheckpointError, match=message):
         IcecreamTrainer(pair, tiny(), init=ScaleEquivariantUNet3D(width=6, levels=2))
 

@@ -103,6 +103,7 @@ def test_checkpoints_are_those_of_the_run(trained, tmp_path):
     with trainings.held():
         result = chosen(trained, "checkpoints", trainings, keep_trained=True)
         assert names(result) == ["step 6", "step 4", "step 2"]
+        assert len({row.total.estimate for row in result.rows}) == 3
         # What the last one scores is what the test does.
         assert result.rows[0].total.estimate == trained.wedge_test().estimate
     opened = Run.open(tmp_path / "kept" / "both" / "checkpoints" / "step_00000002")
@@ -271,6 +272,15 @@ def test_a_run_with_one_checkpoint_has_none_to_choose(tmp_path, trained):
     trainings = WedgeTrainings(tmp_path / "kept")
     with trainings.held(), pytest.raises(ValueError, match="a training with `keep_every` keeps more to choose from"):
         chosen(made, "checkpoints", trainings)
+
+
+def test_a_training_that_was_kept_without_its_checkpoints_cannot_be_chosen_from(trained, tmp_path):
+    made = Run.create(tmp_path / "run", trained.pairs, replace(CONFIG, checkpoint_every=3)).train()
+    trainings = WedgeTrainings(tmp_path / "kept")
+    with trainings.held():
+        chosen(made, "passes", trainings, keep_trained=True)
+        with pytest.raises(ValueError, match="`keep_every` was 0, now 3"):
+            chosen(made, "checkpoints", trainings)
 
 
 def test_checkpoints_need_a_folder(trained):

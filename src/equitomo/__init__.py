@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         specimen_mask,
         split_by_scan,
         split_by_tilt,
+        split_into_pairs,
     )
     from equitomo.diagnosis import Finding, diagnose, estimate_wedge, judge_geometry
     from equitomo.geometry import TiltGeometry, TiltUnion, wedge_mask
@@ -94,6 +95,7 @@ __all__ = [
     "specimen_mask",
     "split_by_scan",
     "split_by_tilt",
+    "split_into_pairs",
     "wedge_mask",
     "write_volume",
 ]
@@ -144,6 +146,7 @@ _HOMES = {
     "specimen_mask": "datasets",
     "split_by_scan": "datasets",
     "split_by_tilt": "datasets",
+    "split_into_pairs": "datasets",
     "wedge_mask": "geometry",
     "write_volume": "io",
 }

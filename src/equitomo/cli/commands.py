@@ -40,7 +40,7 @@ from equitomo.run.comparison import Comparison
 from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
 from equitomo.run.folder import FINISHED, MANIFEST, REPORT, RUN_FILES, WEDGE_TRAININGS, RunFolder, require_other
-from equitomo.run.independent import independent_settings, results_to_compare, training_files
+from equitomo.run.independent import independent_settings, results_to_compare, starting_weights, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
 from equitomo.run.places import Picture, TrainingFolder
@@ -256,7 +256,7 @@ def _(command: options.Halves, call: Call) -> Job:
                 finished=lambda outcome: tqdm.write(with_options(str(outcome), call.names)),
                 announce=tqdm.write,
             )
-        print(f"Wrote {halves.table}, for `equitomo train --table`" if halves.table.exists() else "Nothing was made")
+        print(halves.following())
         return int(any(outcome.status == "failed" for outcome in outcomes))
 
     return job
@@ -342,7 +342,8 @@ def _(command: options.Fsc, call: Call) -> Job:
         comparison = Comparison(files)
         return lambda: _compare(comparison, picture)
     config = independent_settings(given.independent, files)
-    folder = TrainingFolder(given.out, resume=given.resume, overwrite=given.overwrite, init=given.init)
+    init = given.init or starting_weights(given.independent)
+    folder = TrainingFolder(given.out, resume=given.resume, overwrite=given.overwrite, init=init)
     results = results_to_compare(files, given.independent, given.out)
     train = prepare(options.Reconstruct(training_files(files), folder, ReconstructionSettings(), config), call)
 

@@ -35,10 +35,11 @@ def step_bar(trainer: Trainer) -> Iterator[Callable[[int, dict[str, float]], Non
     on_cpu = trainer.device.type == "cpu"
     # The number of steps that was announced.
     announced: list[int] = []
+    begun = trainer.restart
     with tqdm(total=trainer.steps, initial=first, desc="training", unit="step", smoothing=0.05) as bar:
 
         def show(step: int, losses: dict[str, float]) -> None:
-            nonlocal clock
+            nonlocal begun, clock
             steps = trainer.steps
             bar.total = steps
             shown = {name: f"{value:.4f}" for name, value in losses.items() if name not in ("skipped", "change")}
@@ -48,6 +49,9 @@ def step_bar(trainer: Trainer) -> Iterator[Callable[[int, dict[str, float]], Non
             if minutes is not None and steps is not None and not announced:
                 announced.append(steps)
                 tqdm.write(f"{minutes:g} minutes hold about {steps:,} steps; the number follows the clock")
+            if trainer.restart is not begun:
+                begun = trainer.restart
+                tqdm.write(str(begun))
             if on_cpu and step == first + 1:
                 # The first step also sets things up.
                 clock = time.perf_counter()

@@ -10,7 +10,14 @@ from equitomo.datasets.pair import TomogramPair, read_geometry
 from equitomo.datasets.pool import SubtomogramPool, cubes_of
 from equitomo.datasets.registration import register
 from equitomo.datasets.specimen import specimen_mask
-from equitomo.datasets.splits import paired, registered_scans, split, split_by_scan, split_by_tilt
+from equitomo.datasets.splits import (
+    paired,
+    registered_scans,
+    split,
+    split_by_scan,
+    split_by_tilt,
+    split_into_pairs,
+)
 from equitomo.datasets.statistics import (
     HalfStatistics,
     ReadingStoppedError,
@@ -51,5 +58,6 @@ __all__ = [
     "split",
     "split_by_scan",
     "split_by_tilt",
+    "split_into_pairs",
     "without_outliers",
 ]

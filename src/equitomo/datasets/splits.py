@@ -1,9 +1,11 @@
-"""Split a tilt series into two with independent noise."""
+"""Split a tilt series into two with independent noise, or into two pairs of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +16,11 @@ from equitomo.datasets.tilt_series import TiltSeries
 # Angles of the stage scatter by a few hundredths of a degree when a tilt is visited again.
 SAME_TILT = 0.2
 
+SplitBy = Literal["auto", "scan", "tilt"]
+Halves = tuple[TiltSeries, TiltSeries]
 
-def split_by_tilt(series: TiltSeries) -> tuple[TiltSeries, TiltSeries]:
+
+def split_by_tilt(series: TiltSeries) -> Halves:
     """Return the even and the odd views in ascending order of the angles; every view is in one of them.
 
     The halves measure different planes of the Fourier space, so each has its own geometry. Scans of one tilt stay
@@ -39,7 +44,7 @@ def split_by_tilt(series: TiltSeries) -> tuple[TiltSeries, TiltSeries]:
     return series.select(even), series.select(odd)
 
 
-def split_by_scan(series: TiltSeries) -> tuple[TiltSeries, TiltSeries]:
+def split_by_scan(series: TiltSeries) -> Halves:
     """Return two series of the same tilts, each made of other scans.
 
     The scans of a tilt are dealt to the halves in turn, and those that one half gets are averaged. Where their number
@@ -82,20 +87,79 @@ def split_by_scan(series: TiltSeries) -> tuple[TiltSeries, TiltSeries]:
     return first, second
 
 
-def split(series: TiltSeries) -> tuple[TiltSeries, TiltSeries]:
+def split(series: TiltSeries, by: SplitBy = "auto") -> Halves:
     """Return two series: by scan if at least half of the tilts have several scans, registered before; else by tilt.
+
+    Parameters
+    ----------
+    series
+        The series.
+    by
+        ``"scan"`` and ``"tilt"`` decide it: see :func:`split_by_scan` and :func:`split_by_tilt`.
 
     Examples
     --------
     >>> [half.n_views for half in split(TiltSeries(torch.randn(5, 8, 8), [-60, -30, 0, 30, 60]))]
     [3, 2]
     """
-    if has_scans(series):
+    if by == "scan" or (by == "auto" and has_scans(series)):
         return split_by_scan(registered_scans(series))
     return split_by_tilt(series)
 
 
-def paired(first: TiltSeries, second: TiltSeries) -> tuple[TiltSeries, TiltSeries]:
+def split_into_pairs(
+    series: TiltSeries, second: TiltSeries | None = None, *, by: SplitBy = "auto"
+) -> tuple[Halves, Halves]:
+    """Return two pairs of halves, all four with independent noise, for two networks that are trained apart.
+
+    Each pair gets every second tilt with all that was recorded there, so that the pairs share no image: neither noise
+    nor the alignment of an image. The halves of a pair are made of the frames or scans of the same tilts if there are
+    some, because a network learns from a pair only where both halves measured. Otherwise each of them has every second
+    tilt of its pair. Tilts at equal steps then remain so in each pair and in each half.
+
+    Parameters
+    ----------
+    series
+        The series, or that of one half of the frames.
+    second
+        That of the other half of the frames.
+    by
+        How a series without ``second`` is split, as for :func:`split`; ``"auto"`` takes scans if both pairs have them.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than four different tilts, or eight where there are neither frames nor scans; or as
+        :func:`paired` and :func:`split_by_scan`.
+
+    Examples
+    --------
+    >>> pairs = split_into_pairs(TiltSeries(torch.randn(8, 8, 8), range(-40, 40, 10)))
+    >>> [[half.angles for half in pair] for pair in pairs]
+    [[(-40.0, 0.0), (-20.0, 20.0)], [(-30.0, 10.0), (-10.0, 30.0)]]
+    """
+    given = (series,) if second is None else (series, second)
+    tilts = _tilts_of(angle for one in given for angle in one.angles)
+    if len(tilts) < 4:
+        raise ValueError(
+            f"{series.name}: {len(tilts)} different tilts make no two pairs of halves, expected at least 4"
+        )
+    parts = [[one.select(_every_second(one, tilts, start)) for one in given] for start in (0, 1)]
+    if second is not None:
+        one, other = (paired(*part) for part in parts)
+        return one, other
+    if by == "auto":
+        by = "scan" if all(has_scans(part) for (part,) in parts) else "tilt"
+    if by == "tilt" and len(tilts) < 8:
+        raise ValueError(
+            f"{series.name}: {len(tilts)} different tilts make no two pairs of halves, expected at least 8, or 4 with "
+            "two halves of frames or two scans of each"
+        )
+    one, other = (split(part, by) for (part,) in parts)
+    return one, other
+
+
+def paired(first: TiltSeries, second: TiltSeries) -> Halves:
     """Return two series that were given as halves, such as those of the even and of the odd frames, once checked.
 
     Raises
@@ -196,6 +260,20 @@ def scan_shifts(series: TiltSeries, *, max_shift: float | None = None) -> Tensor
             shifts[views[a]] += between
             shifts[views[b]] -= between
     return shifts
+
+
+def _tilts_of(angles: Iterable[float]) -> list[float]:
+    """Return the lowest angle of each tilt in ascending order."""
+    tilts: list[float] = []
+    for angle in sorted(angles):
+        if not tilts or angle - tilts[-1] > SAME_TILT:
+            tilts.append(angle)
+    return tilts
+
+
+def _every_second(series: TiltSeries, tilts: Sequence[float], start: int) -> list[int]:
+    """Return the views at every second one of the tilts."""
+    return [view for view, angle in enumerate(series.angles) if (bisect_right(tilts, angle) - 1) % 2 == start]
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

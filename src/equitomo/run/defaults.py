@@ -53,14 +53,20 @@ def training_defaults(chosen: Mapping[str, Any], *, is_demo: bool = False) -> di
     init: str | None = None
     if "init" in chosen:
         init = str(chosen["init"])
+        # What was asked for is not left again.
+        changes["restart_steps"] = 0
     elif chosen.get("resume", False) is not False and (record := _record(chosen.get("out"))) is not None:
-        init = record.get("init")
+        init = record.pop("init", None)
+        changes |= record
     elif preset in _STARTING and unsuited(_NETWORK, settings) is None:
         init = _NETWORK
     if is_demo and "steps" not in chosen:
         changes["minutes"] = _DEMO_MINUTES
     start = init if init in SHIPPED else None
-    return TrainingConfig.preset(preset, start=start, **changes).as_dict() | {"preset": preset, "init": init}
+    settings = TrainingConfig.preset(preset, start=start, **changes).as_dict()
+    if settings["restart_steps"] and str(chosen.get("steps", "")).isdecimal() and int(chosen["steps"]):
+        settings["restart_steps"] = int(chosen["steps"])
+    return settings | {"preset": preset, "init": init}
 
 
 def why_from_scratch(config: TrainingConfig) -> list[str]:
@@ -69,18 +75,23 @@ def why_from_scratch(config: TrainingConfig) -> list[str]:
     return [] if reason is None else [f"Training starts from scratch: {reason}"]
 
 
-def _record(folder: object) -> dict[str, str] | None:
-    """Return the ``init`` of the run in a folder, none for the weights of another run; ``None`` without a record."""
+def _record(folder: object) -> dict[str, Any] | None:
+    """Return the ``init`` of the run in a folder, none for the weights of another run; ``None`` without a record.
+
+    Where the run could not begin again from scratch, the result has the setting for this.
+    """
     # Only for a run that is resumed, because it imports torch.
     from equitomo.run.report_facts import RunRecord
 
     try:
-        begun = RunRecord.read(Path(str(folder))).init
+        record = RunRecord.read(Path(str(folder)))
     except ValueError:
         return None
+    begun = record.init
     if begun is None:
         return {"init": "none"}
-    return {"init": begun["network"]} if isinstance(begun, dict) and "network" in begun else {}
+    found = {"init": begun["network"]} if isinstance(begun, dict) and "network" in begun else {}
+    return found if record.configuration.get("restart_steps") else found | {"restart_steps": 0}
 
 
 def _number(value: Any) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
+from equitomo.datasets import read_geometry
 from equitomo.io import Volume, read_volume
 from equitomo.run.folder import RESULTS
 from equitomo.run.record import file_hash
+from equitomo.run.recorded_pair import recorded_init
 from equitomo.run.report_facts import RunRecord
 from equitomo.run.settings import ComparedFiles, TomogramFiles, TrainingFiles
 from equitomo.training import TrainingConfig
@@ -67,6 +69,17 @@ def independent_settings(run: str | Path, halves: TomogramFiles) -> TrainingConf
     return replace(config, seed=(config.seed + 1) % 2**64)
 
 
+def starting_weights(run: str | Path) -> str | None:
+    """Return the weights that a run started from, as ``init`` of another one; ``None`` for those of the seed.
+
+    Weights of the package or of an earlier run are thus common to both networks.
+    """
+    init = recorded_init(Path(run))
+    if isinstance(init, dict):
+        return str(init["network"] if "network" in init else init["path"])
+    return None
+
+
 def reconstruction_of(folder: str | Path) -> Volume:
     """Return the result in the folder of a run."""
     path = Path(folder) / RESULTS[0]
@@ -83,6 +96,11 @@ def training_files(files: ComparedFiles) -> TrainingFiles:
 
 
 def results_to_compare(files: ComparedFiles, *runs: str | Path) -> ComparedFiles:
-    """Return the results of two runs in place of the halves in ``files``, with the same tilts and mask."""
+    """Return the results of two runs in place of the halves in ``files``, with the tilts of both and the mask."""
     first, second = (str(Path(run) / RESULTS[0]) for run in runs)
-    return replace(files, first=first, second=second, second_tilts=None)
+    tilts = files.tilts
+    if tilts is not None and files.second_tilts is not None:
+        # A result shows what either half has measured.
+        ranges = [part.tilt_range for given in (tilts, files.second_tilts) for part in read_geometry(given).parts]
+        tilts = f"{min(low for low, _ in ranges):.3f},{max(high for _, high in ranges):.3f}"
+    return replace(files, first=first, second=second, tilts=tilts, second_tilts=None)

@@ -14,8 +14,9 @@ from equitomo.geometry import TiltGeometry
 from equitomo.io import read_volume, require_place, valid_path
 from equitomo.resources import computing_threads
 from equitomo.run.folder import require_other
+from equitomo.run.network import Devices
 from equitomo.run.prediction import Plan, chosen_devices
-from equitomo.run.run import Devices, Run
+from equitomo.run.run import Run
 from equitomo.run.settings import FINISHING_SETTINGS, Prediction, PredictionTable, ReconstructionSettings
 from equitomo.run.table import ResultRecord, Tomogram, claimed, result_names, tomograms_of
 

@@ -81,7 +81,8 @@ class SecondNetwork(Picture):
     resume
         Continue the training of the second network.
     init
-        A run or a checkpoint that the second network starts from, such as that of ``independent``.
+        What the second network starts from, in place of the weights that the first one started from: "cryo", a run or a
+        checkpoint such as that of ``independent``, or "none" for scratch.
 
     Raises
     ------

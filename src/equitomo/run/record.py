@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -53,11 +53,11 @@ class Manifest:
     """The content of a run's ``manifest.json``, with an entry for each time the run was started or resumed.
 
     Inputs are the files that were read, by role. ``init`` describes the weights that the training began with; it is
-    ``None`` if they were drawn from the seed.
+    ``None`` if they were drawn from the seed. ``restart`` says whether the training left them for weights of the seed.
     """
 
     def __init__(self, folder: Path, trainer: Trainer, *, inputs: Mapping[str, Volume | Path], init: Any) -> None:
-        self._path, self._config = folder / MANIFEST, trainer.config
+        self._path, self._config, self._trainer = folder / MANIFEST, trainer.config, trainer
         self._on_disk = self._read()
         self._content: dict[str, Any] = {
             "configuration": trainer.config.as_dict(),
@@ -140,6 +140,8 @@ class Manifest:
                 warnings.warn(f"{self._path} could not be brought up to date: {error}", stacklevel=2)
 
     def _write(self) -> None:
+        restart = self._trainer.restart
+        self._content["restart"] = None if restart is None else asdict(restart)
         content = json.dumps(self._content, indent=1).encode() + b"\n"
         write_atomically(self._path, content, overwrite=True)
         self._on_disk = content

@@ -54,8 +54,12 @@ def recorded_pair(folder: str | Path, config: TrainingConfig) -> TomogramPair:
 
 
 def recorded_init(folder: Path) -> Any:
-    """Return what the record of a run says of the weights that it started from; ``None`` for those of the seed."""
+    """Return what the record of a run says of the weights that it started from; ``None`` for those of the seed.
+
+    Those of a training that began again are those of the seed.
+    """
     try:
-        return RunRecord.read(folder).init
+        record = RunRecord.read(folder)
+        return record.init if record.restart is None else None
     except ValueError:
         return None

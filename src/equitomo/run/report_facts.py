@@ -35,6 +35,8 @@ class RunRecord:
     init
         The weights that the training began with, ``None`` for weights drawn from the seed, ``"not recorded"`` where
         the record does not say it.
+    restart
+        When and why the training began again from scratch; ``None`` if it did not.
     """
 
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class RunRecord:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     invocations: Sequence[Mapping[str, Any]] = ()
     init: Any = None
+    restart: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -62,6 +65,7 @@ class RunRecord:
                 dict(content["configuration"]),
                 list(content["invocations"]),
                 content.get("init", NOT_RECORDED),
+                content.get("restart"),
             )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(

@@ -418,6 +418,9 @@ class HalvesSettings:
     split
         What the halves are made of: other scans of the same tilts ("scan"), every second tilt ("tilt"), or scans where
         at least half of the tilts have two ("auto").
+    pairs
+        2 makes two pairs of halves of each series, NAME_pair1 and NAME_pair2, for two networks that are trained apart:
+        each has every second tilt, with the frames or scans of the same tilts in its halves if there are some.
     method
         Filtered backprojection or simultaneous iterations (SIRT).
     iterations
@@ -457,6 +460,7 @@ class HalvesSettings:
     order: Literal["sections", "acquisition"] = "sections"
     align: Literal["none", "mass"] = "none"
     split: Literal["auto", "scan", "tilt"] = "auto"
+    pairs: Literal[1, 2] = 1
     method: Literal["fbp", "sirt"] = "fbp"
     iterations: int = 50
     positive: bool = False
@@ -472,6 +476,8 @@ class HalvesSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if self.pairs not in (1, 2):
+            raise ValueError(f"`pairs` must be 1 or 2, got {self.pairs}")
         if not self.memory >= 0:
             raise ValueError(f"`memory` must not be negative, got {self.memory}")
         if self.positive and self.method != "sirt":

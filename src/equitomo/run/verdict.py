@@ -22,6 +22,8 @@ def advice(trainer: Trainer) -> str:
     losses = LossTable(trainer.out, trainer.objective.names).losses()
     constant = trainer.config.schedule == "constant"
     lines = verdict(trainer.out, losses, constant=constant, planned=trainer.steps)
+    if trainer.restart is not None:
+        lines.append(str(trainer.restart))
     if trainer.learner.start and trainer.is_finished:
         share = f"{trainer.learner.start_share:.0%}"
         lines.append(f"In predictions the weights that the training started from keep a share of {share}")

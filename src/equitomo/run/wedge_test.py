@@ -288,9 +288,9 @@ def _start(start: str, run: Run, pair: TomogramPair) -> Start:
 
 
 def _training_of(config: TrainingConfig, settings: WedgeTestSettings, done: int) -> TrainingConfig:
-    """Return the settings of the training of a fold."""
+    """Return the settings of the training of a fold, which starts as it was decided for the run."""
     # The steps that were done are repeated, also where a training would have stopped by itself.
-    config = replace(config, stop_when_stable=False)
+    config = replace(config, restart_steps=0, stop_when_stable=False)
     if settings.minutes is not None:
         return replace(config, minutes=settings.minutes)
     share = 1 if settings.start in ("same", "seed") else _WARM_SHARE

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from equitomo.training.config import OptimiserSettings
+from equitomo.training.presets import SCRATCH_WARMUP
 
 # Parts of the time after each of which the number of steps is chosen anew.
 _PARTS = 20
@@ -33,6 +34,8 @@ class Plan:
         The step at which the number was chosen.
     done
         The share of the schedule that was done by then.
+    begun
+        The step after which the training began again from scratch; 0 if it did not.
 
     Examples
     --------
@@ -44,6 +47,7 @@ class Plan:
     warmup: int
     since: int
     done: float = 0.0
+    begun: int = 0
 
     @classmethod
     def of(cls, config: OptimiserSettings) -> Plan:
@@ -62,16 +66,20 @@ class Plan:
             # The same share from another point would be rounded differently.
             return self
         if self.steps is not None:
-            return Plan(steps, self.warmup, max(step, self.since), self.share(step))
+            return replace(self, steps=steps, since=max(step, self.since), done=self.share(step))
         warmup = min(self.warmup, int(_WARMUP * steps))
-        return Plan(steps, warmup, max(step, warmup))
+        return replace(self, steps=steps, warmup=warmup, since=max(step, self.begun + warmup))
+
+    def begun_again(self, step: int, steps: int | None, warmup: int) -> Plan:
+        """Return the plan of a training that begins again after ``step``, to end at step ``steps``."""
+        return Plan(steps, warmup, step + warmup, begun=step)
 
 
 def learning_rate(config: OptimiserSettings, step: int, plan: Plan | None = None) -> float:
     """Return the step size at a step counted from 0: a linear rise, then constant or half a cosine to zero."""
     plan = Plan.of(config) if plan is None else plan
-    if step < plan.warmup:
-        return config.learning_rate * (step + 1) / plan.warmup
+    if step - plan.begun < plan.warmup:
+        return config.learning_rate * (step - plan.begun + 1) / plan.warmup
     if config.schedule == "constant":
         return config.learning_rate
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * plan.share(step)))
@@ -107,6 +115,7 @@ class Budget:
         self.plan = Plan.of(config)
         self.seconds = 0.0
         self._minutes, self._clock, self._agreed = config.minutes, clock, agreed
+        self._restart_steps = config.restart_steps
         self._is_kept = False
         self._before = 0.0
         # Step and time when the number was last chosen, or when the first steps were read; and the time of a step.
@@ -149,6 +158,11 @@ class Budget:
         # A clock that stands still would leave infinitely many.
         further = math.floor(left / max(self._per_step, 1e-3)) if left > 0 else 0
         self.plan, self._mark = self.plan.changed(step + further, step), (step, self.seconds)
+
+    def begin_again(self, step: int) -> None:
+        """Begin the schedule again after a step, with the number of steps, or in the time, that a restart has."""
+        steps = self.plan.steps if self.is_timed else step + self._restart_steps
+        self.plan = self.plan.begun_again(step, steps, max(self.plan.warmup, SCRATCH_WARMUP))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of this; nothing if the training has a number of steps."""

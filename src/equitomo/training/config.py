@@ -184,6 +184,10 @@ class OptimiserSettings(_Settings):
         Fourier space, are hardly worse than with any other. It counts only where a training starts from given weights
         and has an ``ema_decay``. A blend of the weights before and after a training on little data keeps more of what
         was known before (:cite:t:`wortsman2022robust`).
+    restart_steps
+        The steps from scratch that follow if the halves show, after the first steps, that the weights of the start do
+        not fit the specimen; 0 never begins again. It counts only where a training starts from given weights and has
+        an ``ema_decay``. The warm-up is then at least that of the presets from scratch.
     seed
         Seed of the initial weights, the cubes and all other draws.
     """
@@ -196,6 +200,7 @@ class OptimiserSettings(_Settings):
     schedule: Schedule = "constant"
     ema_decay: float = 0.0
     start_share: float | None = 0.0
+    restart_steps: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -209,6 +214,7 @@ class OptimiserSettings(_Settings):
         _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
         met = self.start_share is None or 0 <= self.start_share < 1
         _require(met, "start_share", "in [0, 1)", self.start_share)
+        _require(self.restart_steps >= 0, "restart_steps", "zero or more", self.restart_steps)
         _require(0 <= self.seed < 2**64, "seed", "zero or more and below 2**64", self.seed)
 
 
@@ -403,7 +409,10 @@ class TrainingConfig(
         if "steps" in changes and changes.get("minutes") is not None:
             raise ValueError("`steps` and `minutes` both say how long to train: give one of them")
         method = changes.get("method", PRESETS[name]["method"])
-        started = STARTED.get(name, {}) if start in SHIPPED else {}
+        started = dict(STARTED.get(name, {})) if start in SHIPPED else {}
+        if started and "steps" in changes:
+            # What is given is the number of steps in either case.
+            started["restart_steps"] = changes["steps"]
         # An unknown method is refused by the constructor, as every other value is.
         return cls(**{**PRESETS[name], **started, **METHODS.get(method, {}), **changes})
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
+from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from equitomo.datasets import TomogramPair, cubes_of
-from equitomo.draws import Draws
 from equitomo.precision import autocast
-from equitomo.resources import FreedMemoryKept, Retry, is_out_of_memory
+from equitomo.resources import FreedMemoryKept
 from equitomo.training.budget import Budget, learning_rate
 from equitomo.training.checkpoint import (
     Checkpoint,
@@ -31,17 +31,19 @@ from equitomo.training.checkpoint import (
     save_checkpoint,
 )
 from equitomo.training.config import TrainingConfig
-from equitomo.training.cubes import drawn_cubes, seen_tilts
+from equitomo.training.cubes import seen_tilts
 from equitomo.training.distributed import World, join
-from equitomo.training.judging import HeldOutJudge, choose_share
+from equitomo.training.gradient import BatchGradient
+from equitomo.training.judging import JUDGED_AT, HeldOutJudge, Restart, StartJudge, does_not_fit
 from equitomo.training.learner import Learner
+from equitomo.training.loss_record import LossRecord
 from equitomo.training.loss_table import LossTable
 from equitomo.training.memory import MemoryPlan, cubes_at_once
 from equitomo.training.method import Method
 from equitomo.training.resuming import require_same_run
 from equitomo.training.skipped import SkippedSteps
 from equitomo.training.step import Objective, fingerprint_of
-from equitomo.training.stopping import StepAbandonedError, abandoned_on, freed_on_failure, stop_signals
+from equitomo.training.stopping import StepAbandonedError, abandoned_on, stop_signals
 
 Progress = Callable[[int, dict[str, float]], None]
 Preview = Callable[[int, Tensor, Tensor], None]
@@ -108,10 +110,14 @@ class Trainer:
         Steps done.
     budget : Budget
         The number of steps, and how the learning rate changes over them.
+    restart : Restart or None
+        How the training began again from scratch, if the weights of the start did not fit.
     world : World
         Number of this process among those that train together.
     dataset : SubtomogramDataset or SubtomogramPool
         The cubes.
+    batches : BatchGradient
+        The gradient of the cubes of a step, within the memory.
     fingerprint : dict
         Class, settings and state of the method's parts, by which a resumed run is recognised.
 
@@ -168,7 +174,7 @@ class Trainer:
             pairs,
             config.side,
             # How many cubes a training of so many minutes takes is not known before.
-            length=config.steps * config.batch if config.minutes is None else sys.maxsize,
+            length=max(config.steps, config.restart_steps) * config.batch if config.minutes is None else sys.maxsize,
             memory=round(config.memory * 2**30) or None,
             exchange_every=config.exchange_every * config.batch,
             seed=config.seed,
@@ -185,18 +191,18 @@ class Trainer:
         self.fingerprint = fingerprint_of(method, self.learner.network, self.objective)
         n_own = len(self.world.share(range(config.batch)))
         plan = MemoryPlan(min(cubes_at_once(config, self.device), n_own), config.checkpointing)
-        self._within_memory = Retry(plan, lambda plan: plan.smaller(self.learner.network), str)
+        self.batches = BatchGradient(
+            self.dataset, self._tilts, method, self.learner, self.objective, config, self.device, plan
+        )
         self.step = 0
+        self.restart: Restart | None = None
         self.budget = Budget(config, clock, self.world.largest)
         self._skipped = SkippedSteps(_PATIENCE_FLOAT16 if self.learner.scaler.is_enabled() else _PATIENCE)
         self._read_every = read_every(self.device)
         # The step of the latest checkpoint.
         self._saved = -1
-        # The losses of the latest steps, on the device; and those that are read, but not written.
-        self._rows: list[Tensor] = []
-        self._unwritten: list[list[float]] = []
-        # The step sizes of all steps that are not written.
-        self._rates: list[float] = []
+        table = None if self._folder is None else LossTable(self._folder, self.objective.names)
+        self._losses = LossRecord(self.objective.names, table, self._skipped)
         # Whether nothing changed any more when that was last looked at, and the training is to stop then.
         self._is_stable = False
         if config.stop_when_stable and self.out is None:
@@ -237,14 +243,16 @@ class Trainer:
             torch.backends.cudnn.flags(enabled=True, benchmark=True),
         ):
             while not self._is_over(until):
-                self._rows.append(self._one_step(stop))
+                self._one_step(stop)
                 self.step += 1
                 if self.step % self._read_every == 0:
                     self._read_losses()
                 if self.step % _WRITE_EVERY == 0:
-                    self._write_losses()
+                    self._losses.write(self.step)
                 if self._is_judged_now():
                     self._judge_now()
+                if self.step == JUDGED_AT and self._may_restart and self._has_time_to_restart:
+                    self._judge_start()
                 if self.is_finished:
                     self._choose_share()
                 if self._is_due() or self._is_over(until):
@@ -277,7 +285,7 @@ class Trainer:
     def save(self) -> Path | None:
         """Write a checkpoint now; return its path, or ``None`` if the run has no folder or another process writes."""
         self._read_losses()
-        self._write_losses()
+        self._losses.write(self.step)
         if self._folder is None:
             return None
         state = {
@@ -290,6 +298,7 @@ class Trainer:
             "consecutive": self._skipped.consecutive,
             **self.learner.state(),
             **self.budget.state(),
+            **({"restart": asdict(self.restart)} if self.restart else {}),
         }
         tensors = self.learner.tensors()
         self._saved = self.step
@@ -312,41 +321,33 @@ class Trainer:
         one = checkpoint_bytes(self.learner.network, n_kept=bool(self.config.ema_decay) + bool(self.learner.start))
         # Where the number is not known yet, that of the preset is as good a guess as any.
         steps = self.config.steps if self.steps is None else self.steps
+        if self._may_restart:
+            steps = max(steps, JUDGED_AT + self.config.restart_steps)
         kept = steps // self.config.keep_every if self.config.keep_every else 0
         return (kept + 3) * one + steps * LossTable.row_bytes(len(self.objective.names))
 
     @property
     def plan(self) -> MemoryPlan:
         """How many cubes of this process go through the network at once, and whether activations are recomputed."""
-        return self._within_memory.plan
+        return self.batches.plan
 
     @property
     def dtype(self) -> torch.dtype:
         """The number format in which the network computes."""
         return self.learner.dtype
 
+    def gradient(self, indices: range, n_at_once: int) -> Tensor:
+        """Compute the gradient of the batch's mean losses, ``n_at_once`` cubes at a time, and return the losses."""
+        return self.batches.gradient(indices, n_at_once)
+
     def bytes_kept(self, n_cubes: int) -> int:
         """Return the bytes that ``n_cubes`` cubes at once keep for the backward pass, counting each storage once."""
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self.gradient(range(n_cubes), n_cubes)
-        self.learner.rewind_buffers()
-        return sum(kept.values())
+        return self.batches.bytes_kept(n_cubes)
 
     @property
     def _folder(self) -> Path | None:
         """The run's folder if this process writes into it, otherwise ``None``."""
         return self.out if self.world.is_first else None
-
-    @property
-    def _table(self) -> LossTable | None:
-        return None if self._folder is None else LossTable(self._folder, self.objective.names)
 
     @cached_property
     def judge(self) -> HeldOutJudge | None:
@@ -357,11 +358,34 @@ class Trainer:
             self.dataset.held_out, self.dataset.pairs[0].geometries, self._folder, tuple(self.objective.names)
         )
 
+    @property
+    def _may_restart(self) -> bool:
+        """Whether the weights of the start are given up if they do not fit."""
+        return bool(self.config.restart_steps and self.learner.start)
+
+    @property
+    def _has_time_to_restart(self) -> bool:
+        """Whether a training of so many minutes has at least three quarters of its steps left."""
+        return not self.budget.is_timed or self.steps is None or self.steps >= 4 * self.step
+
+    def _judge_start(self) -> None:
+        """Begin again from scratch if the weights of the start do not fit the halves."""
+        gained = 0.0
+        if self.world.is_first:
+            gained = StartJudge(self.dataset.pairs, self.config.precision).gained(self.learner.with_share)
+        # All processes decide by the same number.
+        gained = self.world.largest(round(1e6 * gained)) / 1e6
+        if does_not_fit(gained):
+            self._read_losses()
+            self.restart = Restart(self.step, gained)
+            self.learner.begin_again()
+            self.budget.begin_again(self.step)
+
     def _choose_share(self) -> None:
         """Choose the share of the starting weights in predictions, if it is left to the halves."""
         if self.config.start_share is None and self.learner.start and self.world.is_first:
-            pair, precision = self.dataset.pairs[0], self.config.precision
-            self.learner.start_share = choose_share(self.learner.with_share, pair, precision)
+            judge = StartJudge(self.dataset.pairs, self.config.precision)
+            self.learner.start_share = judge.share(self.learner.with_share)
 
     def _is_judged_now(self) -> bool:
         return self.out is not None and bool(self.config.held_out) and self.step % self.config.judge_every == 0
@@ -369,7 +393,7 @@ class Trainer:
     def _judge_now(self) -> None:
         """Record the error on the held-out block, and find whether to stop."""
         self._read_losses()
-        self._write_losses()
+        self._losses.write(self.step)
         if self.judge is not None:
             self.judge.record(self.step, self.network, self.config.precision)
         self._look_whether_stable()
@@ -417,13 +441,15 @@ class Trainer:
         every = self.config.checkpoint_every, self.config.keep_every
         return any(self.step % steps == 0 for steps in every if steps)
 
-    def _one_step(self, stop: Sequence[int]) -> Tensor:
-        """Do one update and return the losses and whether it was skipped, on the device."""
-        own = self.world.share(range(self.step * self.config.batch, (self.step + 1) * self.config.batch))
+    def _one_step(self, stop: Sequence[int]) -> None:
+        """Do one update, and record its losses and whether it was skipped."""
+        # A training that began again has the cubes of one from scratch.
+        step = self.step - self.budget.plan.begun
+        own = self.world.share(range(step * self.config.batch, (step + 1) * self.config.batch))
         # Steps on a GPU take a second, and their backward passes run in another thread, which sees no signals.
         hurry = abandoned_on(stop) if self.device.type == "cpu" else nullcontext()
         with suppress(StepAbandonedError), hurry:
-            losses = self._fitting(own)
+            losses = self.batches.fitting(own)
         self._stop_if_any(stop)
         # There is one exchange in a step, after each process has repeated what ran out of memory. torch's
         # DistributedDataParallel exchanges during the backward pass, which could then not be repeated. Every cube has
@@ -434,77 +460,22 @@ class Trainer:
             for mean in statistics:
                 mean /= self.world.size
         rate = learning_rate(self.config, self.step, self.budget.plan)
-        bad = self.learner.update(losses.sum(), self.step, rate)
-        self._rates.append(rate)
-        return torch.cat([losses, bad[None]])
-
-    def _fitting(self, indices: range) -> Tensor:
-        """Return the losses as :meth:`gradient` does, with as many cubes at once as fit."""
-        try:
-            return self._within_memory(lambda plan: self._planned(indices, plan))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise torch.OutOfMemoryError(
-                f"out of memory with {self._within_memory.plan}. One cube is too large for this device: lower `side` "
-                "or `width`, or pass `precision='bfloat16'` if the device has it. A smaller `batch` does not help, as "
-                "cubes go one by one already"
-            ) from error
-
-    def _planned(self, indices: range, plan: MemoryPlan) -> Tensor:
-        if plan.checkpointing and hasattr(self.learner.network, "checkpointing"):
-            vars(self.learner.network)["checkpointing"] = True
-        return self.gradient(indices, plan.n_at_once)
-
-    def gradient(self, indices: range, n_at_once: int) -> Tensor:
-        """Compute the gradient of the batch's mean losses, ``n_at_once`` cubes at a time, and return the losses.
-
-        Everything drawn depends on a cube's own index, and every cube has the same weight, so the grouping of the
-        cubes changes the order of the sums only.
-        """
-        self.learner.network.zero_grad()
-        # An attempt that failed may have changed the buffers.
-        self.learner.rewind_buffers()
-        parts = [indices[first : first + n_at_once] for first in range(0, len(indices), n_at_once)]
-        with freed_on_failure():
-            return torch.stack([self._backward(part) for part in parts]).sum(0)
-
-    def _backward(self, indices: range) -> Tensor:
-        """Add the gradient of what some cubes contribute to the mean losses, and return the contribution."""
-        draws = Draws(self.config.seed, indices)
-        y, tilts = drawn_cubes(self.dataset, self.method, self._tilts, indices, draws, self.device)
-        with autocast(self.learner.dtype, self.device):
-            losses: Tensor = self.objective(y, tilts, draws).sum(1) / self.config.batch
-        self.learner.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
-        return losses.detach()
+        bad = self.learner.update(losses.sum(), step, rate)
+        self._losses.add(losses, bad, rate)
 
     def _read_losses(self) -> None:
         """Fetch the losses of the latest steps, report them, and stop a run that has diverged."""
-        if not self._rows:
+        if not (losses := self._losses.read()):
             return
-        rows = torch.stack(self._rows).cpu().tolist()
-        self._rows = []
-        self._unwritten += rows
         # All steps so far are done, also on a device that was not waited for.
         self.budget.look(self.step)
-        # The counts are the same in all processes, whose gradients and losses were added before.
-        self._skipped.count(bad for *_, bad in rows)
+        # The counts of skipped steps are the same in all processes, whose gradients and losses were added before.
         if self.world.is_first:
             self._skipped.warn_of_many(self.step)
             if self._progress is not None:
-                losses = dict(zip(self.objective.names, rows[-1], strict=False))
                 self._progress(self.step, {**losses, "skipped": self.skipped})
         if self._skipped.are_too_many:
             self._give_up()
-
-    def _write_losses(self) -> None:
-        """Write the losses that were read but not written yet."""
-        first, rows, rates = self.step - len(self._unwritten), self._unwritten, self._rates
-        self._unwritten, self._rates = [], []
-        if (table := self._table) is None or not rows:
-            return
-        numbered = enumerate(zip(rows, rates, strict=True), start=first + 1)
-        table.append([(step, *losses, rate, int(bad)) for step, ((*losses, bad), rate) in numbered])
 
     def _give_up(self) -> NoReturn:
         in_a_row = self._skipped.longest
@@ -525,9 +496,8 @@ class Trainer:
                 # A run that was killed may have left too many. Those newer than the restored one are damaged: they are
                 # not dropped here, and do not count among the kept ones.
                 drop_old_checkpoints(self._folder / "checkpoints", self.step, keep_every=self.config.keep_every)
-        if (table := self._table) is not None:
-            # A run that was killed before its first checkpoint has left losses too.
-            table.forget_after(self.step)
+        # A run that was killed before its first checkpoint has left losses too.
+        self._losses.forget_after(self.step)
         if self.judge is not None:
             self.judge.table.forget_after(self.step)
         if self.step and self._is_judged_now():
@@ -536,6 +506,9 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.config, self.geometries, self.fingerprint)
         self.learner.restore(checkpoint)
+        if "restart" in checkpoint.state:
+            self.restart = Restart(**checkpoint.state["restart"])
+            self.budget.begin_again(self.restart.step)
         self.budget.restore(checkpoint.state, checkpoint.state["config"].get("minutes"))
         self.step = self._saved = checkpoint.state["step"]
         self._skipped.total, self._skipped.consecutive = checkpoint.state["skipped"], checkpoint.state["consecutive"]

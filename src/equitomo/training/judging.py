@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from equitomo.datasets import HeldOut, TomogramPair
 from equitomo.inference import TiledPredictor
-from equitomo.metrics import CrossHalfError, RowsToBeat, rows_to_beat
+from equitomo.metrics import CrossHalfError, RowsToBeat, relative_error, rows_to_beat
 from equitomo.precision import Precision
 from equitomo.training.loss_table import HeldOutTable, LossTable
 from equitomo.training.method import Tilts
@@ -23,38 +26,103 @@ _MARGIN = 8
 # Voxels over which the faces of the block fade, at most, and the share of its shortest side that they take at most.
 _TAPER, _OF_SIDE = 8, 4
 
-
 # Shares of the starting weights to choose from, and by how much of the signal power the error may exceed the least.
 _SHARES, _TOLERANCE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 0.005
-# Voxels along an axis at most on which the shares are compared.
-_LARGEST = 64
+# Voxels along an axis of a tomogram, and tomograms, at most, on which weights are compared.
+_LARGEST, _N_TOMOGRAMS = 64, 8
+# The step after which the starting weights are judged, and the share of the signal power by which so few steps lower
+# the error if the weights do not fit; see docs/benchmarks.md.
+JUDGED_AT, _MISFIT = 50, 0.05
 
 
-def choose_share(networks: Callable[[float], nn.Module], pair: TomogramPair, precision: Precision) -> float:
-    """Return the largest share of the starting weights that fits the halves of a tomogram hardly worse than any other.
-
-    The result for each half is compared with the other half in the measured part of Fourier space, in the middle of
-    the tomogram. The network was trained on these voxels, which favours small shares. Without a second half, or where
-    the halves hold no signal, nothing speaks for the start, and the share is 0.
+@dataclass(frozen=True)
+class Restart:
+    """A training that began again from scratch because the weights of the start did not fit.
 
     Parameters
     ----------
-    networks
-        Makes the network with a share of the starting weights.
-    pair
-        The tomogram; no more than its middle is read.
-    precision
-        The number format of the network.
+    step
+        The step after which it did so.
+    gained
+        By how much the steps before had lowered the error of the results for the halves, relative to the power of the
+        signal.
     """
-    if pair.n_views != 2:
-        return 0.0
-    halves = torch.stack([pair.scale.apply(middle_of(half, _LARGEST)) for half in pair.halves])
-    metric = _metric(halves, pair.geometries)
-    signal = float(metric(torch.zeros_like(halves)[None], halves[None])) - 0.5
-    if signal <= 0:
-        return 0.0
-    errors = {share: _error(networks(share), halves, halves, metric, precision) for share in _SHARES}
-    return max(share for share, error in errors.items() if error <= min(errors.values()) + _TOLERANCE * signal)
+
+    step: int
+    gained: float
+
+    def __str__(self) -> str:
+        return (
+            f"The network that training started from does not fit this specimen ({self.step} steps lowered its error "
+            f"by {self.gained:.1%} of the signal's power, more than {_MISFIT:.0%}): training begins again from scratch"
+        )
+
+
+class StartJudge:
+    """Compares networks on the halves of all tomograms, by which the share of the starting weights is chosen.
+
+    The result for each half is compared with the other half in the measured part of Fourier space, in the middle of
+    each tomogram. The network was trained on these voxels, which favours small shares. Of more than eight tomograms,
+    eight are taken. Those with one volume, and those whose halves hold no signal, say nothing.
+
+    Parameters
+    ----------
+    pairs
+        The tomograms; no more than their middle is read.
+    precision
+        The number format of the networks.
+    """
+
+    def __init__(self, pairs: Sequence[TomogramPair], precision: Precision) -> None:
+        self._precision = precision
+        self._compared: list[_Compared] = []
+        for pair in [pair for pair in pairs if pair.n_views == 2][:: -(-len(pairs) // _N_TOMOGRAMS)]:
+            halves = torch.stack([pair.scale.apply(middle_of(half, _LARGEST)) for half in pair.halves])
+            metric = _metric(halves, pair.geometries)
+            nothing = float(metric(torch.zeros_like(halves)[None], halves[None]))
+            if nothing > 0.5:
+                self._compared.append(_Compared(halves, metric, nothing, math.prod(pair.shape)))
+
+    def error(self, network: nn.Module) -> float | None:
+        """Return the power of the error relative to that of the signal, as a mean over all voxels of the tomograms.
+
+        ``None`` if no tomogram says anything.
+        """
+        total = sum(one.n_voxels for one in self._compared)
+        errors = [
+            one.n_voxels
+            * relative_error(_error(network, one.halves, one.halves, one.metric, self._precision), one.nothing)
+            for one in self._compared
+        ]
+        return sum(errors) / total if errors else None
+
+    def share(self, networks: Callable[[float], nn.Module]) -> float:
+        """Return the largest share of the starting weights that fits the halves hardly worse than any other.
+
+        It is 0 where nothing speaks for the start. ``networks`` makes the network with a share.
+        """
+        errors = {share: self.error(networks(share)) for share in _SHARES}
+        known = {share: error for share, error in errors.items() if error is not None}
+        return max((share for share, error in known.items() if error <= min(known.values()) + _TOLERANCE), default=0.0)
+
+    def gained(self, networks: Callable[[float], nn.Module]) -> float:
+        """Return by how much the training has lowered the error, relative to the power of the signal; at least 0."""
+        before, now = self.error(networks(1.0)), self.error(networks(0.0))
+        return 0.0 if before is None or now is None else max(before - now, 0.0)
+
+
+class _Compared(NamedTuple):
+    """The middle of a tomogram, the measure for it, the error of zeros by this measure, and the tomogram's voxels."""
+
+    halves: Tensor
+    metric: CrossHalfError
+    nothing: float
+    n_voxels: int
+
+
+def does_not_fit(gained: float) -> bool:
+    """Return whether the first steps lowered the error so much that the weights of the start do not fit."""
+    return gained > _MISFIT
 
 
 def _metric(halves: Tensor, tilts: Tilts) -> CrossHalfError:

@@ -42,14 +42,18 @@ class Learner:
         if config.compile:
             self.network.compile()
         self.dtype = checked_dtype(config.precision, device)
-        self.optimizer = optimizer_for(self.network, config)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        state = self.network.state_dict() if config.ema_decay else {}
-        self.ema = {name: value.detach().clone() for name, value in state.items()}
+        self._begin()
         # While the share is not chosen, predictions show what was learned.
         self.start_share = config.start_share or 0.0
-        keeps_start = init is not None and config.start_share != 0
+        keeps_start = init is not None and (config.start_share != 0 or config.restart_steps > 0)
         self.start = {name: value.clone() for name, value in self.ema.items()} if keeps_start else {}
+
+    def _begin(self) -> None:
+        """Make the optimiser, the loss scale and the average of a network that has learned nothing yet."""
+        self.optimizer = optimizer_for(self.network, self._config)
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=self.dtype == torch.float16)
+        state = self.network.state_dict() if self._config.ema_decay else {}
+        self.ema = {name: value.detach().clone() for name, value in state.items()}
         self._keep_buffers()
 
     @property
@@ -90,6 +94,13 @@ class Learner:
         self._keep_buffers()
         return bad
 
+    def begin_again(self) -> None:
+        """Go back to weights that are drawn from the seed, and forget the start and all that was learned."""
+        # In place, because the network may be compiled.
+        load_weights(self.network, self._made().state_dict(), "the seed")
+        self._begin()
+        self.start = {}
+
     def for_prediction(self) -> nn.Module:
         """Return a copy of the network, with the averaged weights if there are any, and their share of the start."""
         return self.with_share(self.start_share)
@@ -116,7 +127,8 @@ class Learner:
         load_weights(self.network, checkpoint.tensors["weights"], checkpoint.path)
         for name, value in self.ema.items():
             value.copy_(checkpoint.tensors["ema"][name])
-        start = checkpoint.tensors.get("start", {}) if self._config.start_share != 0 else {}
+        keeps_start = self._config.start_share != 0 or self._config.restart_steps > 0
+        start = checkpoint.tensors.get("start", {}) if keeps_start else {}
         self.start = {name: torch.empty_like(self.ema[name]).copy_(value) for name, value in start.items()}
         if self._config.start_share is None:
             self.start_share = float(checkpoint.state.get("start_share", 0.0))

@@ -36,11 +36,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": _QUICK | {"steps": 1000, "ema_decay": 0.995, "checkpoint_every": 250, "preview_every": 250},
 }
 
+# The warm-up of weights that are drawn from the seed.
+SCRATCH_WARMUP: int = _QUICK["warmup"]
+
 # What the presets change if a training starts from one of these networks, which has little left to learn. It fills the
-# wedge better than a training on one tomogram, which denoises better: a blend of both is better than either.
+# wedge better than a training on one tomogram, which denoises better: a blend of both is better than either. If the
+# specimen is unlike all that the network has seen, the training begins again with the steps that it takes from scratch.
 STARTED: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"steps": 1000, "warmup": 20, "start_share": None},
-    "tiny": {"steps": 200, "warmup": 20, "start_share": None, "checkpoint_every": 100, "preview_every": 100},
+    "fast": {"steps": 1000, "warmup": 20, "start_share": None, "restart_steps": PRESETS["fast"]["steps"]},
+    "tiny": {
+        "steps": 200,
+        "warmup": 20,
+        "start_share": None,
+        "restart_steps": PRESETS["tiny"]["steps"],
+        "checkpoint_every": 100,
+        "preview_every": 100,
+    },
 }
 
 

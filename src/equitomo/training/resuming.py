@@ -11,9 +11,10 @@ from equitomo.training.checkpoint import Checkpoint, CheckpointError
 from equitomo.training.config import PredictionSettings, RuntimeSettings, TrainingConfig
 from equitomo.training.fingerprint import differences
 
-# Settings that a resumed run may change without becoming another run; with conditions "steps" and "minutes" too.
+# Settings that a resumed run may change without becoming another run; the numbers of steps and "minutes" with
+# conditions.
 _FREE = {field.name for group in (RuntimeSettings, PredictionSettings) for field in fields(group)}
-_FREE |= {"steps", "stop_when_stable"}
+_FREE |= {"steps", "restart_steps", "stop_when_stable"}
 
 
 def require_same_run(
@@ -22,15 +23,19 @@ def require_same_run(
     """Refuse a checkpoint of another run, or of no training at all; the error names both values that differ."""
     if "optimizer" not in checkpoint.tensors:
         raise CheckpointError(f"{checkpoint.path} holds a network and no training to resume: start from it")
-    require_same_settings(checkpoint.state["config"], config, checkpoint.state["step"], checkpoint.path)
+    begun = checkpoint.state.get("restart", {}).get("step", 0)
+    require_same_settings(checkpoint.state["config"], config, checkpoint.state["step"], checkpoint.path, begun=begun)
     require_same_tilts(checkpoint.state["geometries"], geometries, checkpoint.path)
     require_same_parts(checkpoint.state["fingerprint"], fingerprint, checkpoint.path)
 
 
-def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, done: int, source: object) -> None:
+def require_same_settings(
+    before: Mapping[str, Any], config: TrainingConfig, done: int, source: object, *, begun: int = 0
+) -> None:
     """Refuse settings with which the ``done`` steps of a run with the settings ``before`` would have been different.
 
-    The error names every setting that differs, and the file ``source`` from which the earlier ones were read.
+    The run began again after step ``begun``, if that is not 0. The error names every setting that differs, and the file
+    ``source`` from which the earlier ones were read.
     """
     # A setting that was introduced after the run has a default that does what was done before.
     saved, mine = TrainingConfig().as_dict() | dict(before), config.as_dict()
@@ -40,16 +45,19 @@ def require_same_settings(before: Mapping[str, Any], config: TrainingConfig, don
         shown = ", ".join(f"`{key}` was {saved.get(key)}, now {mine.get(key)}" for key in differing)
         raise CheckpointError(f"{source} is of a run with other settings: {shown}. Give those of the run")
     # With another time the number of steps is chosen anew.
-    if config.steps == saved["steps"] or config.minutes is not None:
+    name = "restart_steps" if begun else "steps"
+    steps: int = mine[name]
+    if steps == saved[name] or config.minutes is not None:
         return
-    changed = f"{source} is at step {done} of a run of {saved['steps']}, which is now to have"
-    if config.steps < done:
-        raise CheckpointError(f"{changed} {config.steps}: give at least the number of steps that are done")
+    done -= begun
+    changed = f"{source} is at step {done} of a run of {saved[name]}, which is now to have"
+    if steps < done:
+        raise CheckpointError(f"{changed} {steps}: give at least the number of steps that are done")
     # Only the learning rate after the warm-up depends on the total number of steps.
     if config.schedule != "constant" and done > config.warmup:
         raise CheckpointError(
-            f"{changed} {config.steps}: with the schedule {config.schedule} the learning rates of the steps that are "
-            f"done depend on `steps`. Resume it with `steps={saved['steps']}`, or start another run in another folder "
+            f"{changed} {steps}: with the schedule {config.schedule} the learning rates of the steps that are "
+            f"done depend on `{name}`. Resume it with `{name}={saved[name]}`, or start another run in another folder "
             "with this one as `init`"
         )
 

@@ -1,11 +1,11 @@
-"""Half tomograms of one tilt series or of many, in a folder with their tilts, a table and a manifest."""
+"""Half tomograms of one tilt series or of many, in a folder with their tilts, tables and a manifest."""
 
 from __future__ import annotations
 
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ import numpy as np
 from equitomo.geometry import TiltAxis
 from equitomo.io import SeriesMetadata, creating_volume, find_series, read_volume, require_writable
 from equitomo.run.folder import MANIFEST, RunFolder
+from equitomo.run.halves.following import following
 from equitomo.run.halves.pictures import draw_made
 from equitomo.run.halves.preparing import Prepared, Source, prepare, source_of
 from equitomo.run.halves.reconstructing import planes_at_once, reconstruct_half
-from equitomo.run.halves.recording import TABLE, HalvesManifest, entry_of, write_tilts
+from equitomo.run.halves.recording import PAIRS, HalvesManifest, entry_of, table_of, write_tilts
 from equitomo.run.memory import duration, readable
 from equitomo.run.settings import HalvesSettings, SeriesFiles
 from equitomo.run.table import ResultRecord
@@ -27,9 +28,10 @@ from equitomo.run.table import ResultRecord
 HalvesProgress = Callable[[str, int, int], None]
 _SETTINGS = HalvesSettings()
 # The names that are written into the folder, for each series with its name before them.
-_NAMES = (MANIFEST, TABLE, "*_half1.mrc", "*_half2.mrc", "*_half1.tlt", "*_half2.tlt", "*.tlt", "*.png", "*.json")
-# Settings that change no voxel.
-_INDIFFERENT = ("memory", "strict")
+_NAMES = (MANIFEST, *map(table_of, PAIRS), *("*_half1.mrc", "*_half2.mrc", "*_half1.tlt", "*_half2.tlt", "*.tlt"))
+_NAMES += ("*.png", "*.json")
+# Settings that change no voxel of a file: the names of pairs tell how many there are.
+_INDIFFERENT = ("memory", "strict", "pairs")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class HalvesOutcome:
     Parameters
     ----------
     name
-        The name of the series.
+        The name of the series, with its pair if it has two.
     status
         ``"done"``, ``"taken"`` where halves of the program are used as they are, ``"skipped"`` for halves that existed,
         or ``"failed"``.
@@ -70,7 +72,9 @@ def make_halves(
 
     The folder gets ``NAME_half1.mrc`` and ``NAME_half2.mrc`` with the tilts of each in ``NAME_half1.tlt`` and
     ``NAME_half2.tlt``, those of both in ``NAME.tlt``, a picture ``NAME.png``, the table ``tomograms.csv`` of all series
-    for a training, and ``manifest.json``.
+    for a training, and ``manifest.json``. With ``pairs=2`` there are ``NAME_pair1`` and ``NAME_pair2`` in place of
+    ``NAME``, with the tables ``tomograms_pair1.csv`` and ``tomograms_pair2.csv``: see
+    :func:`equitomo.split_into_pairs`.
 
     Parameters
     ----------
@@ -136,7 +140,7 @@ class Halves:
     Attributes
     ----------
     sources : list of Source
-        The series.
+        The series, each twice if it gets two pairs of halves.
     """
 
     def __init__(
@@ -149,21 +153,26 @@ class Halves:
     ) -> None:
         self.folder, self.settings, self.overwrite = RunFolder(folder, _NAMES), settings, overwrite
         self._files = files
-        self.sources = _sources(files)
+        pairs = [None] if settings.pairs == 1 else [1, 2]
+        self.sources = [source._replace(pair=pair) for source in _sources(files) for pair in pairs]
         self._is_single = files.first is not None
-        self._prepared: Prepared | None = None
+        self._prepared: dict[str, Prepared] = {}
         HalvesManifest(self.folder.path)
-        if self._is_single and self._reason_to_skip(self.sources[0]) is None:
-            self._prepared = self._prepare(self.sources[0])
-            n_bytes = 2 * 4 * int(np.prod(self._prepared.shape))
-            planes_at_once(self._prepared, settings)
-            if self.folder.path.is_dir():
-                require_writable(self._half(self._prepared.name, 1), overwrite=True, n_bytes=n_bytes)
+        if self._is_single:
+            self._check([source for source in self.sources if self._reason_to_skip(source) is None])
 
-    @property
-    def table(self) -> Path:
-        """The table of all tomograms in the folder."""
-        return self.folder.path / TABLE
+    def _check(self, sources: Sequence[Source]) -> None:
+        """Refuse what cannot be made of a single series, or written."""
+        for source in sources:
+            prepared = self._prepare(source)
+            planes_at_once(prepared, self.settings)
+            n_bytes = len(sources) * 2 * 4 * int(np.prod(prepared.shape))
+            if self.folder.path.is_dir():
+                require_writable(self._half(prepared.name, 1), overwrite=True, n_bytes=n_bytes)
+
+    def following(self) -> str:
+        """Return what can be done with the halves in the folder, as a text with commands."""
+        return following(self.folder.path, HalvesManifest(self.folder.path).series, self.sources)
 
     @contextmanager
     def held(self, *, break_lock: bool = False) -> Iterator[None]:
@@ -196,16 +205,18 @@ class Halves:
             except (ValueError, OSError) as error:
                 if self._is_single:
                     raise
-                outcomes.append(HalvesOutcome(source.name, "failed", str(error)))
+                outcomes.append(HalvesOutcome(source.result, "failed", str(error)))
             finished(outcomes[-1])
         return outcomes
 
     def _make(self, source: Source, progress: HalvesProgress, announce: Callable[[str], None]) -> HalvesOutcome:
         """Make or take the halves of one series."""
         if (reason := self._reason_to_skip(source)) is not None:
-            return HalvesOutcome(source.name, "skipped", reason)
+            return HalvesOutcome(source.result, "skipped", reason)
         metadata = source.metadata
-        if metadata is not None and metadata.half_tomograms is not None and not self._is_single:
+        # Halves that are there cannot be divided into those of other tilts.
+        may_take = source.pair is None and not self._is_single
+        if may_take and metadata is not None and metadata.half_tomograms is not None:
             if (why := _reason_to_remake(metadata)) is None:
                 return self._take(source, metadata, progress)
             if not _has_images(metadata):
@@ -215,36 +226,36 @@ class Halves:
                     stacklevel=2,
                 )
                 return self._take(source, metadata, progress)
-        prepared, started = self._prepared or self._prepare(source), time.perf_counter()
-        self._prepared = None
+        prepared, started = self._prepare(source), time.perf_counter()
+        del self._prepared[source.result]
         n_planes, n_bytes = planes_at_once(prepared, self.settings)
         z, y, x = prepared.shape
         counts = " and ".join(str(half.n_views) for half in prepared.halves)
         for note in () if metadata is None or metadata.program == "relion" else metadata.notes:
             announce(f"{source.name}: {note}")
         announce(
-            f"{source.name}: {counts} views to {z} x {y} x {x} voxels (z, y, x), {n_planes} planes at once in about "
+            f"{source.result}: {counts} views to {z} x {y} x {x} voxels (z, y, x), {n_planes} planes at once in about "
             f"{readable(n_bytes)}"
         )
         self._reconstruct(source, prepared, n_planes, progress)
-        return HalvesOutcome(source.name, "done", f"{counts} views, {duration(time.perf_counter() - started)}")
+        return HalvesOutcome(source.result, "done", f"{counts} views, {duration(time.perf_counter() - started)}")
 
     def _reconstruct(self, source: Source, prepared: Prepared, n_planes: int, progress: HalvesProgress) -> None:
         """Write the halves of one series, their tilts, their picture and their record."""
         inputs = self._begun(source)
-        files = [self._half(source.name, number) for number in (1, 2)]
+        files = [self._half(source.result, number) for number in (1, 2)]
         along = prepared.halves[0].geometry.axes.along
         n = prepared.shape[along]
         for number, (path, half) in enumerate(zip(files, prepared.halves, strict=True)):
 
             def show(done: int, before: int = number * n) -> None:
-                progress(source.name, before + done, 2 * n)
+                progress(source.result, before + done, 2 * n)
 
             label = f"equitomo halves: {self.settings.method}, {half.n_views} views, half {number + 1}"
             reconstruct_half(
                 path, prepared, half, self.settings, n_planes=n_planes, label=label, overwrite=True, progress=show
             )
-        draw_made(self.folder.path / f"{source.name}.png", prepared, files)
+        draw_made(self.folder.path / f"{source.result}.png", prepared, files)
         facts = {
             "ctf_state": prepared.ctf_state,
             "made_by": "equitomo",
@@ -264,9 +275,9 @@ class Halves:
         first, second = (str(path.absolute()) for path in metadata.half_tomograms)
         if metadata.half_tomogram_axes == "yzx":
             for number, path in enumerate(metadata.half_tomograms, 1):
-                _write_turned(path, self._half(source.name, number))
+                _write_turned(path, self._half(source.result, number))
                 progress(source.name, number, 2)
-            first, second = (self._half(source.name, number).name for number in (1, 2))
+            first, second = (self._half(source.result, number).name for number in (1, 2))
         angles = tuple(sorted(metadata.angles[n] + metadata.tilt_offset for n in metadata.kept))
         facts = {"ctf_state": metadata.ctf_state, "made_by": metadata.program, "by": metadata.reconstruction_method}
         self._finish(source, inputs, (first, second), (angles, angles), "y", facts)
@@ -285,13 +296,13 @@ class Halves:
         """Write the tilts of each half and of both, and record a series that is done."""
         folder, (first, second) = self.folder.path, angles
         tilts = (
-            write_tilts(folder / f"{source.name}_half1.tlt", first),
-            write_tilts(folder / f"{source.name}_half2.tlt", second),
+            write_tilts(folder / f"{source.result}_half1.tlt", first),
+            write_tilts(folder / f"{source.result}_half2.tlt", second),
         )
         both = first if first == second else tuple(sorted({*first, *second}))
-        write_tilts(folder / f"{source.name}.tlt", both)
-        entry = entry_of(files, tilts, angles, tilt_axis, **facts, made_from=inputs)
-        HalvesManifest(self.folder.path).add(source.name, entry)
+        write_tilts(folder / f"{source.result}.tlt", both)
+        entry = entry_of(files, tilts, angles, tilt_axis, pair=source.pair, **facts, made_from=inputs)
+        HalvesManifest(self.folder.path).add(source.result, entry)
 
     def _begun(self, source: Source) -> dict[str, Any]:
         """Record what the halves of a series will be made from, and return it.
@@ -300,13 +311,17 @@ class Halves:
         """
         record = self._record(source)
         content = record.content()
-        HalvesManifest(self.folder.path).discard(source.name)
+        HalvesManifest(self.folder.path).discard(source.result)
         record.write(content)
         inputs: dict[str, Any] = json.loads(content)
         return inputs
 
     def _prepare(self, source: Source) -> Prepared:
-        return prepare(source, self.settings, permissive=self._files.permissive)
+        """Return the halves of a series before they are reconstructed. Both pairs of it are prepared at once."""
+        if source.result not in self._prepared:
+            made = prepare(source, self.settings, permissive=self._files.permissive)
+            self._prepared = {prepared.name: prepared for prepared in made}
+        return self._prepared[source.result]
 
     def _half(self, name: str, number: int) -> Path:
         return self.folder.path / f"{name}_half{number}.mrc"
@@ -314,13 +329,13 @@ class Halves:
     def _record(self, source: Source) -> ResultRecord:
         """Return the record of what the halves of a series are made from."""
         settings = asdict(self.settings)
-        return ResultRecord(self.folder.path / source.name, source.files, {}, settings, indifferent=_INDIFFERENT)
+        return ResultRecord(self.folder.path / source.result, source.files, {}, settings, indifferent=_INDIFFERENT)
 
     def _reason_to_skip(self, source: Source) -> str | None:
         """Return why a series needs no work, None if it does, or refuse to replace other halves."""
-        entry = HalvesManifest(self.folder.path).series.get(source.name)
+        entry = HalvesManifest(self.folder.path).series.get(source.result)
         files = [] if entry is None else [self.folder.path / entry["first"], self.folder.path / entry["second"]]
-        files = files or [path for number in (1, 2) if (path := self._half(source.name, number)).exists()]
+        files = files or [path for number in (1, 2) if (path := self._half(source.result, number)).exists()]
         if not files:
             return None
         differences = self._record(source).differences()

@@ -1,4 +1,4 @@
-"""Views of a tilt series made ready for reconstruction: filtered, split into two halves, on one scale."""
+"""Views of a tilt series made ready for reconstruction: filtered, split into halves, on one scale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitomo.datasets import TiltSeries, paired, registered_scans, split, split_by_scan, split_by_tilt
+from equitomo.datasets import TiltSeries, paired, split, split_into_pairs
 from equitomo.datasets.views import ViewNormalization, cropped, dose_filtered, filled, normalized, transformed
 from equitomo.diagnosis import Finding
 from equitomo.diagnosis.tilt_axis import fit_tilt_axis, judge_series
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
     Parameters
     ----------
     name
-        Name of the series.
+        Name of the results.
     halves
         Their views, filtered and on one scale.
     shape
@@ -60,19 +60,27 @@ class Source(NamedTuple):
     Parameters
     ----------
     name
-        Name of the series, and of its results.
+        Name of the series.
     stacks
         One stack, or those of both halves of the frames; empty if the ``metadata`` name the images.
     tilts
         A file of tilts for the stacks.
     metadata
         What the files of an alignment program tell.
+    pair
+        Which of two pairs of halves is meant; ``None`` if the series has one.
     """
 
     name: str
     stacks: tuple[Path, ...] = ()
     tilts: Path | None = None
     metadata: SeriesMetadata | None = None
+    pair: int | None = None
+
+    @property
+    def result(self) -> str:
+        """The name of the results."""
+        return self.name if self.pair is None else f"{self.name}_pair{self.pair}"
 
     @property
     def files(self) -> dict[str, Path]:
@@ -155,8 +163,8 @@ def load(source: Source, settings: HalvesSettings, *, permissive: bool = False) 
     return loaded
 
 
-def prepare(source: Source, settings: HalvesSettings, *, permissive: bool = False) -> Prepared:
-    """Read, judge, filter and split a series.
+def prepare(source: Source, settings: HalvesSettings, *, permissive: bool = False) -> tuple[Prepared, ...]:
+    """Read, judge, filter and split a series; return its halves, or its two pairs of halves.
 
     Raises
     ------
@@ -172,10 +180,13 @@ def prepare(source: Source, settings: HalvesSettings, *, permissive: bool = Fals
             raise ValueError(f"{source.name}: {finding.text}; to continue nevertheless, pass `strict=False`")
         warnings.warn(f"{source.name}: {finding.text}", stacklevel=2)
     is_dark_field = _is_dark_field(loaded[0])
-    halves = paired(*loaded) if len(loaded) == 2 else _split(loaded[0], settings)
+    pairs = _on_one_scale(_split(loaded, settings), settings, is_dark_field)
     shape, centre = _place(loaded[0], source, settings, is_dark_field)
     state: CtfState = "flipped" if settings.ctf == "flip" else "none"
-    return Prepared(source.name, _on_one_scale(halves, settings, is_dark_field), shape, centre, state, findings)
+    names = [source._replace(pair=pair).result for pair in ((None,) if settings.pairs == 1 else (1, 2))]
+    return tuple(
+        Prepared(name, halves, shape, centre, state, findings) for name, halves in zip(names, pairs, strict=True)
+    )
 
 
 def _read(stack: Path, source: Source, settings: HalvesSettings, permissive: bool) -> TiltSeries:
@@ -262,24 +273,29 @@ def _is_dark_field(series: TiltSeries) -> bool:
     return median(skewness) > _SKEWED
 
 
-def _split(series: TiltSeries, settings: HalvesSettings) -> tuple[TiltSeries, TiltSeries]:
-    if settings.split == "tilt":
-        return split_by_tilt(series)
-    return split_by_scan(registered_scans(series)) if settings.split == "scan" else split(series)
+def _split(loaded: Sequence[TiltSeries], settings: HalvesSettings) -> Sequence[tuple[TiltSeries, TiltSeries]]:
+    """Return the pairs of halves of a series, or of both halves of its frames."""
+    if settings.pairs == 2:
+        return split_into_pairs(*loaded, by=settings.split)
+    return [paired(*loaded) if len(loaded) == 2 else split(loaded[0], settings.split)]
 
 
 def _on_one_scale(
-    halves: tuple[TiltSeries, TiltSeries], settings: HalvesSettings, is_dark_field: bool
-) -> tuple[TiltSeries, TiltSeries]:
-    """Return the halves with the intensities of all their views brought to one scale."""
+    pairs: Sequence[tuple[TiltSeries, TiltSeries]], settings: HalvesSettings, is_dark_field: bool
+) -> Sequence[tuple[TiltSeries, TiltSeries]]:
+    """Return pairs of halves with the intensities of all their views brought to one scale."""
     chosen: ViewNormalization = "views"
     if settings.intensities != "auto":
         chosen = settings.intensities
     elif is_dark_field:
         chosen = "background"
+    halves = [half for pair in pairs for half in pair]
     views = normalized(torch.cat([half.projections for half in halves]), chosen)
-    n = halves[0].n_views
-    return halves[0].with_projections(views[:n].clone()), halves[1].with_projections(views[n:].clone())
+    scaled = iter(torch.split(views, [half.n_views for half in halves]))
+    return [
+        (one.with_projections(next(scaled).clone()), other.with_projections(next(scaled).clone()))
+        for one, other in pairs
+    ]
 
 
 def _place(

@@ -10,8 +10,14 @@ from typing import Any, get_args
 from equitomo.io import CtfState, write_atomically
 from equitomo.run.folder import MANIFEST
 
-TABLE = "tomograms.csv"
+# What a series may have: one pair of halves, or a first and a second one.
+PAIRS = (None, 1, 2)
 _COLUMNS = ("first", "second", "tilts", "second_tilts", "tilt_axis")
+
+
+def table_of(pair: int | None = None) -> str:
+    """Return the name of the table of all tomograms, or of all first or second pairs, which one network may see."""
+    return "tomograms.csv" if pair is None else f"tomograms_pair{pair}.csv"
 
 
 def write_tilts(path: Path, angles: tuple[float, ...]) -> Path:
@@ -21,7 +27,7 @@ def write_tilts(path: Path, angles: tuple[float, ...]) -> Path:
 
 
 class HalvesManifest:
-    """The ``manifest.json`` of a folder with halves, and the table of its tomograms.
+    """The ``manifest.json`` of a folder with halves, and the tables of its tomograms.
 
     Raises
     ------
@@ -39,7 +45,7 @@ class HalvesManifest:
             self.series = found
 
     def add(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Record the halves of one series, and write the manifest and the table anew."""
+        """Record the halves of one series, and write the manifest and the tables anew."""
         self.series[name] = dict(entry)
         self._write()
 
@@ -51,9 +57,12 @@ class HalvesManifest:
     def _write(self) -> None:
         content = json.dumps({"series": self.series}, indent=1).encode() + b"\n"
         write_atomically(self._folder / MANIFEST, content, overwrite=True)
-        lines = [",".join(_COLUMNS)]
-        lines += [",".join(_quoted(str(one[column])) for column in _COLUMNS) for one in self.series.values()]
-        write_atomically(self._folder / TABLE, ("\n".join(lines) + "\n").encode(), overwrite=True)
+        for pair in PAIRS:
+            own = [one for one in self.series.values() if one.get("pair") == pair]
+            lines = [",".join(_COLUMNS)]
+            lines += [",".join(_quoted(str(one[column])) for column in _COLUMNS) for one in own]
+            if own or (self._folder / table_of(pair)).exists():
+                write_atomically(self._folder / table_of(pair), ("\n".join(lines) + "\n").encode(), overwrite=True)
 
 
 def entry_of(
