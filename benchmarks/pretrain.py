@@ -76,6 +76,9 @@ class Simulation:
         shape = (size, size, size)
         cryo = world == "cryo"
         truth = _specimen(shape, voxel_size, draw, generator) if cryo else _material(shape, draw, generator)
+        while truth.std() == 0:
+            # Pores can take away all there is, and noise has no size then.
+            truth = _material(shape, draw, generator)
         options = {"snr": snr, "ctfs": ctf, "phase_flipped": flipped, "specimen": truth, "generator": generator}
         halves = _halves(self.geometry, options, by_tilt=draw.random() < 0.2)
         # Programs and microscopes damp high frequencies differently; the network restores none of it.

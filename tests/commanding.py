@@ -7,7 +7,22 @@ from equitomo import write_volume
 from equitomo.cli import main
 
 TINY = [
-    *("--preset", "tiny", "--side", "16", "--width", "4", "--levels", "2", "--steps", "8", "--margin", "4"),
+    *(
+        "--preset",
+        "tiny",
+        "--side",
+        "16",
+        "--width",
+        "4",
+        "--levels",
+        "2",
+        "--unshuffle",
+        "1",
+        "--steps",
+        "8",
+        "--margin",
+        "4",
+    ),
     *("--optimizer", "adam", "--learning_rate", "0.01", "--warmup", "0", "--ema_decay", "0.5", "--preview_every", "4"),
     *("--device", "cpu", "--precision", "float32", "--passes", "2", "--no-average-first"),
     "--no-test-time-mirrors",

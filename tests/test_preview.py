@@ -35,7 +35,7 @@ def test_the_shipped_network_is_scale_equivariant():
 def test_the_name_of_a_shipped_network_never_means_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cryo").mkdir()
-    assert load_network("cryo").final_conv.in_channels == 16
+    assert load_network("cryo").final_conv.in_channels == 32
     for folder in ("./cryo", tmp_path / "cryo", Path("cryo")):
         with pytest.raises(ValueError, match="no sound checkpoint"):
             load_network(folder)

@@ -311,6 +311,18 @@ class TwoViewReconstructor(Reconstructor):  # type: ignore[misc]
         return cast(Tensor, rearrange(x.to(y.dtype), "(b view) c z y x -> b (view c) z y x", b=len(y)))
 
 
+@torch.no_grad()
+def turn_network(network: ScaleEquivariantUNet3D) -> None:
+    """Exchange y and x in all kernels and blocks, so that the network does to a volume what it did to a turned one."""
+    n = network.settings["unshuffle"]
+    for weight in network.parameters():
+        weight.copy_(rearrange(weight, "o i z y x -> o i z x y").clone())
+    # The first kernel takes the voxels of a block as channels, and the last one returns them.
+    first, last = network.get_parameter("encoders.0.basic_module.SingleConv1.conv.weight"), network.final_conv.weight
+    first.copy_(rearrange(first, "o (c p q r) z y x -> o (c p r q) z y x", p=n, q=n, r=n).clone())
+    last.copy_(rearrange(last, "(c p q r) i z y x -> (c p r q) i z y x", p=n, q=n, r=n).clone())
+
+
 def load_icecream_checkpoint(path: str | Path, *, axes: Literal["yxz", "zyx"] = "yxz") -> ScaleEquivariantUNet3D:
     """Return the network from a checkpoint of the reference program, ``model_iteration_*.pt``.
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from einops import rearrange
 from torch import nn
 
 from equitomo.datasets import Contrast, TomogramPair
+from equitomo.models import ScaleEquivariantUNet3D, turn_network
 from equitomo.run.record import NOT_RECORDED
 from equitomo.training import TrainingConfig, load_network
 from equitomo.training.checkpoint import load_checkpoint, shipped_hash
@@ -128,13 +127,11 @@ def in_contrast(pairs: Sequence[TomogramPair], config: TrainingConfig) -> tuple[
 def shipped_network(name: str, pairs: Sequence[TomogramPair]) -> nn.Module:
     """Return a network that comes with the package, for the tilt axis of tomograms.
 
-    It learned from tilts about y. Where all tilts are about x, its kernels are turned, so that it does to such a
+    It learned from tilts about y. Where all tilts are about x, it is turned, so that it does to such a
     tomogram what it does to the same one turned to y.
     """
     network = load_network(name)
     axes = {part.tilt_axis for pair in pairs for geometry in pair.geometries for part in geometry.parts}
     if axes == {"x"}:
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight.copy_(rearrange(weight, "o i z y x -> o i z x y").clone())
+        turn_network(cast(ScaleEquivariantUNet3D, network))
     return network
