@@ -182,14 +182,14 @@ def test_a_training_that_begins_again_keeps_its_time_and_does_not_without_enough
 ):
     now = 0.0
     trainer = IcecreamTrainer(pair, config(minutes=minutes), init=misfit, clock=lambda: now)
-    gradient = trainer.gradient
+    gradient = trainer.batches.gradient
 
     def timed(*given):
         nonlocal now
         now += 0.5
         return gradient(*given)
 
-    trainer.gradient = timed
+    trainer.batches.gradient = timed
     assert trainer.train().step == steps
     assert (trainer.restart is not None) == restarts and trainer.budget.plan.begun == (JUDGED_AT if restarts else 0)
 

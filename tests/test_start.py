@@ -99,7 +99,7 @@ def test_the_guide_states_the_steps_of_the_presets(preset):
 
 
 def test_a_configuration_file_chooses_as_the_command_line_does(tmp_path):
-    for text, init in (("preset: fast\n", "cryo"), ("preset: fast\nwidth: 32\n", None), ("init: none\n", "none")):
+    for text, init in (("preset: fast\n", "cryo"), ("preset: fast\nwidth: 16\n", None), ("init: none\n", "none")):
         (tmp_path / "c.yaml").write_text(text)
         assert parse([*GIVEN, "--config", str(tmp_path / "c.yaml")]).folder.init == init
 

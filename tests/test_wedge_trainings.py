@@ -14,6 +14,7 @@ from tested_run import CONFIG, GEOMETRY, small_halves, trained_run
 from equitomo import Run, TomogramPair, TrainingConfig
 from equitomo.run import WedgeTestSettings
 from equitomo.training import Trainer, TrainingInterruptedError
+from equitomo.training.gradient import BatchGradient
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,13 @@ class Stopping:
 
 def steps_of(monkeypatch):
     """Return a list to which every step of a training adds itself."""
-    steps, gradient = [], Trainer.gradient
+    steps, gradient = [], BatchGradient.gradient
 
     def noting(self, indices, n_at_once):
-        steps.append(self.step)
+        steps.append(indices.start // CONFIG.batch)
         return gradient(self, indices, n_at_once)
 
-    monkeypatch.setattr(Trainer, "gradient", noting)
+    monkeypatch.setattr(BatchGradient, "gradient", noting)
     return steps
 
 

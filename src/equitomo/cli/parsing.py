@@ -153,14 +153,14 @@ def _descriptions(group: type[Any]) -> dict[str, str]:
 
 
 def settings_in(arguments: Sequence[str], names: Collection[str]) -> dict[str, Any]:
-    """Return some settings by name, texts or whole numbers: from the configuration files and the command line."""
+    """Return some settings by name, texts or numbers: from the configuration files and the command line."""
     found: dict[str, Any] = {}
     for path in _values_of(arguments, "--config"):
         try:
             values = read_configuration(path)
         except ValueError as error:
             raise ValueError(f"--config {error}") from error
-        found |= {name: values[name] for name in names if isinstance(values.get(name), (str, int))}
+        found |= {name: values[name] for name in names if isinstance(values.get(name), (str, int, float))}
     return found | {name: given[-1] for name in names if (given := _values_of(arguments, f"--{name}"))}
 
 
@@ -168,7 +168,11 @@ def _values_of(arguments: Sequence[str], option: str) -> list[str]:
     """Return the values that an option has on the command line, in order."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=False)
     found = ((argument.partition("="), following) for argument, following in pairs)
-    return [value if equals else following for (name, equals, value), following in found if name == option]
+    # An option may be written with hyphens or underscores.
+    same = option.replace("_", "-")
+    return [
+        value if equals else following for (name, equals, value), following in found if name.replace("_", "-") == same
+    ]
 
 
 def _settings(name: str, kind: Any, default: Any, is_required: bool, is_position: bool) -> dict[str, Any]:
