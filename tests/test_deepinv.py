@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import deepinv
+import numpy as np
 import pytest
 import torch
 from asserting import assert_close, dense, normal
@@ -44,10 +45,13 @@ from equitomo import (
     TiltRangeGenerator,
     TiltSeriesPhysics,
     TwoViewReconstructor,
+    read_volume,
     wedge_mask,
+    write_volume,
 )
+from equitomo.filled import measured_part
 from equitomo.fourier import frequencies
-from equitomo.metrics import FourierCorrelation, MeanFSC
+from equitomo.metrics import FourierCorrelation, FSCResolution, MeanFSC
 
 CPU, SLOW = torch.device("cpu"), pytest.mark.slow
 SIZE = (2, 6, 7, 8)
@@ -290,20 +294,47 @@ def test_training_with_the_equivariance_loss_passes_the_check_of_deepinv(
 
 METRICS = {
     "mean FSC": MeanFSC,
+    "resolution": FSCResolution,
     "correlation": FourierCorrelation,
     "correlation in the wedge": lambda **settings: FourierCorrelation((-60, 40), region="wedge", **settings),
 }
 
 
-@pytest.mark.parametrize("train_loss", [True, False])
+# A resolution is not differentiable and refuses to be a loss.
+USES = [(name, is_loss) for name in METRICS for is_loss in (False, True) if (name, is_loss) != ("resolution", True)]
+
+
+@pytest.mark.parametrize("name, train_loss", USES)
 @pytest.mark.parametrize("channels", [1, 2, 3])
-@pytest.mark.parametrize("name", METRICS)
 def test_metrics_pass_the_check_of_deepinv(name, channels, train_loss, monkeypatch):
     theirs = importlib.import_module("deepinv.tests.test_metric")
     monkeypatch.setattr(theirs, "choose_full_reference_metric", lambda name, device, **kwargs: METRICS[name](**kwargs))
     image, rng = normal(1, 3, 8, 9, 10, dtype=torch.float32), torch.Generator().manual_seed(1)
     # Two channels are real and imaginary part to it, three are volumes compared together.
     theirs.test_full_reference_metrics(name, train_loss, None, rng, CPU, channels, image, 1, 0)
+
+
+# Its viewer
+
+
+def test_the_parts_of_a_result_are_layers_of_the_viewer_of_deepinv(tmp_path, monkeypatch):
+    """napari itself needs a display: a stand-in takes the layers that it would show."""
+    layers = []
+    viewer = SimpleNamespace(grid=SimpleNamespace(), reset_view=lambda: None)
+    viewer.add_image = lambda data, name: layers.append(data)
+    napari = ModuleType("napari")
+    napari.Viewer = lambda ndisplay, show: viewer
+    napari.run = lambda: None
+    monkeypatch.setitem(sys.modules, "napari", napari)
+    result = normal(12, 15, 18, dtype=torch.float32).numpy()
+    measured = measured_part(result, (-60.0, 60.0))
+    parts = {"measured": measured, "filled": result - measured}
+    paths = [write_volume(tmp_path / f"{name}.mrc", part, voxel_size=10.0) for name, part in parts.items()]
+    volumes = [torch.from_numpy(np.array(read_volume(path)[:])) for path in paths]
+    deepinv.utils.plot_napari(*(volume[None, None] for volume in volumes), rescale_mode="clip", vmin=-2, vmax=2)
+    for layer, part in zip(layers, parts.values(), strict=True):
+        assert layer.shape == (12, 15, 18)
+        np.testing.assert_allclose(4 * layer - 2, part.clip(-2, 2), atol=1e-5)
 
 
 # The blocks put together

@@ -80,12 +80,15 @@ def test_the_results_of_the_two_networks_are_compared(volumes, reconstructed, co
         assert line.split()[1:] == [f"{curve.resolution(threshold):.1f}" for threshold in (0.5, 0.143)]
 
 
+@pytest.mark.filterwarnings("default:both networks start from")
 def test_the_second_network_starts_from_what_the_first_one_started_from(volumes, compared, tmp_path, capsys):
     """Its settings alone would train it from scratch for too few steps."""
     start, first, second = compared[0], tmp_path / "first", tmp_path / "second"
     assert run("reconstruct", *volumes[:2], *TILTS, "--out", first, *TINY, "--init", start) == 0
     for out, given in ((second, []), (tmp_path / "scratch", ["--init", "none"])):
+        capsys.readouterr()
         assert run("fsc", *volumes[2:], *TILTS, "--independent", first, "--out", out, *given) == 0
+        assert ("warning: both networks start from" in capsys.readouterr().err) == (out == second)
     begun = [
         json.loads((tmp_path / name / "manifest.json").read_text())["init"] for name in ("first", "second", "scratch")
     ]

@@ -19,11 +19,14 @@ from equitomo.geometry import TiltGeometry, wedge_mask
 from equitomo.metrics import (
     FourierCorrelation,
     FourierShellCorrelation,
+    FSCResolution,
+    HeldOutSectorCorrelation,
     MeanFSC,
     WedgeEnergyFraction,
     conical_fsc,
     fourier_correlation,
     fourier_shell_correlation,
+    held_out_correlation,
     region_masks,
     wedge_energy_fraction,
 )
@@ -365,6 +368,47 @@ def test_values_have_the_precision_of_the_volumes_or_float32(dtype, expected, ge
 def test_what_a_metric_cannot_compare_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.ones(1, 1, 8, 8, 8))
+
+
+@pytest.mark.parametrize("region", ["overall", "measured", "wedge"])
+@pytest.mark.parametrize("threshold", [0.143, 0.5])
+def test_the_resolution_as_a_metric_is_that_of_the_curve_of_each_sample(region, threshold, generator):
+    geometry, shape = TiltGeometry.from_range(-60, 60), (24, 25, 26)
+    falling = torch.exp(-6 * full_radius(shape)[..., : shape[-1] // 2 + 1])
+    x = irfftn(8 * rfftn(noise(3, 1, *shape, generator=generator)) * falling, shape)
+    x_net = x + torch.tensor([3.0, 6.0, 12.0])[:, None, None, None, None] * noise(3, 1, *shape, generator=generator)
+    mask = None if region == "overall" else getattr(region_masks(shape, geometry), region)
+    metric = FSCResolution(geometry, region=region, threshold=threshold, voxel_size=8.0)
+    curves = [
+        fourier_shell_correlation(*two, mask=mask, voxel_size=8.0) for two in zip(x_net[:, 0], x[:, 0], strict=True)
+    ]
+    expected = torch.tensor([curve.resolution(threshold) for curve in curves], dtype=torch.float64)
+    torch.testing.assert_close(metric(x_net, x), expected)
+    assert metric.lower_better
+    assert len(expected.unique()) > 1
+    mean = FSCResolution(geometry, region=region, threshold=threshold, voxel_size=8.0, reduction="mean")
+    assert mean(x_net, x).item() == pytest.approx(expected.mean().item())
+
+
+def test_the_held_out_sector_as_a_metric_gives_the_estimate_of_each_sample(generator):
+    shape = (20, 21, 22)
+    x, mistake, *others = noise(4, 3, 1, *shape, generator=generator)
+    halves, sector = torch.cat([x + one for one in others], 1), region_masks(shape, (-60.0, 60.0)).wedge
+    predictions = x + torch.tensor([0.0, 1.0, 2.0])[:, None, None, None, None] * mistake
+    expected = [held_out_correlation(p[0], *y, sector).estimate for p, y in zip(predictions, halves, strict=True)]
+    metric = HeldOutSectorCorrelation(sector)
+    torch.testing.assert_close(metric(predictions, halves), torch.tensor(expected, dtype=torch.float64))
+    assert not metric.lower_better
+    total = HeldOutSectorCorrelation(sector, reduction="sum")(predictions, halves)
+    assert total.item() == pytest.approx(sum(expected))
+    with pytest.raises(ValueError, match=r"two halves \(batch, 2, z, y, x\) are needed"):
+        metric(predictions, predictions)
+
+
+@pytest.mark.parametrize("kind", [FSCResolution, lambda **given: HeldOutSectorCorrelation(torch.ones(1), **given)])
+def test_what_is_not_differentiable_is_refused_as_a_loss(kind):
+    with pytest.raises(ValueError, match="is not differentiable and cannot be a loss"):
+        kind(train_loss=True)
 
 
 def test_a_missing_reference_is_refused():

@@ -14,6 +14,7 @@ from equitomo.metrics.correlation import (
 )
 from equitomo.metrics.cross_half import CrossHalfError, RowsToBeat, relative_error, rows_to_beat
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
+from equitomo.metrics.evaluation import FSCResolution, HeldOutSectorCorrelation
 from equitomo.metrics.held_out_sector import HeldOutCorrelation, held_out_correlation, held_out_difference
 from equitomo.metrics.masked import MaskedCorrelation, masked_correlations, masked_fsc, soft_mask
 from equitomo.metrics.regions import FourierRegions, cone_masks, region_masks
@@ -21,11 +22,13 @@ from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
 
 __all__ = [
     "CrossHalfError",
+    "FSCResolution",
     "FourierCorrelation",
     "FourierMetric",
     "FourierRegions",
     "FourierShellCorrelation",
     "HeldOutCorrelation",
+    "HeldOutSectorCorrelation",
     "MaskedCorrelation",
     "MeanFSC",
     "RowsToBeat",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -72,12 +73,18 @@ def independent_settings(run: str | Path, halves: TomogramFiles) -> TrainingConf
 def starting_weights(run: str | Path) -> str | None:
     """Return the weights that a run started from, as ``init`` of another one; ``None`` for those of the seed.
 
-    Weights of the package or of an earlier run are thus common to both networks.
+    Weights of the package or of an earlier run are then common to both networks, so a warning is issued.
     """
     init = recorded_init(Path(run))
-    if isinstance(init, dict):
-        return str(init["network"] if "network" in init else init["path"])
-    return None
+    if not isinstance(init, dict):
+        return None
+    start = str(init["network"] if "network" in init else init["path"])
+    warnings.warn(
+        f"both networks start from {start}, so their results agree more than they are true, most at high frequencies: "
+        f"train {run} from scratch to compare two that have nothing in common",
+        stacklevel=2,
+    )
+    return start
 
 
 def reconstruction_of(folder: str | Path) -> Volume:

@@ -11,6 +11,8 @@ from equitomo.run.halves.preparing import Source
 from equitomo.run.halves.recording import table_of
 
 Entry = Mapping[str, Any]
+# Two networks that start from the same weights share what these know: see the benchmarks.
+_SCRATCH = ("--init", "none")
 _APART = (
     "Two networks that are trained apart on the two pairs, and how far their results agree (choose a preset and other "
     "settings for the first one, and the second one takes them):"
@@ -51,7 +53,7 @@ def following(folder: Path, entries: Mapping[str, Entry], sources: Sequence[Sour
 def _of_one(folder: Path, first: Entry, second: Entry) -> list[str]:
     """Return the commands for the two pairs of one series."""
     return [
-        _command("reconstruct", *_halves(folder, first), "--out", "run1"),
+        _command("reconstruct", *_halves(folder, first), *_SCRATCH, "--out", "run1"),
         _command("fsc", *_halves(folder, second), "--independent", "run1", "--out", "run2"),
     ]
 
@@ -62,8 +64,8 @@ def _of_tables(folder: Path, tables: Sequence[Path], entries: Mapping[str, Entry
     first, second = (entries[name] for name in names)
     results = [Path("results1") / first["first"], Path("results2") / second["first"]]
     return [
-        _command("train", "--table", one, "--out", "run1"),
-        _command("train", "--table", other, "--out", "run2", "--seed", "1"),
+        _command("train", "--table", one, *_SCRATCH, "--out", "run1"),
+        _command("train", "--table", other, *_SCRATCH, "--out", "run2", "--seed", "1"),
         _command("predict", "--table", one, "--run", "run1", "--out", "results1"),
         _command("predict", "--table", other, "--run", "run2", "--out", "results2"),
         _command("fsc", *results, "--tilts", folder / f"{names[1]}.tlt", *_axis(second)),
