@@ -26,21 +26,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from equitomo.metrics.correlation import number_of_shells
-from equitomo.metrics.regions import Array, Labels, as_batch, region_sums, shells
+from equitomo.metrics.regions import Array, Labels, RegionSums, as_batch, region_sums, shells
 from equitomo.volumes import Shape
 
 # Neighbouring coefficients are not independent: a specimen that fills a part of the volume ties them together. Blocks
 # of so many along each axis, with their mirror images, are left out together to find the error.
-_BLOCK = 3
+BLOCK = 3
 # A prime number, so that the blocks of a group lie apart.
-_N_GROUPS = 101
-_FACTORS = (7919, 104729, 1299709)
+N_GROUPS = 101
+FACTORS = (7919, 104729, 1299709)
 # The least correlation of the halves in all shells together, in standard deviations of that of noise.
 _SIGNIFICANT = 5.0
 # A prediction with less than this part of its power in the sector has left it empty, up to rounding.
@@ -158,44 +158,78 @@ def held_out_correlation(
     shape: Shape = (p.shape[-3], p.shape[-2], p.shape[-1])
     n = number_of_shells(shape, n_shells)
     labels = _labels(shape, n, sector, p.device)
-    halves = region_sums(one, other, labels, n * _N_GROUPS)
-    filled = region_sums(p, (one + other) / 2, labels, n * _N_GROUPS)
-    # Sums of each group (rows) in each shell (columns).
-    product, power, mean, signal, a, b = (
-        sums.reshape(_N_GROUPS, n)
-        for sums in (filled.cross, filled.first, filled.second, halves.cross, halves.first, halves.second)
-    )
-    count = filled.n_coefficients.reshape(_N_GROUPS, n).sum(0)
-    used = _used(signal.sum(0), a.sum(0), b.sum(0), count, threshold)
-    if float(power.sum()) <= _EMPTY * float(p.double().square().sum()):
-        product, power = torch.zeros_like(product), torch.zeros_like(power)
-    estimate, error = _jackknifed(*(sums[:, used].sum(1, keepdim=True) for sums in (product, power, signal)))
-    correlation, correlation_error = _jackknifed(product, power, signal)
-    # Of few groups the jackknife is now and then too small by chance.
-    terms = _noise_terms(product.sum(0), power.sum(0), signal.sum(0), (a + b).sum(0), count)
-    noise_error = _noise_error(*(term[used].sum(0, keepdim=True) for term in terms))
-    error = error.maximum(noise_error)
-    correlation_error = correlation_error.maximum(_noise_error(*terms))
-    hidden = torch.full_like(correlation, math.nan)
-    total = {"product": product, "power": power, "mean": mean, "signal": signal}
-    total_used = {name: float(sums[:, used].sum()) for name, sums in total.items()}
-    frequency = torch.arange(1, n + 1, dtype=torch.float64) / (2 * n)
-    return HeldOutCorrelation(
-        estimate=float(estimate),
-        error=float(error),
-        noise_error=float(noise_error),
-        raw=_ratio(total_used["product"], math.sqrt(total_used["power"] * total_used["mean"])),
-        reliability=_ratio(total_used["signal"], total_used["mean"]),
-        power=_ratio(total_used["power"], total_used["signal"]),
-        limit=float(frequency[used][-1]) if used.any() else 0.0,
-        n_coefficients=int(count[used].sum()),
-        n_left_out=int(count[~used].sum()),
-        frequency=frequency,
-        correlation=correlation.where(used, hidden),
-        correlation_error=correlation_error.where(used, hidden),
-        shell_reliability=(signal.sum(0) / mean.sum(0)).where(count > 0, hidden),
-        count=count,
-    )
+    halves = region_sums(one, other, labels, n * N_GROUPS)
+    filled = region_sums(p, (one + other) / 2, labels, n * N_GROUPS)
+    sums = GroupSums.of(filled, halves, n)
+    return sums.estimated(threshold=threshold, total_power=float(p.double().square().sum()))
+
+
+class GroupSums(NamedTuple):
+    """Sums over the coefficients of each group of blocks (rows) in each shell (columns), in float64.
+
+    Parameters
+    ----------
+    product, power
+        Those of the prediction with the mean of two measurements, and with itself.
+    mean
+        Those of the mean of the measurements with itself.
+    signal
+        Those of one measurement with the other.
+    one, other
+        Those of each measurement with itself.
+    n_coefficients
+        The number of coefficients.
+    """
+
+    product: Tensor
+    power: Tensor
+    mean: Tensor
+    signal: Tensor
+    one: Tensor
+    other: Tensor
+    n_coefficients: Tensor
+
+    @classmethod
+    def of(cls, filled: RegionSums, halves: RegionSums, n_shells: int) -> Self:
+        """Return the sums of a prediction with the mean of two measurements, and of these with each other."""
+        sums = (filled.cross, filled.first, filled.second, halves.cross, halves.first, halves.second)
+        return cls(*(one.reshape(N_GROUPS, n_shells) for one in (*sums, filled.n_coefficients)))
+
+    def estimated(self, *, threshold: float, total_power: float) -> HeldOutCorrelation:
+        """Return what follows from the sums; a prediction with next to nothing of its ``total_power`` here is empty."""
+        product, power, mean, signal, one, other, counts = self
+        count = counts.sum(0)
+        n = len(count)
+        used = _used(signal.sum(0), one.sum(0), other.sum(0), count, threshold)
+        if float(power.sum()) <= _EMPTY * total_power:
+            product, power = torch.zeros_like(product), torch.zeros_like(power)
+        estimate, error = jackknifed(*(sums[:, used].sum(1, keepdim=True) for sums in (product, power, signal)))
+        correlation, correlation_error = jackknifed(product, power, signal)
+        # Of few groups the jackknife is now and then too small by chance.
+        terms = _noise_terms(product.sum(0), power.sum(0), signal.sum(0), (one + other).sum(0), count)
+        noise_error = _noise_error(*(term[used].sum(0, keepdim=True) for term in terms))
+        error = error.maximum(noise_error)
+        correlation_error = correlation_error.maximum(_noise_error(*terms))
+        hidden = torch.full_like(correlation, math.nan)
+        total = {"product": product, "power": power, "mean": mean, "signal": signal}
+        total_used = {name: float(sums[:, used].sum()) for name, sums in total.items()}
+        frequency = torch.arange(1, n + 1, dtype=torch.float64) / (2 * n)
+        return HeldOutCorrelation(
+            estimate=float(estimate),
+            error=float(error),
+            noise_error=float(noise_error),
+            raw=_ratio(total_used["product"], math.sqrt(total_used["power"] * total_used["mean"])),
+            reliability=_ratio(total_used["signal"], total_used["mean"]),
+            power=_ratio(total_used["power"], total_used["signal"]),
+            limit=float(frequency[used][-1]) if used.any() else 0.0,
+            n_coefficients=int(count[used].sum()),
+            n_left_out=int(count[~used].sum()),
+            frequency=frequency,
+            correlation=correlation.where(used, hidden),
+            correlation_error=correlation_error.where(used, hidden),
+            shell_reliability=(signal.sum(0) / mean.sum(0)).where(count > 0, hidden),
+            count=count,
+        )
 
 
 def _labels(shape: Shape, n_shells: int, sector: Tensor, device: torch.device) -> Labels:
@@ -204,11 +238,11 @@ def _labels(shape: Shape, n_shells: int, sector: Tensor, device: torch.device) -
     # A block holds both signs of its frequencies: the two coefficients of a pair of opposite ones are the same number.
     z, y, x = (torch.arange(length, device=device) for length in (shape[0], shape[1], shape[2] // 2 + 1))
     blocks = (z.minimum(shape[0] - z), y.minimum(shape[1] - y), x)
-    hashed = [factor * (index // _BLOCK) for factor, index in zip(_FACTORS, blocks, strict=True)]
+    hashed = [factor * (index // BLOCK) for factor, index in zip(FACTORS, blocks, strict=True)]
 
     def labels(section: slice) -> Tensor:
         of_shell = shell(section)
-        group = (hashed[0][section, None, None] + hashed[1][:, None] + hashed[2]) % _N_GROUPS
+        group = (hashed[0][section, None, None] + hashed[1][:, None] + hashed[2]) % N_GROUPS
         return (group * n_shells + of_shell).where(of_shell > 0, 0)
 
     return labels
@@ -227,7 +261,7 @@ def _used(signal: Tensor, first: Tensor, second: Tensor, count: Tensor, threshol
     return used & bool(cross * n.double().sqrt() >= _SIGNIFICANT * (one * other).sqrt())
 
 
-def _jackknifed(product: Tensor, power: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
+def jackknifed(product: Tensor, power: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
     """Return the estimate and its standard error for sums of groups (rows), one for each column."""
 
     def estimate(product: Tensor, power: Tensor, signal: Tensor) -> Tensor:
