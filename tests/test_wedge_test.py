@@ -264,7 +264,7 @@ def test_command_writes_the_result_into_the_run(copied, trained, capsys):
     assert written["folds"][0]["kept_tilts"]["angles"] == list(range(-48, 49, 6))
     assert picture.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
-    assert "Training without what lies beyond the tilts -48 to 48 degrees about y" in out
+    assert "Training on the tilts -48 to 48 degrees about y alone" in out
     assert "estimated as" in out
 
 

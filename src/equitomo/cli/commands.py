@@ -31,13 +31,14 @@ from equitomo.run import (
     Preview,
     Run,
     TablePrediction,
+    TiltTest,
     WedgeTest,
     check_training,
 )
 from equitomo.run.comparison import Comparison
 from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import FINISHED, MANIFEST, REPORT, RUN_FILES, WEDGE_TEST, RunFolder, require_other
+from equitomo.run.folder import FINISHED, MANIFEST, REPORT, RUN_FILES, TILT_TEST, WEDGE_TEST, RunFolder, require_other
 from equitomo.run.independent import independent_settings, results_to_compare, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
@@ -285,19 +286,20 @@ def _(command: options.WedgeTest, call: Call) -> Job:
         raise ValueError(f"{run.path} is not the folder of a run, in which the result is written: give that")
     picture = _picture(command.picture, command.files)
     pair = None if command.files.first is None else run.read_pair(command.files)
-    test = WedgeTest.of(run, pair, command.settings)
+    is_of_tilts = command.settings.series is not None
+    test = (TiltTest if is_of_tilts else WedgeTest).of(run, pair, command.settings)
 
     def job() -> None:
         results = []
         for fold in test.folds():
-            print(f"Training without what lies beyond the tilts {fold.held_out.pair.geometry}")
+            print(f"Training on the tilts {fold.held_out.pair.geometry} alone")
             with step_bar(fold.trainer) as show:
                 fold.train(show)
             with tile_bar("predicting") as show_tiles:
                 results.append(fold.score(show_tiles))
         result = test.result(results)
         print(result)
-        print(f"Wrote {result.write(run.path / WEDGE_TEST)}")
+        print(f"Wrote {result.write(run.path / (TILT_TEST if is_of_tilts else WEDGE_TEST))}")
         if picture is not None:
             print(f"Drew  {result.draw(picture)}")
 

@@ -19,7 +19,8 @@ from equitomo.run.settings import (
     TrainingFiles,
     TrainingTable,
 )
-from equitomo.run.wedge_settings import TestedFiles, TestedRun, WedgeTestSettings
+from equitomo.run.tilt_settings import TiltTestSettings
+from equitomo.run.wedge_settings import TestedFiles, TestedRun
 from equitomo.training.config import TrainingConfig
 
 
@@ -109,7 +110,7 @@ class WedgeTest:
 
     run: TestedRun
     files: TestedFiles
-    settings: WedgeTestSettings
+    settings: TiltTestSettings
     picture: Picture
 
 
@@ -136,4 +137,4 @@ COMMANDS: dict[str, type[Command]] = {
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
 COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}
-COMMON |= {"bin", "split", "ctf", "keep", "folds", "start", "independent"}
+COMMON |= {"bin", "split", "ctf", "keep", "folds", "start", "independent", "series", "every"}

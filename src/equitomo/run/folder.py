@@ -23,11 +23,12 @@ REPORT = "report.html"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
 WEDGE_TEST = "wedge_test.json"
+TILT_TEST = "tilt_test.json"
 FINISHED = (
     *("refined.mrc", "deconvolved.mrc", "confidence.mrc"),
     *("measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc", "filled_spots.csv", "filled_spots.png"),
 )
-RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST, REPORT)
+RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", WEDGE_TEST, TILT_TEST, REPORT)
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "held_out.csv", *RESULTS, MANIFEST)
 
 
