@@ -1,11 +1,11 @@
 """Compare what the wedge test with tilts left out estimates with the truth, and with the test of a sector.
 
 ``python -m benchmarks.tilt_test [--steps N] [--picture FILE] FOLDER``. The folder holds ``tilts_even.mrc``,
-``tilts_odd.mrc`` and ``tilts_clean.mrc``, the projections of both halves and without noise, and one ``.tlt``. Halves are
-made of the series. Three networks of different quality are trained without the outermost tilts: N steps of the preset
-``tiny`` (200 by default) from the weights that come with the package, a tenth of that, and a tenth of that from the
-seed; and one of a tenth without every fifth tilt inside the range. One Markdown row is printed for each, and one for
-the test of a sector with the same network. The picture is that of the first network.
+``tilts_odd.mrc`` and ``tilts_clean.mrc``, the projections of both halves and without noise, and one ``.tlt``. Halves
+are made of the series. Three networks of different quality are trained without the outermost tilts: N steps of the
+preset ``tiny`` (200 by default) from the weights that come with the package, a tenth of that, and a tenth of that from
+the seed. For comparison one of a tenth is trained without every fifth tilt inside the range. One Markdown row is
+printed for each, with what the test of a sector says of the same settings. The picture is that of the first network.
 
 *True* is the correlation with the noise-free projections, over the same coefficients as the estimate.
 """
@@ -48,9 +48,8 @@ def main() -> None:
         first, second = sorted(Path(folder).glob("*_half*.mrc"))
         pair = TomogramPair.read(first, second, tilts=tilts, is_tomogram=True)
         n, tenth = given.steps, given.steps // 10
-        for number, (steps, start, every) in enumerate(
-            ((n, "cryo", None), (tenth, "cryo", None), (tenth, "seed", None), (tenth, "cryo", 5))
-        ):
+        networks = ((tenth, "cryo", None), (tenth, "cryo", 5), (tenth, "seed", None), (n, "cryo", None))
+        for number, (steps, start, every) in enumerate(networks):
             picture = given.picture if number == 0 else None
             _row(pair, dict(zip(angles, clean, strict=True)), steps, start, every, picture)
 

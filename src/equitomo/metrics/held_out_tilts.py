@@ -240,9 +240,7 @@ def _require_views(n_rings: int | None, *views: Sequence[Tensor], regions: Seque
     """Refuse views that do not belong together, and return the number of rings."""
     if not len(views[0]) or len({len(series) for series in (*views, regions)}) > 1:
         counts = ", ".join(str(len(series)) for series in (*views, regions))
-        raise ValueError(
-            f"there must be one prediction, measurement and region for each tilt, at least one; got {counts}"
-        )
+        raise ValueError(f"expected a prediction, a measurement and a region for each tilt, got {counts}")
     for *own, region in zip(*views, regions, strict=True):
         shapes = {tuple(view.shape) for view in own}
         if len(shapes) > 1 or own[0].ndim != 2:

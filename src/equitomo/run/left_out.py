@@ -199,8 +199,8 @@ def _seen(out: LeftOutTilts, prepared: Prepared, surroundings: Surroundings, *, 
         raise ValueError(
             f"{prepared.name}: at none of the tilts that would be left out, such as {out.tilts[-1].angle:g} degrees, "
             f"{_LEAST_PIXELS} pixels see nothing but the tomogram of {extent[0]} sections and {extent[1]} voxels "
-            "across the tilt axis: make halves of fewer sections, or pass `surroundings='empty'` if nothing lies beside "
-            "the tomogram"
+            "across the tilt axis: make halves of fewer sections, or pass `surroundings='empty'` if nothing lies "
+            "beside the tomogram"
         )
     return tuple(tilts)
 
