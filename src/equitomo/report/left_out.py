@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,13 @@ def draw_left_out(path: str | Path, rows: Sequence[LeftOutRow], *, voxel_size: f
                 color=f"C{number}",
                 capsize=2,
                 linewidth=1.2,
-                label=f"{name}: {value:.2f}",
+                label=f"{name}: {'not known' if math.isnan(value) else f'{value:.2f}'}",
             )
         axes.axhline(0, color="grey", linewidth=0.7, linestyle="--")
         axes.set(ylim=(-0.6, 1.2), yticks=[-0.5, 0, 0.5, 1])
         axes.set_title("correlation, " + ("with the noisy image" if is_raw else "estimated"), fontsize=9)
+        # The panels of a grid have no ticks of their own.
+        axes.set_xticks([0.1, 0.2, 0.3, 0.4, 0.5])
         label_frequencies(axes, voxel_size)
         axes.tick_params(labelsize=7)
         axes.legend(frameon=False, fontsize=7)
