@@ -32,6 +32,7 @@ from equitomo.run import (
     Preview,
     Run,
     TablePrediction,
+    TiltTest,
     WedgeChoice,
     WedgeTest,
     check_training,
@@ -39,7 +40,16 @@ from equitomo.run import (
 from equitomo.run.comparison import Comparison
 from equitomo.run.defaults import why_from_scratch
 from equitomo.run.demo import DEMO_FILES
-from equitomo.run.folder import FINISHED, MANIFEST, REPORT, RUN_FILES, WEDGE_TRAININGS, RunFolder, require_other
+from equitomo.run.folder import (
+    FINISHED,
+    MANIFEST,
+    REPORT,
+    RUN_FILES,
+    TILT_TRAININGS,
+    WEDGE_TRAININGS,
+    RunFolder,
+    require_other,
+)
 from equitomo.run.independent import independent_settings, results_to_compare, starting_weights, training_files
 from equitomo.run.interruption import interruptible
 from equitomo.run.many import listed
@@ -288,9 +298,11 @@ def _(command: options.WedgeTest, call: Call) -> Job:
         raise ValueError(f"{run.path} is not the folder of a run, in which the result is written: give that")
     picture = _picture(command.picture, command.files)
     pair = None if command.files.first is None else run.read_pair(command.files)
-    trainings = WedgeTrainings(run.path / WEDGE_TRAININGS, overwrite=command.picture.overwrite)
+    choose, is_of_tilts = command.settings.choose, command.settings.series is not None
+    folder = run.path / (TILT_TRAININGS if is_of_tilts else WEDGE_TRAININGS)
+    trainings = WedgeTrainings(folder, overwrite=command.picture.overwrite)
     call.stack.enter_context(trainings.held(break_lock=command.picture.break_lock))
-    kind: type[WedgeTest | WedgeChoice] = WedgeTest if command.settings.choose is None else WedgeChoice
+    kind: type[WedgeTest | WedgeChoice] = WedgeChoice if choose else TiltTest if is_of_tilts else WedgeTest
     test = kind.of(run, pair, command.settings, trainings)
 
     def job() -> None:

@@ -19,7 +19,8 @@ from equitomo.run.settings import (
     TrainingFiles,
     TrainingTable,
 )
-from equitomo.run.wedge_settings import TestedFiles, TestedPicture, TestedRun, WedgeChoiceSettings
+from equitomo.run.tilt_settings import AnyTestSettings
+from equitomo.run.wedge_settings import TestedFiles, TestedPicture, TestedRun
 from equitomo.training.config import TrainingConfig
 
 
@@ -109,7 +110,7 @@ class WedgeTest:
 
     run: TestedRun
     files: TestedFiles
-    settings: WedgeChoiceSettings
+    settings: AnyTestSettings
     picture: TestedPicture
 
 
@@ -136,4 +137,4 @@ COMMANDS: dict[str, type[Command]] = {
 # The options that people use; all others stand in sections of their own.
 COMMON = {"table", "tilts", "tilt_axis", "mask", "run", "out", "steps", "minutes", "method", "init", "resume"}
 COMMON |= {"overwrite", "device", "picture", "axes", "size", "alignment", "aretomo", "warp", "relion", "thickness"}
-COMMON |= {"bin", "split", "ctf", "keep", "folds", "start", "choose", "independent"}
+COMMON |= {"bin", "split", "ctf", "keep", "folds", "start", "choose", "independent", "series", "every"}

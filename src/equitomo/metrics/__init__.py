@@ -16,6 +16,7 @@ from equitomo.metrics.cross_half import CrossHalfError, RowsToBeat, relative_err
 from equitomo.metrics.differentiable import FourierCorrelation, FourierMetric, MeanFSC, WedgeEnergyFraction
 from equitomo.metrics.evaluation import FSCResolution, HeldOutSectorCorrelation
 from equitomo.metrics.held_out_sector import HeldOutCorrelation, held_out_correlation, held_out_difference
+from equitomo.metrics.held_out_tilts import RawCorrelation, held_out_tilt_correlation, raw_tilt_correlation, unseen
 from equitomo.metrics.masked import MaskedCorrelation, masked_correlations, masked_fsc, soft_mask
 from equitomo.metrics.regions import FourierRegions, cone_masks, region_masks
 from equitomo.metrics.wedge_energy import WedgeEnergy, wedge_energy_fraction
@@ -31,6 +32,7 @@ __all__ = [
     "HeldOutSectorCorrelation",
     "MaskedCorrelation",
     "MeanFSC",
+    "RawCorrelation",
     "RowsToBeat",
     "WedgeEnergy",
     "WedgeEnergyFraction",
@@ -40,12 +42,15 @@ __all__ = [
     "fourier_shell_correlation",
     "held_out_correlation",
     "held_out_difference",
+    "held_out_tilt_correlation",
     "masked_correlations",
     "masked_fsc",
+    "raw_tilt_correlation",
     "region_masks",
     "relative_error",
     "rows_to_beat",
     "shell_correlations",
     "soft_mask",
+    "unseen",
     "wedge_energy_fraction",
 ]

@@ -31,15 +31,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitomo.metrics.regions import Array
+from equitomo.metrics.correlation import number_of_shells
+from equitomo.metrics.regions import Array, as_batch
 from equitomo.metrics.sector_sums import (
-    SectorSums,
+    GroupSums,
+    block_labels,
     error_by_noise,
     jackknife_error,
     jackknifed,
     noise_terms,
+    products_in_shells,
     replicated,
 )
+from equitomo.volumes import Shape
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,14 @@ def held_out_correlation(
     >>> abs(result.estimate - 0.5**0.5) < 2 * result.error
     True
     """
-    sums = SectorSums.of(prediction, first, second, sector, n_shells)
-    n, count, used = sums.n_shells, sums.count, sums.used(threshold)
-    product, power, mean, signal = sums.product, sums.power, sums.mean, sums.signal
+    return correlation_of(_sums(prediction, first, second, sector, n_shells), threshold)
+
+
+def correlation_of(sums: GroupSums, threshold: float) -> HeldOutCorrelation:
+    """Return what follows from the sums of a prediction and two measurements."""
+    product, power, mean, signal, *_ = sums
+    count, used = sums.counts, sums.used(threshold)
+    n = len(count)
     estimate, error = jackknifed(*(part[:, used].sum(1, keepdim=True) for part in (product, power, signal)))
     correlation, correlation_error = jackknifed(product, power, signal)
     # Of few groups the jackknife is now and then too small by chance.
@@ -220,9 +229,9 @@ def held_out_difference(
     >>> 0 < difference and error < held_out_correlation(truth + error, *halves, sector).error / 3
     True
     """
-    a, b = (SectorSums.of(prediction, first, second, sector, n_shells) for prediction in (one, other))
+    a, b = (_sums(prediction, first, second, sector, n_shells) for prediction in (one, other))
     used = a.used(threshold)
-    common = a.with_other(one, other, sector)
+    common = products_in_shells(one, other, sector, len(a.counts))
     signal = a.signal[:, used].sum(1, keepdim=True)
     sums = [(part.product[:, used].sum(1, keepdim=True), part.power[:, used].sum(1, keepdim=True)) for part in (a, b)]
     (better, replicates), (worse, other_replicates) = (replicated(*pair, signal) for pair in sums)
@@ -230,12 +239,24 @@ def held_out_difference(
     n_a, n_b = (power.sum().where(power.sum() > 0, math.inf) for _, power in sums)
     product = a.product.sum(0) / n_a.sqrt() - b.product.sum(0) / n_b.sqrt()
     power = a.power.sum(0) / n_a + b.power.sum(0) / n_b - 2 * common / (n_a * n_b).sqrt()
-    terms = noise_terms(product, power.clamp(min=0), a.signal.sum(0), a.halves.sum(0), a.count)
+    terms = noise_terms(product, power.clamp(min=0), a.signal.sum(0), a.halves.sum(0), a.counts)
     product, _, *others = (term[used].sum(0, keepdim=True) for term in terms)
     # The powers are in q already.
     by_noise = error_by_noise(product, torch.ones_like(product), *others)
     error = jackknife_error(replicates - other_replicates, signal != 0).maximum(by_noise)
     return float(better - worse), float(error)
+
+
+def _sums(prediction: Array, first: Array, second: Array, sector: Tensor, n_shells: int | None) -> GroupSums:
+    """Return the sums of a prediction and the halves."""
+    if not first.shape == second.shape == prediction.shape:
+        shapes = ", ".join(str(tuple(volume.shape)) for volume in (prediction, first, second))
+        raise ValueError(f"the prediction and the halves must have one shape, got {shapes}")
+    p, one, other = map(as_batch, (prediction, first, second))
+    shape: Shape = (p.shape[-3], p.shape[-2], p.shape[-1])
+    n = number_of_shells(shape, n_shells)
+    sums = GroupSums.of(p, one, other, block_labels(shape, n, sector, p.device), n)
+    return sums.without_rounding(float(p.double().square().sum()))
 
 
 def _ratio(above: float, below: float) -> float:

@@ -1,92 +1,110 @@
-"""Sums over the shells of a sector of Fourier space, with the errors of estimates that are made of them."""
+"""Sums over the shells or rings of a part of Fourier space, with the errors of estimates that are made of them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from equitomo.metrics.correlation import number_of_shells
 from equitomo.metrics.regions import Array, Labels, as_batch, region_sums, shells
 from equitomo.volumes import Shape
 
 # Neighbouring coefficients are not independent: a specimen that fills a part of the volume ties them together. Blocks
 # of so many along each axis, with their mirror images, are left out together to find the error.
-_BLOCK = 3
+BLOCK = 3
 # A prime number, so that the blocks of a group lie apart.
-_N_GROUPS = 101
-_FACTORS = (7919, 104729, 1299709)
+N_GROUPS = 101
+FACTORS = (7919, 104729, 1299709)
 # The least correlation of the halves in all shells together, in standard deviations of that of noise.
 _SIGNIFICANT = 5.0
 # A prediction with less than this part of its power in the sector has left it empty, up to rounding.
 _EMPTY = 1e-10
 
 
-@dataclass(frozen=True)
-class SectorSums:
-    """Sums over the sector for each group of blocks (rows) and each shell (columns)."""
+class GroupSums(NamedTuple):
+    """Sums over the coefficients of each group of blocks (rows) in each shell (columns), in float64.
 
-    shape: Shape
-    n_shells: int
+    Parameters
+    ----------
+    product, power
+        Those of the prediction with the mean of two measurements, and with itself.
+    mean
+        Those of the mean of the measurements with itself.
+    signal
+        Those of one measurement with the other.
+    first, second
+        Those of each measurement with itself.
+    n_coefficients
+        The number of coefficients.
+    """
+
     product: Tensor
     power: Tensor
     mean: Tensor
     signal: Tensor
     first: Tensor
     second: Tensor
-    count: Tensor
+    n_coefficients: Tensor
 
     @classmethod
-    def of(cls, prediction: Array, first: Array, second: Array, sector: Tensor, n_shells: int | None) -> SectorSums:
-        """Return the sums of a prediction and the halves; a prediction that is empty in the sector has none."""
-        if not first.shape == second.shape == prediction.shape:
-            shapes = ", ".join(str(tuple(volume.shape)) for volume in (prediction, first, second))
-            raise ValueError(f"the prediction and the halves must have one shape, got {shapes}")
-        p, one, other = map(as_batch, (prediction, first, second))
-        shape: Shape = (p.shape[-3], p.shape[-2], p.shape[-1])
-        n = number_of_shells(shape, n_shells)
-        labels = _labels(shape, n, sector, p.device)
-        halves = region_sums(one, other, labels, n * _N_GROUPS)
-        filled = region_sums(p, (one + other) / 2, labels, n * _N_GROUPS)
-        product, power, mean, signal, a, b = (
-            sums.reshape(_N_GROUPS, n)
-            for sums in (filled.cross, filled.first, filled.second, halves.cross, halves.first, halves.second)
-        )
-        count = filled.n_coefficients.reshape(_N_GROUPS, n).sum(0)
-        if float(power.sum()) <= _EMPTY * float(p.double().square().sum()):
-            product, power = torch.zeros_like(product), torch.zeros_like(power)
-        return cls(shape, n, product, power, mean, signal, a, b, count)
+    def of(cls, prediction: Tensor, first: Tensor, second: Tensor, labels: Labels, n_shells: int) -> Self:
+        """Return the sums of a prediction and two measurements, batches ``(1, 1, z, y, x)``."""
+        halves = region_sums(first, second, labels, n_shells * N_GROUPS)
+        filled = region_sums(prediction, (first + second) / 2, labels, n_shells * N_GROUPS)
+        sums = (filled.cross, filled.first, filled.second, halves.cross, halves.first, halves.second)
+        return cls(*(one.reshape(N_GROUPS, n_shells) for one in (*sums, filled.n_coefficients)))
+
+    def without_rounding(self, total_power: float) -> Self:
+        """Return the same sums, with those of a prediction that is empty here but for rounding set to zero.
+
+        ``total_power`` is the power of the prediction everywhere.
+        """
+        product, power = without_rounding(self.product, self.power, total_power)
+        return self._replace(product=product, power=power)
 
     @property
     def halves(self) -> Tensor:
-        """The power of both halves."""
+        """The power of both measurements."""
         return self.first + self.second
 
-    def with_other(self, one: Array, other: Array, sector: Tensor) -> Tensor:
-        """Return the products of two predictions in the shells."""
-        a, b = as_batch(one), as_batch(other)
-        labels = _labels(self.shape, self.n_shells, sector, a.device)
-        products = region_sums(a, b, labels, self.n_shells * _N_GROUPS).cross
-        return products.reshape(_N_GROUPS, self.n_shells).sum(0)
+    @property
+    def counts(self) -> Tensor:
+        """The number of coefficients in each shell."""
+        return self.n_coefficients.sum(0)
 
     def used(self, threshold: float) -> Tensor:
         """Return the shells that are used."""
-        return _used(self.signal.sum(0), self.first.sum(0), self.second.sum(0), self.count, threshold)
+        return _used(self.signal.sum(0), self.first.sum(0), self.second.sum(0), self.counts, threshold)
 
 
-def _labels(shape: Shape, n_shells: int, sector: Tensor, device: torch.device) -> Labels:
+def without_rounding(product: Tensor, power: Tensor, total_power: float) -> tuple[Tensor, Tensor]:
+    """Return the sums of a prediction, zeros if it has left empty what they are over."""
+    if float(power.sum()) <= _EMPTY * total_power:
+        return torch.zeros_like(product), torch.zeros_like(power)
+    return product, power
+
+
+def products_in_shells(one: Array, other: Array, sector: Tensor, n_shells: int) -> Tensor:
+    """Return the products of two volumes ``(z, y, x)`` in the shells of a sector."""
+    a, b = as_batch(one), as_batch(other)
+    labels = block_labels((a.shape[-3], a.shape[-2], a.shape[-1]), n_shells, sector, a.device)
+    products = region_sums(a, b, labels, n_shells * N_GROUPS).cross
+    return products.reshape(N_GROUPS, n_shells).sum(0)
+
+
+def block_labels(shape: Shape, n_shells: int, sector: Tensor, device: torch.device) -> Labels:
     """Return the labels of the shells of each group of blocks, one group after the other."""
     shell = shells(shape, n_shells, sector, device)
     # A block holds both signs of its frequencies: the two coefficients of a pair of opposite ones are the same number.
     z, y, x = (torch.arange(length, device=device) for length in (shape[0], shape[1], shape[2] // 2 + 1))
     blocks = (z.minimum(shape[0] - z), y.minimum(shape[1] - y), x)
-    hashed = [factor * (index // _BLOCK) for factor, index in zip(_FACTORS, blocks, strict=True)]
+    hashed = [factor * (index // BLOCK) for factor, index in zip(FACTORS, blocks, strict=True)]
 
     def labels(section: slice) -> Tensor:
         of_shell = shell(section)
-        group = (hashed[0][section, None, None] + hashed[1][:, None] + hashed[2]) % _N_GROUPS
+        group = (hashed[0][section, None, None] + hashed[1][:, None] + hashed[2]) % N_GROUPS
         return (group * n_shells + of_shell).where(of_shell > 0, 0)
 
     return labels

@@ -13,6 +13,7 @@ from equitomo.report.drawing import (
 )
 from equitomo.report.figures import Chart, Curve, Spectrum, draw_curves, draw_loss_curves, draw_svg, spectra
 from equitomo.report.history import preview_pictures
+from equitomo.report.left_out import LeftOutRow, draw_left_out
 from equitomo.report.page import Chapter, FileEntry, Link, Page, Table
 from equitomo.report.sections import Cut, Grey, Panel, Shown, cut_volumes
 
@@ -23,6 +24,7 @@ __all__ = [
     "Cut",
     "FileEntry",
     "Grey",
+    "LeftOutRow",
     "Link",
     "Page",
     "Panel",
@@ -34,6 +36,7 @@ __all__ = [
     "draw_curves",
     "draw_halves",
     "draw_held_out",
+    "draw_left_out",
     "draw_loss_curves",
     "draw_losses",
     "draw_preview",

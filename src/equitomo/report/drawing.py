@@ -57,7 +57,7 @@ def draw_slices(
     """
     parts = () if geometry is None else geometry.parts
     planes = sorted({part.axes for part in parts}) or [_ABOUT_Y]
-    figure, grid = _figure(len(volumes), 3 + len(planes))
+    figure, grid = figure_of(len(volumes), 3 + len(planes))
     spectra = [[log_power(volume, axes) for axes in planes] for volume in volumes.values()]
     # One scale from the weakest to the strongest: an empty wedge looks empty in one row, a filled one full in another.
     values = torch.cat([spectrum.flatten() for row in spectra for spectrum in row])
@@ -67,7 +67,7 @@ def draw_slices(
         row[0].set_ylabel(title, fontsize=11)
         for axes, plane, spectrum in zip(row[3:], planes, powers, strict=True):
             _show_spectrum(axes, spectrum, plane, [part for part in parts if part.axes == plane], (low, high))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_halves(
@@ -100,7 +100,7 @@ def draw_halves(
     voxel_size
         As for :func:`draw_slices`.
     """
-    figure, grid = _figure(1 + len(volumes), 4)
+    figure, grid = figure_of(1 + len(volumes), 4)
     rows = torch.stack(list(sinogram)).float().numpy()
     for axes, image in ((grid[0, 0], view.float().numpy()), (grid[0, 1], rows)):
         low, high = np.percentile(image, [0.5, 99.5])
@@ -119,7 +119,7 @@ def draw_halves(
         row[0].set_ylabel(name, fontsize=11)
         _show_spectrum(row[3], spectrum, geometry.axes, [geometry], (low, high))
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_spots(
@@ -149,7 +149,7 @@ def draw_spots(
         Voxels along the sides of a picture at most.
     """
     shown, along = spots[:most], geometry.parts[0].axes.along + 3
-    figure, grid = _figure(max(len(shown), 1), len(volumes))
+    figure, grid = figure_of(max(len(shown), 1), len(volumes))
     for row, spot in zip(grid, shown, strict=False):
         place: list[Any] = [slice(max(n - side // 2, 0), n + side // 2) for n in spot.position]
         place[along] = spot.position[along]
@@ -167,7 +167,7 @@ def draw_spots(
         axes.set_title(title, fontsize=10)
     if not shown:
         figure.suptitle("no spot is shown by the filled part alone")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_preview(path: str | Path, cube: Tensor, output: Tensor, title: str) -> Path:
@@ -175,14 +175,14 @@ def draw_preview(path: str | Path, cube: Tensor, output: Tensor, title: str) -> 
 
     A PNG file also states its title and where in it the output is.
     """
-    figure, grid = _figure(2, 3)
+    figure, grid = figure_of(2, 3)
     for row, name, volume in zip(grid, ("input", "network"), (cube, output), strict=True):
         _show_slices(row, as_voxels(volume), None)
         row[0].set_ylabel(name)
     figure.suptitle(title)
     figure.draw_without_rendering()
     places = ";".join(" ".join(f"{share:.4f}" for share in axes.get_position().extents) for axes in grid[1])
-    return _save(figure, path, {"Title": title, PLACES: places})
+    return save_figure(figure, path, {"Title": title, PLACES: places})
 
 
 def draw_losses(path: str | Path, losses: str | Path) -> Path:
@@ -200,7 +200,7 @@ def draw_losses(path: str | Path, losses: str | Path) -> Path:
         are not drawn.
     """
     history = LossHistory.read(Path(losses))
-    figure, ((axes,),) = _figure(1, 1, size=(8, 4))
+    figure, ((axes,),) = figure_of(1, 1, size=(8, 4))
     drawn = {name: loss for name, loss in history.losses.items() if loss.any()}
     for number, (name, loss) in enumerate(drawn.items()):
         axes.plot(history.steps, loss, color=f"C{number}", alpha=0.25, linewidth=0.6)
@@ -211,7 +211,7 @@ def draw_losses(path: str | Path, losses: str | Path) -> Path:
             axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_correlations(
@@ -226,15 +226,15 @@ def draw_correlations(
     With a ``voxel_size`` in Å the axis is labelled with resolutions in place of frequencies. The curves whose names are
     in ``thin`` are drawn with thin dashed lines.
     """
-    figure, ((axes,),) = _figure(1, 1, size=(7, 4))
+    figure, ((axes,),) = figure_of(1, 1, size=(7, 4))
     for name, curve in curves.items():
         width, style = (1.0, "--") if name in thin else (2.0, "-")
         axes.plot(curve.frequency, curve.correlation, label=name, linewidth=width, linestyle=style)
     for threshold in (0.5, 0.143):
         axes.axhline(threshold, color="grey", linewidth=0.7, linestyle="--")
     axes.set(ylim=(-0.1, 1.02), ylabel="Fourier shell correlation")
-    _label_frequencies(axes, voxel_size)
-    return _save(figure, path)
+    label_frequencies(axes, voxel_size)
+    return save_figure(figure, path)
 
 
 def draw_held_out(
@@ -245,7 +245,7 @@ def draw_held_out(
     Dotted lines show what the measured mean of the halves scores, the root of its reliability. With a ``voxel_size`` in
     Å the axis is labelled with resolutions.
     """
-    figure, ((axes,),) = _figure(1, 1, size=(7, 4))
+    figure, ((axes,),) = figure_of(1, 1, size=(7, 4))
     for number, (name, found) in enumerate(curves.items()):
         bars = {"yerr": found.correlation_error, "color": f"C{number}", "capsize": 2, "linewidth": 1.2}
         axes.errorbar(found.frequency, found.correlation, **bars, label=f"filled, {name}: {found.estimate:.2f}")
@@ -254,8 +254,8 @@ def draw_held_out(
     axes.axhline(0, color="grey", linewidth=0.7, linestyle="--", label="empty")
     lowest = min(-0.3, *(float(found.correlation.nan_to_num(0).min()) - 0.1 for found in curves.values()))
     axes.set(ylim=(lowest, 1.1), ylabel="correlation with the truth (estimate)")
-    _label_frequencies(axes, voxel_size)
-    return _save(figure, path)
+    label_frequencies(axes, voxel_size)
+    return save_figure(figure, path)
 
 
 def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: Geometry) -> Path:
@@ -277,7 +277,7 @@ def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: Geometry) ->
     """
     if estimate.tilt_range is None:
         raise ValueError(f"the wedge cannot be drawn: {estimate.reason}")
-    figure, ((axes,),) = _figure(1, 1, size=(8, 4))
+    figure, ((axes,),) = figure_of(1, 1, size=(8, 4))
     # From 0 to 180 degrees the missing sector about the beam is in one piece; 100 degrees are a tilt of -80.
     axes.semilogy(estimate.angle, np.maximum(estimate.power, 1e-5), color="tab:blue")
     declared = [tilt for part in geometry.parts for tilt in part.tilt_range]
@@ -290,7 +290,7 @@ def draw_wedge(path: str | Path, estimate: WedgeEstimate, geometry: Geometry) ->
     axes.set_ylabel("power relative to the measured part")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def log_power(volume: VolumeLike, axes: TiltAxes = _ABOUT_Y, *, n_planes: int = 256) -> Tensor:
@@ -350,7 +350,7 @@ def _show_spectrum(
         axes.plot(ends[:, 0], ends[:, 1], color="white", linewidth=0.7, linestyle="--")
 
 
-def _label_frequencies(axes: Axes, voxel_size: float | None) -> None:
+def label_frequencies(axes: Axes, voxel_size: float | None) -> None:
     """Label an axis of frequencies up to Nyquist, with resolutions where the voxel size is known, and the curves."""
     axes.set(xlim=(0, 0.5), xlabel="cycles per voxel")
     if voxel_size is not None:
@@ -384,7 +384,7 @@ def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
     return mean
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:
+def figure_of(rows: int, columns: int, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:
     # The object interface works without a display and leaves pyplot's global figures alone.
     from matplotlib.figure import Figure
 
@@ -396,7 +396,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float] | None = None) ->
     return figure, grid
 
 
-def _save(figure: Figure, path: str | Path, texts: Mapping[str, str] | None = None) -> Path:
+def save_figure(figure: Figure, path: str | Path, texts: Mapping[str, str] | None = None) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix.lstrip(".").lower()

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
         TrainingTable,
     )
     from equitomo.run.table import Tomogram, tomograms_of
+    from equitomo.run.tilt_result import ProjectionScore, TiltFoldResult, TiltScores, TiltTestResult, TiltViews
+    from equitomo.run.tilt_settings import TiltTestSettings
+    from equitomo.run.tilt_test import TiltTest
     from equitomo.run.verdict import advice
     from equitomo.run.wedge_choice import WedgeChoice
     from equitomo.run.wedge_choice_result import WedgeChoiceResult
@@ -55,6 +58,7 @@ __all__ = [
     "Prediction",
     "PredictionTable",
     "Preview",
+    "ProjectionScore",
     "ReconstructionSettings",
     "ReportFiles",
     "Run",
@@ -63,6 +67,12 @@ __all__ = [
     "SeriesFiles",
     "SpecimenSettings",
     "TablePrediction",
+    "TiltFoldResult",
+    "TiltScores",
+    "TiltTest",
+    "TiltTestResult",
+    "TiltTestSettings",
+    "TiltViews",
     "Tomogram",
     "TomogramFiles",
     "TomogramTable",
@@ -95,10 +105,17 @@ _HOMES = {
     "Picture": "places",
     "Plan": "prediction",
     "Preview": "preview",
+    "ProjectionScore": "tilt_result",
     "Run": "run",
     "RunReport": "reporting",
     "SecondNetwork": "places",
     "TablePrediction": "many",
+    "TiltFoldResult": "tilt_result",
+    "TiltScores": "tilt_result",
+    "TiltTest": "tilt_test",
+    "TiltTestResult": "tilt_result",
+    "TiltTestSettings": "tilt_settings",
+    "TiltViews": "tilt_result",
     "Tomogram": "table",
     "VolumeReport": "reporting",
     "WedgeChoice": "wedge_choice",

@@ -77,7 +77,8 @@ class WedgeTestSettings:
     minutes
         Train for so many minutes in place of ``steps``.
     keep_trained
-        Keep the trained networks in the folder wedge_test of the run after the test. A test that is interrupted keeps
+        Keep the trained networks in the folder wedge_test of the run, or tilt_test if tilts of a series are left out,
+        after the test. A test that is interrupted keeps
         them until it is repeated and done.
 
     Raises

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,12 @@ class Fold:
     def __str__(self) -> str:
         done, steps = self.trainer.step, f"{self.trainer.step} of {self.trainer.steps}"
         words = "Continuing after step" if done else "Training"
-        return f"{words}{f' {steps}' if done else ''} without what lies beyond the tilts {self.held_out.pair.geometry}"
+        return f"{words}{f' {steps}' if done else ''} without {self._left_out}"
+
+    @property
+    def _left_out(self) -> str:
+        """What the training never sees."""
+        return f"what lies beyond the tilts {self.held_out.pair.geometry}"
 
     def _stopped(self, when: str) -> str:
         """Return what to say of a test that was stopped."""
@@ -158,6 +163,8 @@ class WedgeTest:
         If there is only one volume, the tilts cannot be narrowed, the halves have clearly different tilts, or the
         trainings that were kept are those of another test.
     """
+
+    _kind: ClassVar[type[Fold]] = Fold
 
     def __init__(
         self,
@@ -254,7 +261,7 @@ class WedgeTest:
 
     def fold(self, ends: Ends, steps: int | None = None) -> Fold:
         """Return the fold without the ``ends`` of the tilt range; with another number of ``steps`` of its training."""
-        held_out = hold_out_sector(self.pair, self.settings.keep, ends)
+        held_out = self._held_out(ends)
         config = self.config if steps is None else _of_length(self.config, steps)
         out = kept = None
         if self._trainings is not None:
@@ -264,7 +271,11 @@ class WedgeTest:
         trainer = Trainer(held_out.pair, self._method, config, out=out, resume=True, init=self._init)
         if self._trainings is not None:
             self._trainings.require_space(trainer.bytes_to_write)
-        return Fold(held_out, trainer, self._physics, kept)
+        return self._kind(held_out, trainer, self._physics, kept)
+
+    def _held_out(self, ends: Ends) -> HeldOutSector:
+        """Return the tomogram without the ``ends`` of the tilt range, and what was measured there."""
+        return hold_out_sector(self.pair, self.settings.keep, ends)
 
 
 def _start(start: str, run: Run, pair: TomogramPair) -> Start:

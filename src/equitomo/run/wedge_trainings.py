@@ -27,6 +27,8 @@ _SAMPLED = 32
 _FREE = {field.name for group in (RuntimeSettings, PredictionSettings) for field in dataclasses.fields(group)}
 # But what it keeps may be what is compared.
 _FREE -= {"keep_every"}
+# What the settings of a test say about its trainings, beside their length.
+_OF_TRAINING = ("keep", "start", "every")
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,12 @@ def _about(
 ) -> dict[str, Any]:
     """Return what tells one training from another: the settings, the tomogram and the weights that it starts from."""
     steps = [max(1, n // _SAMPLED) for n in held_out.pair.shape]
-    sample = held_out.measured[:, :: steps[0], :: steps[1], :: steps[2]]
+    sample = held_out.pair.volumes[:, :: steps[0], :: steps[1], :: steps[2]]
+    given = dataclasses.asdict(settings)
     own = {name: value for name, value in config.as_dict().items() if name not in _FREE}
+    shared = {name: given[name] for name in _OF_TRAINING if name in given}
     about = {
-        "settings": {**own, "keep": settings.keep, "start": settings.start, "tilts": str(held_out.pair.geometry)},
+        "settings": {**own, **shared, "tilts": str(held_out.pair.geometry)},
         "tomogram": describe(sample.clone()),
         "weights": None if init is None else describe(init),
     }

@@ -350,8 +350,8 @@ def _stem(path: Path) -> str:
     return Path(name).stem
 
 
-def offsets(series: TiltSeries, centre: tuple[float, float]) -> list[float]:
+def offsets(series: TiltSeries, centre: tuple[float, float], angles: Sequence[float] | None = None) -> list[float]:
     """Return where the middle of the result lies on the detector at each tilt, in pixels from its middle."""
-    tilts = np.radians(series.angles)
+    tilts = np.radians(series.angles if angles is None else angles)
     x, z = centre
     return [float(series.tilt_axis_offset + x * c + z * s) for c, s in zip(np.cos(tilts), np.sin(tilts), strict=True)]
