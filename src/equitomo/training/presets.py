@@ -43,7 +43,7 @@ SCRATCH_WARMUP: int = _QUICK["warmup"]
 # wedge better than a training on one tomogram, which denoises better: a blend of both is better than either. If the
 # specimen is unlike all that the network has seen, the training begins again with the steps that it takes from scratch.
 STARTED: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"steps": 1000, "warmup": 20, "start_share": None, "restart_steps": PRESETS["fast"]["steps"]},
+    "fast": {"steps": 400, "warmup": 20, "start_share": None, "restart_steps": PRESETS["fast"]["steps"]},
     "tiny": {
         "steps": 200,
         "warmup": 20,
