@@ -381,7 +381,9 @@ def test_prediction_refuses_what_the_memory_does_not_hold(pair, trained, capsys,
 @pytest.mark.fault(44, 64)
 @pytest.mark.parametrize(("free", "answer"), [(10**6, "error"), (6 * 10**7, "warning"), (10**9, "")])
 def test_a_gpu_must_hold_one_cube_and_better_those_that_were_asked_for(pair, monkeypatch, free, answer):
-    config = TrainingConfig.preset("tiny", width=8, side=32, batch=8, micro_batch=8, device="cpu")
+    config = TrainingConfig.preset(
+        "tiny", width=8, levels=4, unshuffle=1, side=32, batch=8, micro_batch=8, device="cpu"
+    )
     trainer = IcecreamTrainer(TomogramPair(pair.first, pair.second, (-60.0, 40.0)), config)
     trainer.device = torch.device("cuda")
     monkeypatch.setattr(resources, "free_memory", lambda device="cpu": free)

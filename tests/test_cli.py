@@ -402,7 +402,7 @@ def test_an_option_beats_the_configuration_file(halves, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "steps: 9" in printed
     assert "seed: 3" in printed
-    assert "width: 16" in printed  # of the preset that the file names
+    assert "width: 32" in printed  # of the preset that the file names
 
 
 @pytest.mark.fault(51)

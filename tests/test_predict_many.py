@@ -52,7 +52,24 @@ def runs(tmp_path_factory):
     """Return the folder of two runs whose networks differ."""
     folder = tmp_path_factory.mktemp("runs")
     write_halves(folder, (16, 16, 16), seed=9)
-    settings = [*("--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--steps", "1", "--margin", "4")]
+    settings = [
+        *(
+            "--preset",
+            "tiny",
+            "--side",
+            "16",
+            "--width",
+            "2",
+            "--levels",
+            "2",
+            "--unshuffle",
+            "1",
+            "--steps",
+            "1",
+            "--margin",
+            "4",
+        )
+    ]
     settings += ["--device", "cpu", "--precision", "float32", "--no-test-time-mirrors", "--no-average-first"]
     for seed in "01":
         arguments = [folder / "even.mrc", folder / "odd.mrc", "--tilts=-60,60", "--out", folder / seed, "--seed", seed]

@@ -308,5 +308,5 @@ def test_the_weights_of_a_run_that_knows_bright_specimens_see_a_dark_one_bright(
 
 
 def test_weights_that_do_not_fit_are_refused_by_the_name_of_the_argument(trained):
-    with pytest.raises(ValueError, match=r"`start='cryo'`: the network cryo has `width` 16 and not 4.* `start='seed'`"):
+    with pytest.raises(ValueError, match=r"`start='cryo'`: the network cryo has `width` 32 and not 4.* `start='seed'`"):
         WedgeTest.of(trained, settings=WedgeTestSettings(start="cryo"))

@@ -8,7 +8,9 @@ from equitomo.simulate import simulate_halves
 
 GEOMETRY = TiltGeometry(range(-60, 61, 6))
 CONFIG = TrainingConfig.preset(
-    "tiny", side=16, width=4, levels=2, steps=6, margin=4, batch=1, warmup=4, device="cpu", precision="float32"
+    "tiny",
+    **{"side": 16, "width": 4, "levels": 2, "unshuffle": 1, "steps": 6, "margin": 4, "batch": 1, "warmup": 4},
+    **{"device": "cpu", "precision": "float32"},
 )
 
 

@@ -42,7 +42,7 @@ def training_defaults(chosen: Mapping[str, Any], *, is_demo: bool = False) -> di
 
     Examples
     --------
-    >>> [training_defaults(chosen)["init"] for chosen in ({"preset": "fast"}, {"preset": "fast", "width": 32}, {})]
+    >>> [training_defaults(chosen)["init"] for chosen in ({"preset": "fast"}, {"preset": "fast", "width": 16}, {})]
     ['cryo', None, None]
     """
     preset: Any = chosen.get("preset", "tiny" if is_demo else "paper")

@@ -352,7 +352,7 @@ class TrainingConfig(
     Examples
     --------
     >>> TrainingConfig.preset("tiny", steps=10).width
-    16
+    32
     """
 
     def __post_init__(self) -> None:
