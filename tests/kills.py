@@ -33,22 +33,9 @@ from equitomo.training.checkpoint import has_checkpoint, load_checkpoint
 
 # A checkpoint is written after every step, so that many stops happen while files are written.
 SETTINGS = [
-    *(
-        "--preset",
-        "tiny",
-        "--side",
-        "16",
-        "--width",
-        "4",
-        "--levels",
-        "2",
-        "--unshuffle",
-        "1",
-        "--margin",
-        "4",
-        "--batch",
-        "1",
-    ),
+    *("--preset", "tiny", "--side", "16", "--width", "4"),
+    *("--levels", "2", "--unshuffle", "1", "--margin", "4"),
+    *("--batch", "1"),
     *("--checkpoint_every", "1", "--preview_every", "0", "--device", "cpu", "--precision", "float32"),
 ]
 

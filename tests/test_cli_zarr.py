@@ -14,22 +14,9 @@ from equitomo.cli import main
 pytest.importorskip("zarr")
 
 TINY = [
-    *(
-        "--preset",
-        "tiny",
-        "--side",
-        "16",
-        "--width",
-        "4",
-        "--levels",
-        "2",
-        "--unshuffle",
-        "1",
-        "--steps",
-        "2",
-        "--margin",
-        "4",
-    ),
+    *("--preset", "tiny", "--side", "16", "--width", "4"),
+    *("--levels", "2", "--unshuffle", "1", "--steps", "2"),
+    *("--margin", "4"),
     *("--preview_every", "2", "--device", "cpu", "--precision", "float32"),
 ]
 TILTS = ["--tilts", "-60,60"]

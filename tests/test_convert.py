@@ -16,22 +16,9 @@ from equitomo.training.checkpoint import load_checkpoint
 
 SETTINGS = {"width": 4, "levels": 2}
 TINY = [
-    *(
-        "--preset",
-        "tiny",
-        "--side",
-        "16",
-        "--width",
-        "4",
-        "--levels",
-        "2",
-        "--unshuffle",
-        "1",
-        "--margin",
-        "4",
-        "--batch",
-        "1",
-    ),
+    *("--preset", "tiny", "--side", "16", "--width", "4"),
+    *("--levels", "2", "--unshuffle", "1", "--margin", "4"),
+    *("--batch", "1"),
     *("--steps", "1", "--warmup", "0", "--preview_every", "0", "--device", "cpu", "--precision", "float32"),
 ]
 

@@ -21,22 +21,9 @@ from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.training.checkpoint import load_checkpoint
 
 SETTINGS = [
-    *(
-        "--preset",
-        "tiny",
-        "--side",
-        "16",
-        "--width",
-        "4",
-        "--levels",
-        "2",
-        "--unshuffle",
-        "1",
-        "--margin",
-        "4",
-        "--batch",
-        "1",
-    ),
+    *("--preset", "tiny", "--side", "16", "--width", "4"),
+    *("--levels", "2", "--unshuffle", "1", "--margin", "4"),
+    *("--batch", "1"),
     *("--steps", "4", "--warmup", "0", "--checkpoint_every", "1", "--preview_every", "2"),
     *("--device", "cpu", "--precision", "float32"),
 ]

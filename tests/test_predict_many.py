@@ -53,22 +53,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_halves(folder, (16, 16, 16), seed=9)
     settings = [
-        *(
-            "--preset",
-            "tiny",
-            "--side",
-            "16",
-            "--width",
-            "2",
-            "--levels",
-            "2",
-            "--unshuffle",
-            "1",
-            "--steps",
-            "1",
-            "--margin",
-            "4",
-        )
+        *("--preset", "tiny", "--side", "16", "--width", "2"),
+        *("--levels", "2", "--unshuffle", "1", "--steps", "1"),
+        *("--margin", "4"),
     ]
     settings += ["--device", "cpu", "--precision", "float32", "--no-test-time-mirrors", "--no-average-first"]
     for seed in "01":

@@ -22,22 +22,9 @@ from equitomo.run.folder import RunFolder
 from equitomo.training import checkpoint
 
 TINY = [
-    *(
-        "--preset",
-        "tiny",
-        "--side",
-        "16",
-        "--width",
-        "4",
-        "--levels",
-        "2",
-        "--unshuffle",
-        "1",
-        "--margin",
-        "4",
-        "--batch",
-        "1",
-    ),
+    *("--preset", "tiny", "--side", "16", "--width", "4"),
+    *("--levels", "2", "--unshuffle", "1", "--margin", "4"),
+    *("--batch", "1"),
     *("--steps", "2", "--warmup", "0", "--preview_every", "0", "--device", "cpu", "--precision", "float32"),
 ]
 FOUR_STEPS = [*TINY, "--steps", "4", "--checkpoint_every", "1"]

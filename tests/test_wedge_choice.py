@@ -184,21 +184,8 @@ def test_the_command_of_a_checkpoint_names_its_folder(trained, tmp_path):
 def test_the_command_of_another_number_of_steps_is_that_of_the_run(tmp_path, trained):
     folder = trained.path.parent
     given = ["train", folder / "even.mrc", folder / "odd.mrc", f"--tilts={folder / 'series.tlt'}", "--preset", "tiny"]
-    given += [
-        "--side",
-        "16",
-        "--width",
-        "4",
-        "--levels",
-        "2",
-        "--unshuffle",
-        "1",
-        "--steps=4",
-        "--margin",
-        "4",
-        "--batch",
-        "1",
-    ]
+    given += ["--side", "16", "--width", "4", "--levels", "2", "--unshuffle", "1"]
+    given += ["--steps=4", "--margin", "4", "--batch", "1"]
     given += ["--device", "cpu", "--precision", "float32", "--out", tmp_path / "run"]
     assert run(*given) == 0
     result = chosen(Run.open(tmp_path / "run"), "steps")
