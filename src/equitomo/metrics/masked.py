@@ -91,7 +91,7 @@ def masked_fsc(
     Examples
     --------
     >>> from equitomo.fourier import cosine_taper
-    >>> first, second = torch.randn(2, 32, 32, 32)
+    >>> first, second = torch.randn(2, 32, 32, 32, generator=torch.Generator().manual_seed(0))
     >>> window = cosine_taper((32, 32, 32), 12)
     >>> curve = masked_fsc(first, second, window).corrected  # of nothing but noise
     >>> bool(curve.correlation[4:].abs().max() < 0.2)
