@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.quality import Scorer
 from equitomo import IcecreamTrainer, TrainingConfig
+from equitomo.methods.parts import unet
 from equitomo.models import ScaleEquivariantUNet3D
 from equitomo.precision import autocast
 from equitomo.run import ReconstructionSettings
@@ -119,7 +120,7 @@ def trained(
 
 def _drawn(config: TrainingConfig, draw: Callable[[Tensor], Tensor]) -> nn.Module:
     """Return a network with initial weights of another distribution."""
-    network = ScaleEquivariantUNet3D(width=config.width, levels=config.levels)
+    network = unet(config)()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         for weight in network.parameters():
