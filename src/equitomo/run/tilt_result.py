@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +13,9 @@ from torch import Tensor
 from equitomo import report
 from equitomo.datasets.left_out_tilts import Surroundings
 from equitomo.geometry import Ends, Geometry
-from equitomo.io import write_atomically
 from equitomo.metrics import HeldOutCorrelation, RawCorrelation
 from equitomo.run.folder import TILT_TEST
+from equitomo.run.held_out_result import HeldOutResult
 
 # The volumes that are scored, as the result names them.
 PREDICTION, INPUT, EMPTIED = "prediction", "input", "emptied"
@@ -149,7 +148,7 @@ class TiltFoldResult:
 
 
 @dataclass(frozen=True)
-class TiltTestResult:
+class TiltTestResult(HeldOutResult):
     """The result of the wedge test with tilts left out.
 
     Parameters
@@ -173,29 +172,8 @@ class TiltTestResult:
     start: str
     voxel_size: float | None = None
 
-    @property
-    def estimate(self) -> float:
-        """The estimated correlation with the noise-free projections; the mean of those found."""
-        found = self._found
-        return sum(one.estimate for one in found) / len(found) if found else math.nan
-
-    @property
-    def error(self) -> float:
-        """The standard error of the estimate."""
-        found = self._found
-        return math.sqrt(sum(one.error**2 for one in found)) / len(found) if found else math.nan
-
-    @property
-    def measured(self) -> float:
-        """What the measured, noisy projections score: the root of their reliability."""
-        found = self._found
-        return sum(math.sqrt(one.reliability) for one in found) / len(found) if found else math.nan
-
-    @property
-    def _found(self) -> list[HeldOutCorrelation]:
-        """The estimates that there are."""
-        found = (fold.correlation for fold in self.folds)
-        return [one for one in found if one is not None and not math.isnan(one.estimate)]
+    def _correlations(self) -> Iterator[HeldOutCorrelation | None]:
+        return (fold.correlation for fold in self.folds)
 
     def __str__(self) -> str:
         lines = [line for fold in self.folds for line in _lines(fold, self.voxel_size)]
@@ -210,19 +188,12 @@ class TiltTestResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON can hold it, with ``None`` in place of NaN."""
-        numbers = {"estimate": self.estimate, "error": self.error, "measured": self.measured}
         return {
-            **{name: _plain(value) for name, value in numbers.items()},
+            **self._numbers(),
             "start": self.start,
             "voxel_size": self.voxel_size,
             "folds": [fold.as_dict() for fold in self.folds],
         }
-
-    def write(self, path: str | Path) -> Path:
-        """Write the result as JSON, in the place of an earlier one, and return the path."""
-        path = Path(path)
-        write_atomically(path, json.dumps(self.as_dict(), indent=1, allow_nan=False).encode() + b"\n", overwrite=True)
-        return path
 
     def draw(self, path: str | Path) -> Path:
         """Draw the projections of each tilt and the correlations in its rings, and return the path of the picture."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from equitomo import report
-from equitomo.io import write_atomically
 from equitomo.run.folder import WEDGE_CHOICE
+from equitomo.run.held_out_result import WrittenResult
 from equitomo.run.wedge_candidates import Candidate
 from equitomo.run.wedge_result import FoldResult, WedgeTestResult
 
@@ -90,7 +89,7 @@ class ChoiceRow:
 
 
 @dataclass(frozen=True)
-class WedgeChoiceResult:
+class WedgeChoiceResult(WrittenResult):
     """The result of a choice by the wedge test.
 
     Parameters
@@ -155,12 +154,6 @@ class WedgeChoiceResult:
             plain = {name: None if math.isnan(value) else value for name, value in numbers.items()}
             rows.append({"candidate": row.candidate.name, **plain, "command": row.candidate.command})
         return {"chosen": self.chosen.candidate.name, "start": self.start, "candidates": rows}
-
-    def write(self, path: str | Path) -> Path:
-        """Write the result as JSON, in the place of an earlier one, and return the path."""
-        path = Path(path)
-        write_atomically(path, json.dumps(self.as_dict(), indent=1, allow_nan=False).encode() + b"\n", overwrite=True)
-        return path
 
     def draw(self, path: str | Path) -> Path:
         """Draw the estimates in each shell of the first sector, and return the path of the picture."""

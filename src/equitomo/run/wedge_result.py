@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from equitomo import report
 from equitomo.geometry import Ends, Geometry
-from equitomo.io import write_atomically
 from equitomo.metrics import HeldOutCorrelation
 from equitomo.run.folder import WEDGE_TEST
+from equitomo.run.held_out_result import HeldOutResult
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FoldResult:
 
 
 @dataclass(frozen=True)
-class WedgeTestResult:
+class WedgeTestResult(HeldOutResult):
     """The result of the wedge test.
 
     Parameters
@@ -62,28 +62,8 @@ class WedgeTestResult:
     start: str
     voxel_size: float | None = None
 
-    @property
-    def estimate(self) -> float:
-        """The estimated correlation of the filled sectors with the noise-free tomogram; the mean of those found."""
-        found = self._found
-        return sum(one.estimate for one in found) / len(found) if found else math.nan
-
-    @property
-    def error(self) -> float:
-        """The standard error of the estimate."""
-        found = self._found
-        return math.sqrt(sum(one.error**2 for one in found)) / len(found) if found else math.nan
-
-    @property
-    def measured(self) -> float:
-        """What the measured, noisy mean of the halves scores in the sectors: the root of its reliability."""
-        found = self._found
-        return sum(math.sqrt(one.reliability) for one in found) / len(found) if found else math.nan
-
-    @property
-    def _found(self) -> list[HeldOutCorrelation]:
-        """The sectors in which the halves agree."""
-        return [fold.correlation for fold in self.folds if not math.isnan(fold.correlation.estimate)]
+    def _correlations(self) -> Iterator[HeldOutCorrelation]:
+        return (fold.correlation for fold in self.folds)
 
     def __str__(self) -> str:
         lines = [line for fold in self.folds for line in _lines(fold, self.voxel_size)]
@@ -98,9 +78,8 @@ class WedgeTestResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON can hold it, with ``None`` in place of NaN."""
-        numbers = {"estimate": self.estimate, "error": self.error, "measured": self.measured}
         return {
-            **{name: None if math.isnan(value) else value for name, value in numbers.items()},
+            **self._numbers(),
             "empty": 0.0,
             "start": self.start,
             "voxel_size": self.voxel_size,
@@ -114,12 +93,6 @@ class WedgeTestResult:
                 for fold in self.folds
             ],
         }
-
-    def write(self, path: str | Path) -> Path:
-        """Write the result as JSON, in the place of an earlier one, and return the path."""
-        path = Path(path)
-        write_atomically(path, json.dumps(self.as_dict(), indent=1, allow_nan=False).encode() + b"\n", overwrite=True)
-        return path
 
     def draw(self, path: str | Path) -> Path:
         """Draw the estimate in each shell, and return the path of the picture."""
