@@ -6,16 +6,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from equitomo.datasets import TomogramPair
 from equitomo.io import Volume
+from equitomo.run.network import RunNetwork
 from equitomo.run.report_facts import RunRecord
 from equitomo.run.wedge_settings import WedgeChoiceSettings
 from equitomo.training.checkpoint import kept_steps
-
-if TYPE_CHECKING:
-    from equitomo.run.run import Run
 
 _PASSES = (1, 2)
 _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -58,7 +56,7 @@ class Candidate:
     steps: int | None = None
 
 
-def candidates_of(run: Run, pair: TomogramPair, settings: WedgeChoiceSettings, n_steps: int) -> list[Candidate]:
+def candidates_of(run: RunNetwork, pair: TomogramPair, settings: WedgeChoiceSettings, n_steps: int) -> list[Candidate]:
     """Return the settings to choose from, those of the run first.
 
     Parameters
@@ -104,12 +102,12 @@ def _passes(present: int) -> dict[str, Mapping[str, Any]]:
     return {f"{n} pass{'es' if n > 1 else ''}": {"passes": n} for n in sorted({*_PASSES, present})}
 
 
-def _share(run: Run, pair: TomogramPair, share: float) -> Candidate:
+def _share(run: RunNetwork, pair: TomogramPair, share: float) -> Candidate:
     return Candidate(f"share {share:g}", _command(run, pair, {"start_share": share}), share=share)
 
 
 def _command(
-    run: Run, pair: TomogramPair, changes: Mapping[str, Any] | None = None, *, place: str | None = None
+    run: RunNetwork, pair: TomogramPair, changes: Mapping[str, Any] | None = None, *, place: str | None = None
 ) -> str:
     """Return the command that predicts a tomogram with other settings."""
     files = [_path(pair.files[role]) for role in ("first", "second") if role in pair.files]
@@ -123,7 +121,7 @@ def _command(
     return shlex.join(words)
 
 
-def _training_command(run: Run, n_steps: int) -> str:
+def _training_command(run: RunNetwork, n_steps: int) -> str:
     """Return the command that made a run, with another number of steps and another folder."""
     try:
         words = list(RunRecord.read(run.path).invocations[0]["command"])

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from torch import Tensor, nn
 
 from equitomo.datasets import TomogramPair
 from equitomo.geometry import Ends
 from equitomo.metrics import held_out_difference
+from equitomo.run.network import RunNetwork
 from equitomo.run.pictures import StepProgress
 from equitomo.run.prediction import Progress, require_one_wedge
 from equitomo.run.wedge_candidates import Candidate, candidates_of
@@ -23,9 +24,6 @@ from equitomo.run.wedge_test import Fold, WedgeTest
 from equitomo.run.wedge_trainings import WedgeTrainings
 from equitomo.training import Trainer
 from equitomo.training.checkpoint import kept_steps, load_checkpoint, network_settings
-
-if TYPE_CHECKING:
-    from equitomo.run.run import Run
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class WedgeChoice:
     @classmethod
     def of(
         cls,
-        run: Run,
+        run: RunNetwork,
         pair: TomogramPair | None = None,
         settings: WedgeChoiceSettings | None = None,
         trainings: WedgeTrainings | None = None,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from equitomo.datasets import HeldOutSector, TomogramPair, hold_out_sector
 from equitomo.geometry import Ends
 from equitomo.metrics import held_out_correlation
 from equitomo.run.initial import Init, Start, start_of
+from equitomo.run.network import RunNetwork
 from equitomo.run.pictures import StepProgress
 from equitomo.run.prediction import Progress, common_geometry, predictor_for, require_one_wedge
 from equitomo.run.recorded_pair import recorded_init, recorded_pair
@@ -25,9 +26,6 @@ from equitomo.run.wedge_trainings import KeptTraining, WedgeTrainings
 from equitomo.training import Method, Trainer, TrainingConfig, TrainingInterruptedError
 from equitomo.training.checkpoint import network_settings
 from equitomo.training.method import Operator
-
-if TYPE_CHECKING:
-    from equitomo.run.run import Run
 
 _ENDS: dict[int, tuple[Ends, ...]] = {1: ("both",), 2: ("low", "high"), 3: ("both", "low", "high")}
 # With weights that know the specimen already so much less training suffices.
@@ -189,7 +187,7 @@ class WedgeTest:
     @classmethod
     def of(
         cls,
-        run: Run,
+        run: RunNetwork,
         pair: TomogramPair | None = None,
         settings: WedgeTestSettings | None = None,
         trainings: WedgeTrainings | None = None,
@@ -278,7 +276,7 @@ class WedgeTest:
         return hold_out_sector(self.pair, self.settings.keep, ends)
 
 
-def _start(start: str, run: Run, pair: TomogramPair) -> Start:
+def _start(start: str, run: RunNetwork, pair: TomogramPair) -> Start:
     """Return how the trainings begin: the weights, and the tomogram and the settings in the contrast that they know."""
     init: Init = run.network if start == "run" else None if start in ("same", "seed") else start
     if start == "same" and isinstance(before := recorded_init(run.path), dict):
