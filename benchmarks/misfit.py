@@ -1,12 +1,16 @@
-"""Study whether the halves tell that a specimen is unlike what the network of the package has seen.
+"""Study what the halves tell of a training that starts from the network of the package, and what is true.
 
 ``python -m benchmarks.misfit SPECIMEN ... --out FILE``. A SPECIMEN is a folder as for ``benchmarks.quality``,
 ``cryo-N`` or ``materials-N`` for number -N of ``benchmarks.pretrain``, which no training has seen, or the name of one
 that is unlike these: gyroid, porous, shells, smooth, stripes, letters, lattice, voronoi or boxes, with a
-signal-to-noise ratio after a colon. A line of JSON is added to FILE for each: the power of the error of the untrained
-network's results for the halves, relative to that of the signal; the same for the best filter that depends on the
-radius in Fourier space alone; and the same after each of ``--steps`` of the training with the preset fast. Specimens
-that FILE holds are skipped. A Markdown table of all is printed at the end. One thread is used.
+signal-to-noise ratio after a colon. Each is trained from the network with ``--preset``, without beginning again.
+
+Of the results for the halves, the power of the error relative to that of the signal is measured with the best filter
+that depends on the radius in Fourier space alone, with the untrained network, after ``--judged`` steps, and at the end
+with every share of the starting weights: on the voxels of the training, as the program does, and on a block that it did
+not see. The results at the end and, with ``--scratch``, that of a training from scratch are scored by the truth. A line
+of JSON is added to FILE for each; specimens that FILE holds are skipped.
+Markdown tables of all are printed at the end. One thread is used.
 """
 
 from __future__ import annotations
@@ -15,25 +19,64 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from benchmarks.pretrain import Simulation
 from benchmarks.quality import Scorer
 from equitomo import IcecreamTrainer, TomogramPair, TrainingConfig
 from equitomo.fourier import frequency_radius, irfftn, rfftn
-from equitomo.geometry import TiltGeometry
-from equitomo.metrics import CrossHalfError, relative_error
+from equitomo.geometry import TiltGeometry, TiltUnion
+from equitomo.metrics import CrossHalfError, fourier_correlation, region_masks, relative_error
+from equitomo.run import ReconstructionSettings
 from equitomo.run.initial import shipped_network
+from equitomo.run.prediction import predictor_for
 from equitomo.simulate import simulate_halves
-from equitomo.training.judging import StartJudge
+from equitomo.training.checkpoint import blended
+from equitomo.training.judging import JUDGED_AT, HeldOutJudge, StartJudge
 
 _SIZE = 64
 _SHAPE = (_SIZE, _SIZE, _SIZE)
 _GEOMETRY = TiltGeometry(range(-60, 61, 3))
+SHARES = tuple(tenths / 10 for tenths in range(11))
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A tomogram and the scores of a volume by its truth: overall, in the measured part, and in the wedge."""
+
+    pair: TomogramPair
+    scores: Callable[[NDArray[np.float32]], list[float]]
+
+    @classmethod
+    def of(cls, name: str) -> Specimen:
+        """Return the specimen of a name."""
+        if Path(name).is_dir():
+            scorer = Scorer(Path(name))
+            return cls(scorer.pair, scorer.values)
+        world, _, number = name.partition("-")
+        if world in ("cryo", "materials"):
+            simulation = Simulation(-int(number), 0, _SIZE, world)  # type: ignore[arg-type]
+            pair = TomogramPair(*simulation.volumes, simulation.geometry)
+            return cls(pair, partial(_scores, simulation.truth, simulation.geometry))
+        kind, _, snr = name.partition(":")
+        generator = torch.Generator().manual_seed(77)
+        truth = UNLIKE[kind](generator)
+        halves = simulate_halves(_SHAPE, _GEOMETRY, specimen=truth, snr=float(snr or 0.5), generator=generator)
+        return cls(TomogramPair(halves.first, halves.second, _GEOMETRY), partial(_scores, truth, _GEOMETRY))
+
+
+def _scores(truth: Tensor, geometry: TiltGeometry | TiltUnion, volume: NDArray[np.float32]) -> list[float]:
+    regions = region_masks(truth.shape, geometry)
+    masks = (regions.overall, regions.measured, regions.wedge)
+    return [fourier_correlation(torch.from_numpy(volume), truth, mask) for mask in masks]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,44 +84,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("specimens", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", nargs="+", type=int, default=[50])
+    parser.add_argument("--preset", default="fast")
+    parser.add_argument("--steps", type=int, help="of the training, in place of those of the preset")
+    parser.add_argument("--judged", type=int, default=JUDGED_AT)
+    parser.add_argument("--held-out", type=int, default=24, help="side of the block that the training does not see")
+    parser.add_argument("--scratch", action="store_true", help="train from scratch too")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name in given.specimens:
         if name not in {line["specimen"] for line in _read(given.out)}:
-            found = {"specimen": name} | measured(pair_of(name), given.steps)
+            change = {"steps": given.steps} if given.steps else {}
+            settings = change | {"held_out": given.held_out}
+            found = {"specimen": name} | measured(Specimen.of(name), given.preset, settings, given.judged)
+            if given.scratch:
+                found["scratch"] = from_scratch(Specimen.of(name), given.preset, change)
             with given.out.open("a") as file:
                 file.write(json.dumps(found) + "\n")
             print(found, flush=True)
-    print("\n".join(["", *table(_read(given.out))]))
+    print("\n".join(["", *table(_read(given.out)), "", *shares(_read(given.out))]))
 
 
-def pair_of(name: str) -> TomogramPair:
-    """Return the tomogram of a name."""
-    if Path(name).is_dir():
-        return Scorer(Path(name)).pair
-    world, _, number = name.partition("-")
-    if world in ("cryo", "materials"):
-        simulation = Simulation(-int(number), 0, _SIZE, world)  # type: ignore[arg-type]
-        return TomogramPair(*simulation.volumes, simulation.geometry)
-    kind, _, snr = name.partition(":")
-    generator = torch.Generator().manual_seed(77)
-    specimen = UNLIKE[kind](generator)
-    halves = simulate_halves(_SHAPE, _GEOMETRY, specimen=specimen, snr=float(snr or 0.5), generator=generator)
-    return TomogramPair(halves.first, halves.second, _GEOMETRY)
+def measured(specimen: Specimen, preset: str, change: Mapping[str, Any], judged: int) -> dict[str, Any]:
+    """Return what the halves and the truth say of a training that starts from the network."""
+    pair = specimen.pair.with_contrast("bright")
+    config = TrainingConfig.preset(preset, start="cryo", **({"restart_steps": 0, "start_share": 0.0} | change))
+    trainer = IcecreamTrainer(pair, config, init=shipped_network("cryo", [pair]))
+    assert trainer.dataset.held_out is not None
+    seen = StartJudge([pair], config.precision)
+    unseen = HeldOutJudge(trainer.dataset.held_out, pair.geometries, Path(), ())
 
+    def errors(network: nn.Module) -> list[float]:
+        return [seen.error(network), relative_error(unseen.error(network, config.precision), unseen.rows.nothing)]
 
-def measured(pair: TomogramPair, steps: Sequence[int]) -> dict[str, Any]:
-    """Return what the halves say before the training and after each number of steps."""
-    pair = pair.with_contrast("bright")
-    config = TrainingConfig.preset("fast", start="cryo", restart_steps=0)
-    network = shipped_network("cryo", [pair])
-    judge = StartJudge([pair], config.precision)
-    trainer = IcecreamTrainer(pair, config, init=network)
-    found: dict[str, Any] = {"network": judge.error(network), "filter": filter_error(pair)}
-    for step in sorted(steps):
-        found[f"after {step}"] = judge.error(trainer.train(until=step).learner.with_share(0.0))
+    found: dict[str, Any] = {"filter": filter_error(pair), "network": errors(trainer.network)}
+    found["after"] = errors(trainer.train(until=judged).network)
+    start = shipped_network("cryo", [pair]).state_dict()
+    network = trainer.train().network
+    end = {key: value.clone() for key, value in network.state_dict().items()}
+    found["shares"] = {}
+    for share in SHARES:
+        network.load_state_dict(blended(end, start, share))
+        found["shares"][str(share)] = [*errors(network), *_score(network, specimen, pair, config)]
     return found
+
+
+def from_scratch(specimen: Specimen, preset: str, change: Mapping[str, Any]) -> list[float]:
+    """Return the scores of a training from scratch."""
+    pair = specimen.pair.with_contrast("bright")
+    config = TrainingConfig.preset(preset, **change)
+    return _score(IcecreamTrainer(pair, config).train().network, specimen, pair, config)
+
+
+def _score(network: nn.Module, specimen: Specimen, pair: TomogramPair, config: TrainingConfig) -> list[float]:
+    predictor = predictor_for(network.eval(), pair.geometry, ReconstructionSettings(), config)
+    result = pair.restore(predictor(*pair.volumes)).numpy()
+    return [round(float(value), 4) for value in specimen.scores(result)]
 
 
 def filter_error(pair: TomogramPair) -> float:
@@ -101,17 +161,54 @@ def filter_error(pair: TomogramPair) -> float:
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a table, by how much the last step lowered the error."""
-    columns = [key for key in found[0] if key != "specimen"]
+    """Return the lines of a table, by how much the first steps lowered the error; of two errors, the second is of the
+    block."""
     lines = [
-        f"| specimen | {' | '.join(columns)} | network / filter | lowered by |",
-        "| --- " * (len(columns) + 3) + "|",
+        "| specimen | filter | network | first steps | lowered by | without training | best share | from scratch |",
+        "| --- " * 8 + "|",
     ]
-    for line in sorted(found, key=lambda line: line[columns[-1]] - line["network"]):
-        shown = " | ".join(f"{line[column]:.3f}" for column in columns)
-        lowered = line["network"] - line[columns[-1]]
-        lines.append(f"| {line['specimen']} | {shown} | {line['network'] / line['filter']:.2f} | {lowered:.3f} |")
+    for line in sorted(found, key=lambda line: line["after"][0] - line["network"][0]):
+        lowered = [before - after for before, after in zip(line["network"], line["after"], strict=True)]
+        errors = " | ".join(_pair(line[name]) for name in ("network", "after"))
+        share = max(line["shares"], key=lambda share: line["shares"][share][2])
+        best = f"{share}: {_slashed(line['shares'][share][2:])}"
+        scratch = _slashed(line["scratch"]) if "scratch" in line else ""
+        untrained = _slashed(line["shares"]["1.0"][2:])
+        row = (line["specimen"], f"{line['filter']:.3f}", errors, _pair(lowered), untrained, best, scratch)
+        lines.append(f"| {' | '.join(row)} |")
     return lines
+
+
+def shares(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table of rules for the share: the means of what they choose, and of its scores."""
+    head = ("judged on", "largest share", "within", "mean share", "mean score", "worst, against the best share")
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    best = [max(values[2] for values in line["shares"].values()) for line in found]
+    for judged, place in enumerate(("its voxels", "the block")):
+        for largest in (0.6, 0.8, 1.0):
+            for within in (0.0, 0.0025, 0.005, 0.01, 0.02):
+                chosen = [_chosen(line["shares"], judged, largest, within) for line in found]
+                scores = [line["shares"][share][2:] for line, share in zip(found, chosen, strict=True)]
+                worst = min(score[0] - top for score, top in zip(scores, best, strict=True))
+                mean, means = sum(map(float, chosen)) / len(chosen), np.mean(scores, axis=0).tolist()
+                row = (place, f"{largest}", f"{within:.2%}", f"{mean:.2f}", _slashed(means), f"{worst:.3f}")
+                lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _chosen(shares: Mapping[str, Sequence[float]], judged: int, largest: float, within: float) -> str:
+    """Return the largest share whose error is hardly above the least; a half if an error has less power than none."""
+    allowed = {share: values[judged] for share, values in shares.items() if float(share) <= largest}
+    least = min(allowed.values())
+    return "0.5" if least < 0 else max(share for share, error in allowed.items() if error <= least + within)
+
+
+def _pair(errors: Sequence[float]) -> str:
+    return ", ".join(f"{error:.3f}".replace("0.", ".", 1) for error in errors)
+
+
+def _slashed(scores: Sequence[float]) -> str:
+    return " / ".join(f"{score:.3f}".replace("0.", ".", 1) for score in scores)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

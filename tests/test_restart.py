@@ -115,6 +115,27 @@ def test_halves_without_a_signal_and_single_volumes_say_nothing():
         assert (judge.share(Times), judge.gained(Times)) == (0.0, 0.0)
 
 
+def test_noise_that_was_learned_by_heart_says_nothing_of_the_start():
+    signal, *noise = torch.randn(3, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    halves = torch.stack([0.3 * signal + one for one in noise])
+    judge = StartJudge([TomogramPair(*halves, (-60.0, 60.0))], "float32")
+
+    class Remembers(torch.nn.Module):
+        """Returns a part of the mean of both halves, which has the noise of the other one, and less with the start."""
+
+        def __init__(self, share):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(1.0 - 0.5 * share))
+
+        def forward(self, x):
+            known = torch.nn.functional.pad(halves.mean(0)[None, None] / halves.std(), [8] * 6, mode="reflect")
+            assert known.shape == x.shape
+            return self.weight * known
+
+    assert judge.error(Remembers(0.0)) < 0
+    assert (judge.share(Remembers), judge.gained(Remembers)) == (0.5, 0.0)
+
+
 def test_of_many_tomograms_eight_are_judged():
     pairs = [noisy_pair((16, 16, 16), seed=seed) for seed in range(17)]
     kept = StartJudge(pairs[::3], "float32").error(Times(0.7))

@@ -28,6 +28,8 @@ _TAPER, _OF_SIDE = 8, 4
 
 # Shares of the starting weights to choose from, and by how much of the signal power the error may exceed the least.
 _SHARES, _TOLERANCE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 0.005
+# The share if the network has learned so much noise by heart that its error seems to be less than none.
+_SHARE_UNKNOWN = 0.5
 # Voxels along an axis of a tomogram, and tomograms, at most, on which weights are compared.
 _LARGEST, _N_TOMOGRAMS = 64, 8
 # The step after which the starting weights are judged, and the share of the signal power by which so few steps lower
@@ -99,16 +101,22 @@ class StartJudge:
     def share(self, networks: Callable[[float], nn.Module]) -> float:
         """Return the largest share of the starting weights that fits the halves hardly worse than any other.
 
-        It is 0 where nothing speaks for the start. ``networks`` makes the network with a share.
+        It is 0 where the halves say nothing, and a half where they say that an error has less power than none, because
+        the network has learned their noise by heart. ``networks`` makes the network with a share.
         """
         errors = {share: self.error(networks(share)) for share in _SHARES}
         known = {share: error for share, error in errors.items() if error is not None}
+        if min(known.values(), default=0.0) < 0:
+            return _SHARE_UNKNOWN
         return max((share for share, error in known.items() if error <= min(known.values()) + _TOLERANCE), default=0.0)
 
     def gained(self, networks: Callable[[float], nn.Module]) -> float:
-        """Return by how much the training has lowered the error, relative to the power of the signal; at least 0."""
+        """Return by how much the training has lowered the error, relative to the power of the signal; at least 0.
+
+        It is 0 where the halves say nothing, and where the error has less power than none.
+        """
         before, now = self.error(networks(1.0)), self.error(networks(0.0))
-        return 0.0 if before is None or now is None else max(before - now, 0.0)
+        return 0.0 if before is None or now is None or now < 0 else max(before - now, 0.0)
 
 
 class _Compared(NamedTuple):
