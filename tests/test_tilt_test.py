@@ -16,6 +16,7 @@ from test_left_out_tilts import ANGLES, Y, Z, slab_of
 
 from equitomo import Run, TiltGeometry, TiltSeriesPhysics, TomogramPair, TrainingConfig, make_halves, read_volume
 from equitomo.run import TiltTest, TiltTestSettings, WedgeTestSettings
+from equitomo.run.report_tests import tilt_test_chapter
 from equitomo.run.wedge_trainings import WedgeTrainings
 from equitomo.training import TrainingInterruptedError
 
@@ -101,6 +102,17 @@ def test_the_result_is_one_number_beside_those_of_the_input_and_of_an_empty_wedg
     assert result.draw(tmp_path / "tilts.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_script_gets_the_result_from_the_run_and_the_report_shows_it(trained, tmp_path):
+    result = Run.open(trained.path).tilt_test(folder=tmp_path / "trainings")
+    assert result.as_dict() == TiltTest.of(trained, settings=RECORDED).run().as_dict()
+    assert not (tmp_path / "trainings").exists()
+    result.write(tmp_path / result.file_name)
+    chapter = tilt_test_chapter(tmp_path)
+    assert "Without the tilts -60, -56, -52, 52, 56, 60, after 3 steps on -48 to 48" in chapter.text[1]
+    assert f"estimated as {result.estimate:.2f} ± {1.96 * result.error:.2f} (95 %)" in chapter.text[1]
+    assert len(chapter.charts) == 2
+
+
 def test_a_prediction_that_is_the_specimen_scores_one(trained):
     (fold,) = TiltTest.of(trained, settings=RECORDED).folds()
     start = (slab_of().shape[-1] - PIXELS) // 2
@@ -123,9 +135,11 @@ def test_a_series_of_single_images_gives_no_estimate_but_raw_correlations(tmp_pa
 def test_command_writes_the_result_into_the_run(trained, capsys):
     picture = trained.path / "tilts.png"
     assert run("wedge-test", trained.path, "--series", "auto", "--every", "5", "--picture", picture) == 0
-    written = json.loads((trained.path / "tilt_test.json").read_text())
+    # Tilts inside the range are a control, which leaves the result for the ends in its place.
+    written = json.loads((trained.path / "tilt_control.json").read_text())
     assert [tilt["tilt"] for tilt in written["folds"][0]["tilts"]] == list(ANGLES[2::5])
     assert not (trained.path / "wedge_test.json").exists()
+    assert not (trained.path / "tilt_test.json").exists()
     assert picture.exists()
     out = capsys.readouterr().out
     assert "Training without the tilts -52, -32, -12, 8, 28, 48, on " in out
