@@ -195,7 +195,10 @@ def test_the_series_of_another_tomogram_is_refused(trained, tmp_path, change, me
         ({"voxel_size": 20.0}, "gives voxels of 20 Å, and .* has 10 Å: .*, with the same binning"),
         ({"shape": [8, 8, 8]}, r"gives \(8, 8, 8\) voxels \(z, y, x\), and .* has \(24, 40, 96\)"),
         ({"tilt_axis": "x"}, "was tilted about x, and .* about another axis"),
-        ({"pair": 1}, "is one of two pairs of halves, of which no tilts can be left out: make one pair"),
+        pytest.param(
+            *({"pair": 1}, "is one of two pairs of halves, of which no tilts can be left out: make one pair"),
+            marks=pytest.mark.fault(89),
+        ),
         ({"made_from": {}}, "manifest.json is damaged .*: make the halves anew"),
     ],
 )
@@ -267,6 +270,10 @@ def test_the_settings_are_those_of_the_wedge_test_and_more():
 def test_command_refuses_what_it_cannot_use(trained, capsys):
     assert run("wedge-test", trained.path, "--every", "5") == 2
     assert "--every is about tilts of a series: pass --series auto too" in capsys.readouterr().err
+
+
+@pytest.mark.fault(90)
+def test_command_refuses_to_choose_by_tilts_of_a_series(trained, capsys):
     assert run("wedge-test", trained.path, "--choose", "passes", "--series", "auto") == 2
     error = capsys.readouterr().err
     assert (
