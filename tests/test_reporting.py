@@ -14,7 +14,7 @@ from making import noisy_pair
 from equitomo import Run, TiltGeometry, TomogramPair, TrainingConfig, write_volume
 from equitomo.geometry import wedge_mask
 from equitomo.report import Link
-from equitomo.run.report_chapters import spots_chapter
+from equitomo.run.report_chapters import correlation_chapter, spots_chapter
 from equitomo.run.report_facts import RunRecord
 from equitomo.run.report_tests import tilt_test_chapter, wedge_test_chapter
 from equitomo.run.reporting import RunReport, report_of
@@ -349,6 +349,16 @@ def test_the_filled_part_of_a_dual_axis_geometry_is_refused():
     geometry = TiltGeometry([-60, 60]) | TiltGeometry([-60, 60], "x")
     with pytest.raises(ValueError, match="across one tilt axis"):
         FilledPart(np.zeros((4, 4, 4), np.float32), geometry)
+
+
+def test_the_measured_part_of_halves_with_different_tilts_is_what_both_have_measured():
+    volumes, after = noisy_pair(SHAPE).volumes, noisy_pair(SHAPE, seed=3).volumes[0]
+    different = TomogramPair(*volumes, (-60.0, 40.0), second_geometry=(-40.0, 60.0))
+    same = TomogramPair(*volumes, (-40.0, 40.0))
+    # The second chart is without the wedge, which is not the same.
+    charts = [correlation_chapter(pair, after).charts for pair in (different, same)]
+    assert charts[0][1].svg == charts[1][1].svg
+    assert charts[0][0].svg != charts[1][0].svg
 
 
 # Volumes of other programs ----------------------------------------------------------------------------

@@ -132,6 +132,6 @@ def listed_files(folder: Path) -> list[FileEntry]:
 def _curves(pair: TomogramPair, first: VolumeLike, second: VolumeLike) -> dict[str, Curve]:
     """Return the correlation of the middles of two volumes, in all of Fourier space and in its parts."""
     one, other = tapered_middle(first), tapered_middle(second)
-    regions = region_masks(one.shape, pair.geometry)
+    regions = region_masks(one.shape, pair.geometry, second_geometry=pair.geometries[-1])
     masks: dict[str, Tensor | None] = {"whole": None, "measured": regions.measured, "wedge": regions.wedge}
     return {name: Curve.of(fourier_shell_correlation(one, other, mask=mask)) for name, mask in masks.items()}
