@@ -113,6 +113,11 @@ def test_a_script_gets_the_result_from_the_run_and_the_report_shows_it(trained, 
     assert len(chapter.charts) == 2
 
 
+def test_a_script_is_told_that_tilts_are_left_out_by_another_method(trained):
+    with pytest.raises(ValueError, match=r"pass these settings to tilt_test\(\)"):
+        trained.wedge_test(settings=RECORDED)
+
+
 def test_a_prediction_that_is_the_specimen_scores_one(trained):
     (fold,) = TiltTest.of(trained, settings=RECORDED).folds()
     start = (slab_of().shape[-1] - PIXELS) // 2

@@ -269,10 +269,13 @@ class Run(RunNetwork):
         Raises
         ------
         ValueError, OSError
-            As :meth:`equitomo.run.WedgeTest.of`; or if another process uses ``folder``.
+            As :meth:`equitomo.run.WedgeTest.of`; or if another process uses ``folder``, or the settings name a series,
+            which is for :meth:`tilt_test`.
         TrainingInterruptedError
             If a signal stopped it.
         """
+        if isinstance(settings, TiltTestSettings) and settings.series is not None:
+            raise ValueError("`series` leaves out whole tilts, and not a sector: pass these settings to tilt_test()")
         with self._test(WedgeTest, pair, settings, folder) as test:
             return test.run(step_progress=step_progress, progress=progress)
 
