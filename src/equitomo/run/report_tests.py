@@ -60,7 +60,7 @@ def tilt_test_chapter(folder: Path) -> Chapter | None:
     text = [
         "Whole tilts were left out of the series, and tomograms were made of the others. A network was trained on "
         "these, and its result was projected at the tilts left out, as the microscope does it. These projections are "
-        "compared with the images that were measured there, which the network has never seen."
+        "compared with the images that were measured there and withheld."
     ]
     charts, rows = list[Chart](), list[Sequence[str]]()
     for content, name in ((tested, ""), (control, "control")):
