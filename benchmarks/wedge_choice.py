@@ -10,15 +10,11 @@ FOLDER, and a benchmark that was interrupted continues there.
 
 from __future__ import annotations
 
-import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
 
-from torch import Tensor
-
-from benchmarks.wedge_test import SIMULATED, Known, read_known, up_to
+from benchmarks.wedge_test import Known, arguments, known_sets, up_to
 from equitomo import TrainingConfig
 from equitomo.metrics import fourier_correlation, region_masks
 from equitomo.run import Prediction, Run, WedgeChoice, WedgeChoiceSettings, WedgeTest, WedgeTestSettings
@@ -34,17 +30,10 @@ _HEAD_OF_STARTS = "| set | start | steps | s | estimate | true, in the sector | 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("sets", nargs="*", metavar="SET")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
-    data = Path(os.environ.get("EQUITOMO_DATA", "."))
-    names = given.sets or [*(str(data / name) for name in ("cryo_tiny_mid", "cryo_dose_mid")), *SIMULATED]
+    given = arguments(__doc__, 200, "--folder")
     with tempfile.TemporaryDirectory() as temporary:
-        for name in names:
-            known = SIMULATED[name]() if name in SIMULATED else read_known(Path(name))
-            _judge(Path(name).name, known, (given.folder or Path(temporary)) / Path(name).name, given.steps)
+        for name, known in known_sets(given.sets):
+            _judge(name, known, (given.folder or Path(temporary)) / name, given.steps)
 
 
 def _judge(name: str, known: Known, folder: Path, steps: int) -> None:
@@ -82,7 +71,8 @@ def _print_start(name: str, run: Run, known: Known, folder: Path, start: str, st
         filled = fold.predict()
     found = fold.judge(filled).correlation
     sector = fold.held_out.sector & up_to(known.pair.shape, found.limit)
-    true, wedge = (fourier_correlation(filled, known.truth, mask) for mask in (sector, _wedge(known)))
+    beyond = region_masks(known.pair.shape, known.pair.geometry).wedge
+    true, wedge = (fourier_correlation(filled, known.truth, mask) for mask in (sector, beyond))
     print(
         f"| {name} | {start} | {steps} | {time.perf_counter() - started:.0f} "
         f"| {found.estimate:.3f} ± {found.error:.3f} | {true:.3f} | {found.estimate - true:+.3f} | {wedge:.3f} |",
@@ -100,10 +90,6 @@ def _true(run: Run, known: Known, candidate: Candidate) -> tuple[float, float]:
     regions = region_masks(pair.shape, pair.geometry)
     measured, wedge = (fourier_correlation(result, known.truth, mask) for mask in (regions.measured, regions.wedge))
     return measured, wedge
-
-
-def _wedge(known: Known) -> Tensor:
-    return region_masks(known.pair.shape, known.pair.geometry).wedge
 
 
 if __name__ == "__main__":

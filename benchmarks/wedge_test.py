@@ -19,7 +19,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,19 +61,13 @@ class Row:
 
 def main() -> None:
     """Print the table and draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("sets", nargs="*", metavar="SET")
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--picture", type=Path)
-    given = parser.parse_args()
-    data = Path(os.environ.get("EQUITOMO_DATA", "."))
-    names = given.sets or [*(str(data / name) for name in ("cryo_tiny_mid", "cryo_dose_mid")), *SIMULATED]
+    given = arguments(__doc__, 150, "--picture")
     print(
         "| set | network | estimated in the sector | true, noise-free tomogram | true, specimen | in the wedge |",
         end="",
     )
     print(" ceiling | measured | up to | s |\n|" + " --- |" * 10, flush=True)
-    rows = [row for name in names for row in _rows(name, given.steps)]
+    rows = [row for name, known in known_sets(given.sets) for row in _rows(name, known, given.steps)]
     differences = np.array([[row.estimate - row.sector, row.estimate - row.wedge] for row in rows])
     for place, column in zip(("in the sector", "in the wedge"), differences.T, strict=True):
         spread = np.sqrt(np.nanmean(column**2))
@@ -82,9 +76,24 @@ def main() -> None:
         _draw(given.picture, rows)
 
 
-def _rows(name: str, steps: int) -> list[Row]:
+def arguments(description: str, steps: int, path: str) -> argparse.Namespace:
+    """Return what the command line says: the sets, the steps, and a path that has this option."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("sets", nargs="*", metavar="SET")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument(path, type=Path)
+    return parser.parse_args()
+
+
+def known_sets(names: Sequence[str]) -> Iterator[tuple[str, Known]]:
+    """Yield sets with their names; all of them if none are named."""
+    data = Path(os.environ.get("EQUITOMO_DATA", "."))
+    for name in names or [str(data / "cryo_tiny_mid"), str(data / "cryo_dose_mid"), *SIMULATED]:
+        yield Path(name).name, SIMULATED[name]() if name in SIMULATED else _read(Path(name))
+
+
+def _rows(name: str, known: Known, steps: int) -> list[Row]:
     """Train three networks on one set and print their rows."""
-    known = SIMULATED[name]() if name in SIMULATED else read_known(Path(name))
     wedge = region_masks(known.pair.shape, known.pair.geometry).wedge
     config = TrainingConfig.preset("tiny", steps=steps)
     shipped = load_network("cryo")
@@ -104,7 +113,7 @@ def _rows(name: str, steps: int) -> list[Row]:
         sector, beyond = (fourier_correlation(filled, known.truth, mask) for mask in (used, wedge))
         recorded = None if known.noise_free is None else fourier_correlation(filled, known.noise_free, used)
         ceiling = fold.judge(known.truth).correlation.estimate
-        row = Row(Path(name).name, network, found.estimate, found.error, sector, beyond)
+        row = Row(name, network, found.estimate, found.error, sector, beyond)
         print(
             f"| {row.name} | {network} | {row.estimate:.3f} ± {row.error:.3f} "
             f"| {'' if recorded is None else f'{recorded:.3f}'} | {row.sector:.3f} | {row.wedge:.3f} | {ceiling:.3f} "
@@ -121,7 +130,7 @@ def up_to(shape: tuple[int, int, int], limit: float) -> Tensor:
     return (shell > 0) & (shell <= round(2 * (min(shape) // 2) * limit)) & (frequency_radius(shape) <= 0.5 + 1e-9)
 
 
-def read_known(folder: Path) -> Known:
+def _read(folder: Path) -> Known:
     (tilts,) = folder.glob("*.tlt")
     pair = TomogramPair.read(folder / "even.mrc", folder / "odd.mrc", tilts=tilts)
     return Known(pair, torch.from_numpy(np.array(read_volume(folder / "gt.mrc").data, np.float32)))

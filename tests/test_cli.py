@@ -30,6 +30,7 @@ from equitomo import (
     write_volume,
 )
 from equitomo.metrics import conical_fsc, masked_fsc, region_masks, soft_mask
+from equitomo.run import ComparedFiles, Comparison
 from equitomo.training.checkpoint import load_checkpoint
 
 SHAPE = (17, 20, 23)
@@ -499,6 +500,24 @@ def test_fsc_prints_the_numbers_of_the_library(halves, capsys):
 def test_fsc_without_tilts_compares_the_whole(halves, capsys):
     assert run("fsc", *halves) == 0
     assert printed_table(capsys.readouterr().out).keys() == {"whole"}
+
+
+def test_fsc_of_halves_with_different_tilts_compares_what_both_or_neither_have_measured(halves):
+    def curves(**tilts):
+        return Comparison(ComparedFiles(*map(str, halves), **tilts)).curves()
+
+    found = curves(tilts="-60,40", second_tilts="-40,60")
+    expected = {"measured": curves(tilts="-40,40")["measured"], "wedge": curves(tilts="-60,60")["wedge"]}
+    for name, curve in expected.items():
+        torch.testing.assert_close(found[name].correlation, curve.correlation, equal_nan=True)
+        assert not torch.equal(curves(tilts="-60,40")[name].correlation, curve.correlation)
+
+
+def test_fsc_refuses_the_tilts_of_the_second_half_alone(halves, capsys):
+    assert run("fsc", *halves, "--second-tilts=-60,60") == 2
+    assert (
+        "--second-tilts are those of the second half: pass --tilts, those of the first, too" in capsys.readouterr().err
+    )
 
 
 def test_fsc_also_compares_by_direction(halves, capsys):

@@ -113,6 +113,15 @@ def test_a_whole_number_passes_for_a_real_one():
     assert TrainingConfig(padding=2, equivariance_weight=1).padding == 2
 
 
+@pytest.mark.fault(91)
+def test_a_weight_of_a_loss_that_the_method_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="has no equivariance loss: pass `equivariance_weight=0` with it"):
+        TrainingConfig.preset("tiny", method="noise2noise", equivariance_weight=2.0)
+    with pytest.raises(ValueError, match="has no equivariance loss"):
+        TrainingConfig(method="noise2noise")
+    assert TrainingConfig.preset("tiny", method="noise2noise").equivariance_weight == 0
+
+
 def test_the_default_is_the_published_configuration():
     config = TrainingConfig.preset("paper")
     assert config == TrainingConfig()

@@ -48,3 +48,13 @@ def test_a_generator_repeats_with_the_seed_the_first_index_and_the_stream():
 
     assert values() == values()
     assert len({tuple(v) for v in (values(), values(seed=4), values(first=9), values(stream=ELEMENTS))}) == 4
+
+
+DRAWN = set()
+
+
+@pytest.mark.parametrize("n_more", [1, 2])
+def test_every_test_draws_the_same_numbers_whatever_ran_before(n_more):
+    DRAWN.add(tuple(torch.randn(3).tolist()))
+    torch.randn(n_more)
+    assert len(DRAWN) == 1

@@ -41,8 +41,9 @@ TINY = {
 }
 
 
-def tiny(**changes):
-    return TrainingConfig(**TINY | changes)
+def tiny(method="icecream", **changes):
+    without = {"equivariance_weight": 0.0} if method == "noise2noise" else {}
+    return TrainingConfig(method=method, **TINY | without | changes)
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,18 @@ def test_the_wedge_of_a_dual_axis_series_is_what_neither_part_measures():
     assert both.sum() < 0.7 * one.sum()
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 16), (15, 13, 17), (12, 16, 20)])
+def test_two_volumes_have_measured_what_both_have_and_miss_what_neither_has(shape):
+    first, second = (-60.0, 40.0), (-40.0, 60.0)
+    regions = region_masks(shape, first, second_geometry=second)
+    assert torch.equal(regions.measured, region_masks(shape, (-40.0, 40.0)).measured)
+    assert torch.equal(regions.wedge, region_masks(shape, (-60.0, 60.0)).wedge)
+    assert not bool((regions.measured | regions.wedge == regions.overall).all())
+    other = region_masks(shape, second, second_geometry=first)
+    assert torch.equal(regions.measured, other.measured)
+    assert torch.equal(regions.wedge, other.wedge)
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_an_emptied_wedge_has_no_energy(geometry, generator):
     x = noise(12, 17, 20, generator=generator)

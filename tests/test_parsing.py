@@ -125,6 +125,14 @@ def test_a_method_in_a_configuration_file_gives_its_defaults(tmp_path):
     assert (config.passes, config.steps) == (1, 7)
 
 
+@pytest.mark.fault(91)
+def test_the_weight_of_a_loss_that_the_method_does_not_have_is_refused(capsys):
+    assert run(*GIVEN, "--tilts=-60,60", "--method", "noise2noise", "--equivariance-weight", "2") == 2
+    error = capsys.readouterr().err
+    assert "--method noise2noise compares the halves only and has no equivariance loss" in error
+    assert "pass --equivariance-weight 0 with it" in error
+
+
 def test_common_options_are_options():
     assert set().union(*map(names_of, COMMANDS.values())) >= COMMON
 

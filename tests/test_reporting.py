@@ -14,8 +14,9 @@ from making import noisy_pair
 from equitomo import Run, TiltGeometry, TomogramPair, TrainingConfig, write_volume
 from equitomo.geometry import wedge_mask
 from equitomo.report import Link
-from equitomo.run.report_chapters import spots_chapter, wedge_test_chapter
+from equitomo.run.report_chapters import correlation_chapter, spots_chapter
 from equitomo.run.report_facts import RunRecord
+from equitomo.run.report_tests import tilt_test_chapter, wedge_test_chapter
 from equitomo.run.reporting import RunReport, report_of
 from equitomo.run.settings import ReconstructionSettings, ReportFiles
 from equitomo.run.summary import FilledPart
@@ -226,6 +227,85 @@ def test_a_damaged_wedge_test_is_refused(tmp_path):
         wedge_test_chapter(tmp_path)
 
 
+def score(estimate=0.68, error=0.01, *, is_known=True):
+    shells = {"frequency": [0.1, 0.2], "raw_correlation": [0.5, None]}
+    found = {"correlation": [0.9, None], "correlation_error": [0.01, None], "reliability": 0.64, "power": 0.28}
+    found |= {"estimate": estimate, "error": error}
+    return {"raw": 0.3, "raw_error": 0.05, "found": found if is_known else None, **shells}
+
+
+def tilts_left_out(folder, name="tilt_test.json", *, ends=("both",), estimate=0.68, error=0.01, is_known=True, **more):
+    given, emptied = score(-0.06, is_known=is_known), score(None, None, is_known=is_known)
+    volumes = {"prediction": score(estimate, error, is_known=is_known), "input": given, "emptied": emptied}
+    kept = TiltGeometry.from_range(-50, 50).as_dict()
+    folds = [
+        {"ends": end, "kept_tilts": kept, "steps": 150, "volumes": volumes, "tilts": [{"tilt": 54.5, **volumes}]}
+        for end in ends
+    ]
+    content = {"folds": folds, "estimate": estimate, "error": error, "voxel_size": 10.0, **more}
+    (folder / name).write_text(json.dumps(content))
+    return tilt_test_chapter(folder)
+
+
+def test_tilts_left_out_and_their_control_are_a_chapter_of_the_report(copied):
+    tilts_left_out(copied)
+    tilts_left_out(copied, "tilt_control.json", ends=[None], estimate=0.97)
+    text = text_of(RunReport(copied).write())
+    assert "Without the tilts 54.5, after 150 steps on -50 to 50 degrees about y, the correlation of the result" in text
+    assert "is estimated as 0.68 ± 0.02 (95 %), in what the other tilts do not tell of them" in text
+    assert "The measured images, with their noise, score 0.80, and the input holds 28% of the truth" in text
+    assert "As a control, the tilts 54.5 inside the range were left out" in text
+    assert "estimated as 0.97 ± 0.02 (95 %), and that of the input, the tomogram of the other tilts, as -0.06" in text
+    assert "result 0.68 ± 0.02 0.30 ± 0.10 28% input -0.06 ± 0.02" in text
+    assert "control: result, wedge emptied not known" in text
+    for title in ("Correlation in each ring", "Correlation at each tilt", "Correlation at each tilt, control"):
+        assert title in text
+    assert re.search(r"tilt_control\.json [\d.]+ kB the same for tilts inside the range", text)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "error", "words"),
+    [
+        (-0.5, 0.1, "That is worse than an empty wedge"),
+        (0.1, 0.1, "That cannot be told from 0"),
+        (0.7, 0.01, "1 is the truth, and an empty wedge scores 0. The measured images"),
+        (0.9, 0.01, "Filling in was worth more than measuring with this dose"),
+        (None, None, "nothing can be said: the two measurements of these tilts do not agree"),
+    ],
+)
+def test_the_report_says_what_an_estimate_at_tilts_left_out_means(tmp_path, estimate, error, words):
+    assert words in tilts_left_out(tmp_path, estimate=estimate, error=error).text[1]
+
+
+def test_tilts_that_were_measured_once_have_raw_correlations_in_the_report(tmp_path):
+    chapter = tilts_left_out(tmp_path, is_known=False)
+    assert "correlates with the noisy images by 0.30 ± 0.10 (95 %), and the input by 0.30" in chapter.text[1]
+    assert "The correlation with the noisy images" in chapter.charts[0].caption
+    assert chapter.table.rows[0] == ["result", "not known", "0.30 ± 0.10", "not known"]
+
+
+def test_several_sets_of_tilts_are_told_apart_and_taken_together_in_the_report(tmp_path):
+    chapter = tilts_left_out(tmp_path, ends=["low", "high"], estimate=0.6, error=0.1, start="run")
+    assert "high end: result" in [row[0] for row in chapter.table.rows]
+    assert ">input, low end<" in chapter.charts[1].svg
+    assert chapter.text[-2] == "All of these together: 0.60 ± 0.20 (95 %)."
+    assert "may be too high" in chapter.text[-1]
+
+
+def test_a_curve_below_zero_is_seen_whole_in_the_report(tmp_path):
+    content = {"folds": [fold(correlation=[-0.9, None])], "voxel_size": None}
+    (tmp_path / "wedge_test.json").write_text(json.dumps(content))
+    # A minus sign is a character of its own in the labels of an axis.
+    assert ">\N{MINUS SIGN}0.5<" in wedge_test_chapter(tmp_path).charts[0].svg
+
+
+def test_a_damaged_file_of_tilts_left_out_is_refused(tmp_path):
+    assert tilt_test_chapter(tmp_path) is None
+    (tmp_path / "tilt_control.json").write_text('{"folds": [{}]}')
+    with pytest.raises(ValueError, match=r"tilt_control\.json cannot be read .* make it anew by `equitomo wedge-test`"):
+        tilt_test_chapter(tmp_path)
+
+
 def test_spots_lead_to_their_sections(tmp_path):
     assert spots_chapter(tmp_path) is None
     head = "z,y,x,z_angstrom,y_angstrom,x_angstrom,contrast,measured,filled\n"
@@ -269,6 +349,16 @@ def test_the_filled_part_of_a_dual_axis_geometry_is_refused():
     geometry = TiltGeometry([-60, 60]) | TiltGeometry([-60, 60], "x")
     with pytest.raises(ValueError, match="across one tilt axis"):
         FilledPart(np.zeros((4, 4, 4), np.float32), geometry)
+
+
+def test_the_measured_part_of_halves_with_different_tilts_is_what_both_have_measured():
+    volumes, after = noisy_pair(SHAPE).volumes, noisy_pair(SHAPE, seed=3).volumes[0]
+    different = TomogramPair(*volumes, (-60.0, 40.0), second_geometry=(-40.0, 60.0))
+    same = TomogramPair(*volumes, (-40.0, 40.0))
+    # The second chart is without the wedge, which is not the same.
+    charts = [correlation_chapter(pair, after).charts for pair in (different, same)]
+    assert charts[0][1].svg == charts[1][1].svg
+    assert charts[0][0].svg != charts[1][0].svg
 
 
 # Volumes of other programs ----------------------------------------------------------------------------

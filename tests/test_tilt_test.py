@@ -16,6 +16,7 @@ from test_left_out_tilts import ANGLES, Y, Z, slab_of
 
 from equitomo import Run, TiltGeometry, TiltSeriesPhysics, TomogramPair, TrainingConfig, make_halves, read_volume
 from equitomo.run import TiltTest, TiltTestSettings, WedgeTestSettings
+from equitomo.run.report_tests import tilt_test_chapter
 from equitomo.run.wedge_trainings import WedgeTrainings
 from equitomo.training import TrainingInterruptedError
 
@@ -101,6 +102,22 @@ def test_the_result_is_one_number_beside_those_of_the_input_and_of_an_empty_wedg
     assert result.draw(tmp_path / "tilts.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_script_gets_the_result_from_the_run_and_the_report_shows_it(trained, tmp_path):
+    result = Run.open(trained.path).tilt_test(folder=tmp_path / "trainings")
+    assert result.as_dict() == TiltTest.of(trained, settings=RECORDED).run().as_dict()
+    assert not (tmp_path / "trainings").exists()
+    result.write(tmp_path / result.file_name)
+    chapter = tilt_test_chapter(tmp_path)
+    assert "Without the tilts -60, -56, -52, 52, 56, 60, after 3 steps on -48 to 48" in chapter.text[1]
+    assert f"estimated as {result.estimate:.2f} ± {1.96 * result.error:.2f} (95 %)" in chapter.text[1]
+    assert len(chapter.charts) == 2
+
+
+def test_a_script_is_told_that_tilts_are_left_out_by_another_method(trained):
+    with pytest.raises(ValueError, match=r"pass these settings to tilt_test\(\)"):
+        trained.wedge_test(settings=RECORDED)
+
+
 def test_a_prediction_that_is_the_specimen_scores_one(trained):
     (fold,) = TiltTest.of(trained, settings=RECORDED).folds()
     start = (slab_of().shape[-1] - PIXELS) // 2
@@ -123,9 +140,11 @@ def test_a_series_of_single_images_gives_no_estimate_but_raw_correlations(tmp_pa
 def test_command_writes_the_result_into_the_run(trained, capsys):
     picture = trained.path / "tilts.png"
     assert run("wedge-test", trained.path, "--series", "auto", "--every", "5", "--picture", picture) == 0
-    written = json.loads((trained.path / "tilt_test.json").read_text())
+    # Tilts inside the range are a control, which leaves the result for the ends in its place.
+    written = json.loads((trained.path / "tilt_control.json").read_text())
     assert [tilt["tilt"] for tilt in written["folds"][0]["tilts"]] == list(ANGLES[2::5])
     assert not (trained.path / "wedge_test.json").exists()
+    assert not (trained.path / "tilt_test.json").exists()
     assert picture.exists()
     out = capsys.readouterr().out
     assert "Training without the tilts -52, -32, -12, 8, 28, 48, on " in out
@@ -181,7 +200,10 @@ def test_the_series_of_another_tomogram_is_refused(trained, tmp_path, change, me
         ({"voxel_size": 20.0}, "gives voxels of 20 Å, and .* has 10 Å: .*, with the same binning"),
         ({"shape": [8, 8, 8]}, r"gives \(8, 8, 8\) voxels \(z, y, x\), and .* has \(24, 40, 96\)"),
         ({"tilt_axis": "x"}, "was tilted about x, and .* about another axis"),
-        ({"pair": 1}, "is one of two pairs of halves, of which no tilts can be left out: make one pair"),
+        pytest.param(
+            *({"pair": 1}, "is one of two pairs of halves, of which no tilts can be left out: make one pair"),
+            marks=pytest.mark.fault(89),
+        ),
         ({"made_from": {}}, "manifest.json is damaged .*: make the halves anew"),
     ],
 )
@@ -253,6 +275,10 @@ def test_the_settings_are_those_of_the_wedge_test_and_more():
 def test_command_refuses_what_it_cannot_use(trained, capsys):
     assert run("wedge-test", trained.path, "--every", "5") == 2
     assert "--every is about tilts of a series: pass --series auto too" in capsys.readouterr().err
+
+
+@pytest.mark.fault(90)
+def test_command_refuses_to_choose_by_tilts_of_a_series(trained, capsys):
     assert run("wedge-test", trained.path, "--choose", "passes", "--series", "auto") == 2
     error = capsys.readouterr().err
     assert (

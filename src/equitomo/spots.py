@@ -30,7 +30,7 @@ from torch import Tensor
 
 from equitomo.checks import Shape
 from equitomo.fourier import frequency_radius, multiplicity
-from equitomo.geometry import Geometry, wedge_mask
+from equitomo.geometry import Geometry, MeasuredMask
 from equitomo.io import release, write_atomically
 from equitomo.volumes import VolumeLike, as_voxels, blurred
 
@@ -142,8 +142,7 @@ def measured_share(geometry: Geometry | tuple[float, float], radius: float = 1.5
     frequency = frequency_radius(shape)
     narrow, wide = (torch.exp(-2 * (math.pi * s * frequency) ** 2) for s in (radius, _WIDER * radius))
     kernel = (narrow - wide) * multiplicity(_GRID)
-    kept = (wedge_mask(shape, geometry) != 0).expand(kernel.shape)
-    return float(kernel[kept].sum() / kernel.sum())
+    return float((kernel * MeasuredMask(geometry)(shape)).sum() / kernel.sum())
 
 
 def bytes_to_find_spots(shape: Sequence[int], radius: float = 1.5) -> int:

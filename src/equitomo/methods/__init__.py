@@ -22,8 +22,8 @@ def method_of(config: TrainingConfig) -> Method:
 
     Examples
     --------
-    >>> method_of(TrainingConfig(method="noise2noise")).name
-    'noise2noise'
+    >>> method_of(TrainingConfig(method="equivariant_imaging")).name
+    'equivariant_imaging'
     """
     method: Method = import_module(f"{__name__}.{config.method}").method(config)
     return method

@@ -20,7 +20,8 @@ def method(config: TrainingConfig) -> Method:
     .. math:: \mathcal{L} = \tfrac12 \sum_v \lVert f(y_v) - y_{\bar v} \rVert^2
 
     The halves are compared in all of Fourier space, so the operator is the identity. The network removes noise and
-    leaves the wedge empty, as it is in both halves.
+    leaves the wedge empty, as it is in both halves. No cube is rotated or padded, so that ``flips`` and ``padding``
+    change nothing.
     """
 
     def losses(physics: Physics) -> Mapping[str, Loss]:

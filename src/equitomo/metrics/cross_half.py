@@ -79,10 +79,9 @@ class CrossHalfError(FourierMetric):
         return (errors / (2 * noises)).to(torch.promote_types(x_net.dtype, torch.float32))
 
     def _mask(self, x: Tensor) -> Tensor | None:
-        mask = super()._mask(x)
-        if mask is None or self.second_geometry is None:
-            return mask
-        return mask & region_masks(x.shape[-3:], self.second_geometry, device=x.device).measured
+        if self.geometry is None:
+            return None
+        return region_masks(x.shape[-3:], self.geometry, second_geometry=self.second_geometry, device=x.device).measured
 
 
 class RowsToBeat(NamedTuple):

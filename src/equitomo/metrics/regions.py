@@ -37,7 +37,8 @@ class FourierRegions:
     overall
         All frequencies up to Nyquist except zero.
     measured, wedge
-        The measured part of ``overall``, and the missing wedge in it.
+        The measured part of ``overall``, and the missing wedge in it. Of two volumes with different tilts, what both
+        have measured and what neither has.
     """
 
     overall: Tensor
@@ -46,7 +47,11 @@ class FourierRegions:
 
 
 def region_masks(
-    shape: Sequence[int], geometry: Geometry | tuple[float, float], *, device: Device = None
+    shape: Sequence[int],
+    geometry: Geometry | tuple[float, float],
+    *,
+    second_geometry: Geometry | tuple[float, float] | None = None,
+    device: Device = None,
 ) -> FourierRegions:
     """Return the masks of all, of the measured and of the missing frequencies of a volume.
 
@@ -59,6 +64,9 @@ def region_masks(
         Voxels ``(z, y, x)`` of the volume.
     geometry
         The tilts, or a pair ``(low, high)`` of degrees about the y axis.
+    second_geometry
+        The tilts of a second volume where they differ. What one of the two has measured and the other has not is then
+        in neither region, because their correlation says nothing there.
     device
         Device of the masks; ``None`` for torch's default.
 
@@ -69,8 +77,8 @@ def region_masks(
     True
     """
     ball = nyquist_ball(spatial_shape(shape), device)
-    measured = MeasuredMask(geometry)(shape).to(ball.device) != 0
-    return FourierRegions(overall=ball, measured=ball & measured, wedge=ball & ~measured)
+    first, second = (MeasuredMask(one)(shape).to(ball.device) != 0 for one in (geometry, second_geometry or geometry))
+    return FourierRegions(overall=ball, measured=ball & first & second, wedge=ball & ~(first | second))
 
 
 class RegionSums(NamedTuple):

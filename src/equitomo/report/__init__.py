@@ -11,7 +11,17 @@ from equitomo.report.drawing import (
     draw_wedge,
     log_power,
 )
-from equitomo.report.figures import Chart, Curve, Spectrum, draw_curves, draw_loss_curves, draw_svg, spectra
+from equitomo.report.figures import (
+    Chart,
+    Curve,
+    Spectrum,
+    TiltCurve,
+    draw_curves,
+    draw_loss_curves,
+    draw_svg,
+    draw_tilts,
+    spectra,
+)
 from equitomo.report.history import preview_pictures
 from equitomo.report.left_out import LeftOutRow, draw_left_out
 from equitomo.report.page import Chapter, FileEntry, Link, Page, Table
@@ -31,6 +41,7 @@ __all__ = [
     "Shown",
     "Spectrum",
     "Table",
+    "TiltCurve",
     "cut_volumes",
     "draw_correlations",
     "draw_curves",
@@ -43,6 +54,7 @@ __all__ = [
     "draw_slices",
     "draw_spots",
     "draw_svg",
+    "draw_tilts",
     "draw_wedge",
     "log_power",
     "preview_pictures",

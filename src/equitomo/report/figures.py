@@ -82,6 +82,15 @@ class Curve:
         return cls(found.frequency.tolist(), found.correlation.tolist())
 
 
+@dataclass(frozen=True)
+class TiltCurve:
+    """Values at tilts in degrees, with their standard errors."""
+
+    tilts: Sequence[float]
+    values: Sequence[float]
+    errors: Sequence[float]
+
+
 def draw_curves(
     curves: Mapping[str, Curve],
     *,
@@ -89,10 +98,11 @@ def draw_curves(
     caption: str,
     voxel_size: float | None = None,
     thresholds: Sequence[float] = (0.143,),
+    low: float = -0.1,
 ) -> Chart:
     """Return a chart of correlations over the frequency, labelled with resolutions where the voxel size is known.
 
-    Standard errors are drawn as a band of 95 % around a curve.
+    Standard errors are drawn as a band of 95 % around a curve. The axis begins at the correlation ``low``.
     """
 
     def draw(axes: Axes) -> None:
@@ -105,12 +115,28 @@ def draw_curves(
         for threshold in thresholds:
             axes.axhline(threshold, color=_MUTED, linewidth=0.7, linestyle=(0, (2, 3)))
             axes.text(0.498, threshold, f"{threshold:g}", color=_MUTED, ha="right", va="bottom", fontsize=8)
-        axes.set(xlim=(0, 0.5), ylim=(-0.1, 1.03), ylabel="correlation", xlabel="cycles per voxel")
+        axes.set(xlim=(0, 0.5), ylim=(low, 1.03), ylabel="correlation", xlabel="cycles per voxel")
         if voxel_size:
             ticks = (0.1, 0.2, 0.3, 0.4, 0.5)
             axes.set_xticks(ticks, [f"{voxel_size / tick:.3g}" for tick in ticks])
             axes.set_xlabel("resolution / Å")
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+
+    return Chart(title, draw_svg(draw, title), caption)
+
+
+def draw_tilts(curves: Mapping[str, TiltCurve], *, title: str, caption: str, low: float = -0.1) -> Chart:
+    """Return a chart of correlations over the tilt, with intervals of 95 %, whose axis begins at ``low``."""
+
+    def draw(axes: Axes) -> None:
+        for n, ((name, curve), (colour, line)) in enumerate(zip(curves.items(), _LINES, strict=False)):
+            # Side by side, so that intervals at one tilt do not hide each other.
+            tilts = np.array(curve.tilts, np.float64) + 0.6 * (n - (len(curves) - 1) / 2)
+            values, reach = np.array(curve.values, np.float64), 1.96 * np.array(curve.errors, np.float64)
+            axes.errorbar(tilts, values, reach, color=colour, fmt="o" if line == "-" else "s", label=name)
+        axes.set(ylim=(low, 1.03), ylabel="correlation", xlabel="tilt / degrees")
+        # Above the axes, as intervals may be anywhere in them.
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
     return Chart(title, draw_svg(draw, title), caption)
 

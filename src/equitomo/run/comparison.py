@@ -47,6 +47,8 @@ class Comparison:
     def __init__(self, files: ComparedFiles) -> None:
         if files.second is None:
             raise ValueError("give two volumes, FIRST and SECOND")
+        if files.second_tilts is not None and files.tilts is None:
+            raise ValueError("`second_tilts` are those of the second half: pass `tilts`, those of the first, too")
         tomogram = Tomogram(files)
         self.geometry = None if files.tilts is None else tomogram.geometry()
         # The correlation of whole volumes needs no tilts, but a pair has some.
@@ -62,7 +64,8 @@ class Comparison:
 
     def curves(self) -> dict[str, FourierShellCorrelation]:
         """Return what :func:`correlations` does for the two volumes."""
-        return correlations(self.pair, self.geometry, self._window)
+        second = None if self.geometry is None else self.pair.geometries[1]
+        return correlations(self.pair, self.geometry, self._window, second_geometry=second)
 
     def table(self, curves: dict[str, FourierShellCorrelation]) -> str:
         """Return the resolutions at which curves fall below 0.5 and 0.143, as a table."""
@@ -79,7 +82,11 @@ class Comparison:
 
 
 def correlations(
-    pair: TomogramPair, geometry: Geometry | None = None, window: Tensor | None = None
+    pair: TomogramPair,
+    geometry: Geometry | None = None,
+    window: Tensor | None = None,
+    *,
+    second_geometry: Geometry | None = None,
 ) -> dict[str, FourierShellCorrelation]:
     """Return the correlation of two volumes in all of Fourier space and about each axis, by name.
 
@@ -92,11 +99,14 @@ def correlations(
     window
         With a mask of real space, the curves are those inside it, corrected by randomised phases. For the whole of
         Fourier space there are also the curve without a mask, with it, and with randomised phases.
+    second_geometry
+        The tilts of the second volume where they differ. The measured part is then what both volumes have measured, and
+        the wedge what neither has.
     """
     first, second = (np.asarray(half[:, :, :], np.float32) for half in pair.halves)
     masks: dict[str, Tensor | None] = {"whole": None}
     if geometry is not None:
-        regions = region_masks(pair.shape, geometry)
+        regions = region_masks(pair.shape, geometry, second_geometry=second_geometry)
         masks |= {"measured": regions.measured, "wedge": regions.wedge}
     masks |= {f"along {axis}": cone for axis, cone in cone_masks(pair.shape, _HALF_ANGLE, None).items()}
     size = None if pair.voxel_size is None else min(pair.voxel_size)

@@ -23,12 +23,12 @@ REPORT = "report.html"
 _LOCK = "run.lock"
 # The names that a run writes in its folder, and that `overwrite` may therefore remove.
 WEDGE_TEST, WEDGE_CHOICE, WEDGE_TRAININGS = "wedge_test.json", "wedge_choice.json", "wedge_test"
-TILT_TEST, TILT_TRAININGS = "tilt_test.json", "tilt_test"
+TILT_TEST, TILT_CONTROL, TILT_TRAININGS = "tilt_test.json", "tilt_control.json", "tilt_test"
 FINISHED = (
     *("refined.mrc", "deconvolved.mrc", "confidence.mrc"),
     *("measured.mrc", "filled.mrc", "data_consistent.mrc", "wedge_mask.mrc", "filled_spots.csv", "filled_spots.png"),
 )
-_TESTED = (WEDGE_TEST, WEDGE_CHOICE, WEDGE_TRAININGS, TILT_TEST, TILT_TRAININGS)
+_TESTED = (WEDGE_TEST, WEDGE_CHOICE, WEDGE_TRAININGS, TILT_TEST, TILT_CONTROL, TILT_TRAININGS)
 RESULTS = ("reconstruction.mrc", *FINISHED, "slices.png", *_TESTED, REPORT)
 RUN_FILES = ("checkpoints", "previews", "losses.csv", "losses.png", "held_out.csv", *RESULTS, MANIFEST)
 

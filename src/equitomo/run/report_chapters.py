@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
 from equitomo.datasets import TomogramPair
-from equitomo.geometry import as_geometry
 from equitomo.metrics import fourier_shell_correlation, region_masks
 from equitomo.report import Chapter, Curve, FileEntry, Link, Table, draw_curves, draw_loss_curves, preview_pictures
+from equitomo.run.folder import (
+    TILT_CONTROL,
+    TILT_TEST,
+    TILT_TRAININGS,
+    WEDGE_CHOICE,
+    WEDGE_TEST,
+    WEDGE_TRAININGS,
+)
 from equitomo.run.memory import readable
 from equitomo.run.summary import MeanOfHalves, agreement, tapered_middle
 from equitomo.run.verdict import verdict
 from equitomo.training.loss_table import LossHistory
 from equitomo.volumes import VolumeLike
 
-WEDGE_TEST, SPOTS = "wedge_test.json", "filled_spots.csv"
+SPOTS = "filled_spots.csv"
 _MOST_SPOTS = 12
 # What a file of a run is for. Those that are not there are left out.
 _PURPOSES = {
@@ -35,9 +40,12 @@ _PURPOSES = {
     "confidence.mrc": "the standard deviation of each voxel",
     "filled_spots.csv": "spots that the measured part of the result shows less than it should",
     "filled_spots.png": "these spots, drawn",
-    "wedge_test.json": "how well a sector that was measured is filled when it is withheld",
-    "wedge_choice.json": "which settings fill such a sector best",
-    "wedge_test": "the networks of that test, which have never seen that sector",
+    WEDGE_TEST: "how well a sector that was measured is filled when it is withheld",
+    WEDGE_CHOICE: "which settings fill such a sector best",
+    WEDGE_TRAININGS: "the networks of that test, which have never seen that sector",
+    TILT_TEST: "how well tilts at the ends of the range are foretold when they are withheld",
+    TILT_CONTROL: "the same for tilts inside the range, as a control",
+    TILT_TRAININGS: "the networks of that test, which have never seen those tilts",
     "slices.png": "central sections and spectra",
     "losses.csv": "the losses of all steps",
     "losses.png": "the losses, drawn",
@@ -50,92 +58,6 @@ _PURPOSES = {
     "truth.mrc": "the specimen of the demonstration",
     "tilts.tlt": "the tilts of the demonstration",
 }
-
-
-@dataclass(frozen=True)
-class TestedSector:
-    """A sector of the wedge test: a network that has never seen it has filled it.
-
-    Parameters
-    ----------
-    kept
-        The tilts that the network was trained on.
-    steps
-        The steps of its training.
-    estimate, error
-        The estimated correlation with the noise-free specimen and its standard error; ``None`` if the halves do not
-        agree in the sector.
-    reliability
-        The share of signal in the power of the mean of the halves, ``None`` likewise.
-    curve
-        The estimate in each shell.
-    """
-
-    # Pytest must not take it for a test.
-    __test__ = False
-
-    kept: str
-    steps: int
-    estimate: float | None
-    error: float | None
-    reliability: float | None
-    curve: Curve
-
-    @classmethod
-    def of(cls, described: Mapping[str, Any]) -> Self:
-        """Return the sector that an entry of ``wedge_test.json`` describes."""
-        numbers = ("correlation", "correlation_error")
-        values, errors = ([float("nan") if n is None else float(n) for n in described[name]] for name in numbers)
-        found = {name: described[name] for name in ("estimate", "error", "reliability")}
-        return cls(
-            str(as_geometry(described["kept_tilts"])),
-            int(described["steps"]),
-            **{name: None if value is None else float(value) for name, value in found.items()},
-            curve=Curve([float(f) for f in described["frequency"]], values, errors),
-        )
-
-    def text(self) -> str:
-        """Return what was found, in plain words."""
-        trained = f"A network that was trained for {self.steps:,} steps on the tilts {self.kept} alone filled the rest"
-        if self.estimate is None or self.error is None or not self.reliability:
-            return f"{trained}. The halves do not agree there, so that nothing can be said about what it filled in."
-        return (
-            f"{trained}. Its correlation with the noise-free specimen there is estimated as {self.estimate:.2f} ± "
-            f"{1.96 * self.error:.2f} (95 %). An empty sector scores 0, and what was measured there, with its noise, "
-            f"{self.reliability**0.5:.2f}."
-        )
-
-
-def wedge_test_chapter(folder: Path) -> Chapter | None:
-    """Return what the wedge test of a run found; ``None`` if there is none.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
-    path = folder / WEDGE_TEST
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-        sectors = [TestedSector.of(described) for described in content["folds"]]
-        size = content.get("voxel_size")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): make it anew by `equitomo wedge-test`") from error
-    caption = (
-        "The estimate in each shell, with its 95 % interval. Shells in which the halves do not agree are left out."
-    )
-    curves = {f"trained on {sector.kept}": sector.curve for sector in sectors}
-    chart = draw_curves(curves, title="Correlation with the specimen", caption=caption, voxel_size=size, thresholds=())
-    introduction = (
-        "Nobody can look into the missing wedge. But tilts that were measured can be withheld, and what a network "
-        "fills in for them can be compared with what was measured."
-    )
-    text = [introduction, *(one.text() for one in sectors)]
-    if content.get("start") == "run":
-        text.append("The network had seen the noise of these tilts before, so that the estimate may be too high.")
-    return Chapter("wedge-test", "How well a wedge is filled", text, [chart])
 
 
 def spots_chapter(folder: Path) -> Chapter | None:
@@ -210,6 +132,6 @@ def listed_files(folder: Path) -> list[FileEntry]:
 def _curves(pair: TomogramPair, first: VolumeLike, second: VolumeLike) -> dict[str, Curve]:
     """Return the correlation of the middles of two volumes, in all of Fourier space and in its parts."""
     one, other = tapered_middle(first), tapered_middle(second)
-    regions = region_masks(one.shape, pair.geometry)
+    regions = region_masks(one.shape, pair.geometry, second_geometry=pair.geometries[-1])
     masks: dict[str, Tensor | None] = {"whole": None, "measured": regions.measured, "wedge": regions.wedge}
     return {name: Curve.of(fourier_shell_correlation(one, other, mask=mask)) for name, mask in masks.items()}

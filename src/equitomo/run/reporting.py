@@ -19,9 +19,9 @@ from equitomo.run.report_chapters import (
     listed_files,
     spots_chapter,
     training_chapter,
-    wedge_test_chapter,
 )
 from equitomo.run.report_facts import RunRecord, span, voxel_text
+from equitomo.run.report_tests import tilt_test_chapter, wedge_test_chapter
 from equitomo.run.settings import ReportFiles
 from equitomo.run.summary import FilledPart, MeanOfHalves, filling
 from equitomo.training.loss_table import LossHistory
@@ -172,7 +172,7 @@ def _run_page(folder: Path, record: RunRecord, pair: TomogramPair | None, warnin
     """Return the page of a run, without the volumes if there is no tomogram at hand or no result yet."""
     losses = folder / "losses.csv"
     history = LossHistory.read(losses) if losses.is_file() else None
-    chapters = [wedge_test_chapter(folder), spots_chapter(folder)]
+    chapters = [wedge_test_chapter(folder), tilt_test_chapter(folder), spots_chapter(folder)]
     page = Page(title=_title(folder, record), subtitle="", facts=record.facts(), files=listed_files(folder))
     parts = []
     if pair is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from deepinv.loss import Loss
 from torch import nn
@@ -31,6 +31,9 @@ from equitomo.run.record import Invocation
 from equitomo.run.reporting import RunReport
 from equitomo.run.settings import ReconstructionSettings
 from equitomo.run.summary import draw_reconstruction
+from equitomo.run.tilt_result import TiltTestResult
+from equitomo.run.tilt_settings import RECORDED, TiltTestSettings
+from equitomo.run.tilt_test import TiltTest
 from equitomo.run.training import RunTraining, inputs_of, prepared_record
 from equitomo.run.wedge_result import WedgeTestResult
 from equitomo.run.wedge_settings import WedgeTestSettings
@@ -42,7 +45,8 @@ from equitomo.training.method import Operator
 from equitomo.volumes import VolumeLike
 
 _RECONSTRUCTION = "reconstruction.mrc"
-_WEDGE_TEST = WedgeTestSettings()
+_WEDGE_TEST, _TILT_TEST = WedgeTestSettings(), TiltTestSettings(series=RECORDED)
+_Test = TypeVar("_Test", bound=WedgeTest)
 # With the precision of the training.
 _OF_TRAINING = ReconstructionSettings()
 
@@ -265,13 +269,45 @@ class Run(RunNetwork):
         Raises
         ------
         ValueError, OSError
-            As :meth:`equitomo.run.WedgeTest.of`; or if another process uses ``folder``.
+            As :meth:`equitomo.run.WedgeTest.of`; or if another process uses ``folder``, or the settings name a series,
+            which is for :meth:`tilt_test`.
         TrainingInterruptedError
             If a signal stopped it.
         """
-        trainings = None if folder is None else WedgeTrainings(folder)
-        with nullcontext() if trainings is None else trainings.held():
-            test = WedgeTest.of(self, pair, settings, trainings)
+        if isinstance(settings, TiltTestSettings) and settings.series is not None:
+            raise ValueError("`series` leaves out whole tilts, and not a sector: pass these settings to tilt_test()")
+        with self._test(WedgeTest, pair, settings, folder) as test:
+            return test.run(step_progress=step_progress, progress=progress)
+
+    def tilt_test(
+        self,
+        pair: TomogramPair | None = None,
+        settings: TiltTestSettings = _TILT_TEST,
+        *,
+        folder: str | Path | None = None,
+        step_progress: StepProgress | None = None,
+        progress: Progress | None = None,
+    ) -> TiltTestResult:
+        """Do the wedge test with whole tilts left out of the series, which are scored against what was measured there.
+
+        The run stays as it is.
+
+        Parameters
+        ----------
+        pair, folder, step_progress, progress
+            As for :meth:`wedge_test`.
+        settings
+            The series, by default the recorded one of the halves; the tilts that are left out, and the length of the
+            training.
+
+        Raises
+        ------
+        ValueError, OSError
+            As :class:`equitomo.run.TiltTest`; or if another process uses ``folder``.
+        TrainingInterruptedError
+            If a signal stopped it.
+        """
+        with self._test(TiltTest, pair, settings, folder) as test:
             return test.run(step_progress=step_progress, progress=progress)
 
     def require_reconstruction(self, settings: ReconstructionSettings = _OF_TRAINING, *, n_volumes: int = 1) -> None:
@@ -347,6 +383,15 @@ class Run(RunNetwork):
             draw_reconstruction(self.path / "slices.png", pair, read_volume(out), truth)
             RunReport(self.path, pair=pair).write()
         return out
+
+    @contextmanager
+    def _test(
+        self, kind: type[_Test], pair: TomogramPair | None, settings: WedgeTestSettings, folder: str | Path | None
+    ) -> Iterator[_Test]:
+        """Hold the folder of the trainings of a test, if there is one, and return the test."""
+        trainings = None if folder is None else WedgeTrainings(folder)
+        with nullcontext() if trainings is None else trainings.held():
+            yield kind.of(self, pair, settings, trainings)
 
     def _pair(self) -> TomogramPair:
         """Return the only tomogram."""

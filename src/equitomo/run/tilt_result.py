@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from equitomo import report
 from equitomo.datasets.left_out_tilts import Surroundings
 from equitomo.geometry import Ends, Geometry
 from equitomo.metrics import HeldOutCorrelation, RawCorrelation
-from equitomo.run.folder import TILT_TEST
+from equitomo.run.folder import TILT_CONTROL, TILT_TEST
 from equitomo.run.held_out_result import HeldOutResult
 
 # The volumes that are scored, as the result names them.
@@ -166,11 +166,14 @@ class TiltTestResult(HeldOutResult):
     nan
     """
 
-    file_name: ClassVar[str] = TILT_TEST
-
     folds: tuple[TiltFoldResult, ...]
     start: str
     voxel_size: float | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file in the folder of a run, another one for tilts inside the range, which are a control."""
+        return TILT_CONTROL if any(fold.ends is None for fold in self.folds) else TILT_TEST
 
     def _correlations(self) -> Iterator[HeldOutCorrelation | None]:
         return (fold.correlation for fold in self.folds)

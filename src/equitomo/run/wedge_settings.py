@@ -78,8 +78,7 @@ class WedgeTestSettings:
         Train for so many minutes in place of ``steps``.
     keep_trained
         Keep the trained networks in the folder wedge_test of the run, or tilt_test if tilts of a series are left out,
-        after the test. A test that is interrupted keeps
-        them until it is repeated and done.
+        after the test. A test that is interrupted keeps them until it is repeated and done.
 
     Raises
     ------

@@ -81,7 +81,8 @@ class LossSettings(_Settings):
     data_weight
         Weight of the loss on the data, 1 in equation (6). With 0 the loss is not computed.
     equivariance_weight
-        Weight of the equivariance loss, lambda in equation (6). With 0 the loss is not computed.
+        Weight of the equivariance loss, lambda in equation (6). With 0 the loss is not computed. It must be 0 for
+        ``"noise2noise"``, which has no such loss.
     margin
         Voxels at each face of a cube that the losses leave out. The paper judges the central half.
     padding
@@ -102,6 +103,11 @@ class LossSettings(_Settings):
         for name in ("data_weight", "equivariance_weight"):
             weight = getattr(self, name)
             _require(math.isfinite(weight) and weight >= 0, name, "zero or more", weight)
+        if self.method == "noise2noise" and self.equivariance_weight:
+            raise ValueError(
+                "`method='noise2noise'` compares the halves only and has no equivariance loss: pass "
+                "`equivariance_weight=0` with it, as the presets do, or another `method`"
+            )
         _require(self.margin >= 0, "margin", "zero or more", self.margin)
         _require(1 <= self.padding < math.inf, "padding", "at least 1 and finite", self.padding)
 

@@ -53,6 +53,6 @@ def cubes_at_once(config: TrainingConfig, device: torch.device) -> int:
 def bytes_of_step(config: TrainingConfig, dtype: torch.dtype, n_cubes: int, *, checkpointing: bool = False) -> float:
     """Return about how many bytes a step of the library's network takes besides the weights, with ``n_cubes`` cubes."""
     views = 1 if config.method == "equivariant_imaging" else 2
-    calls = 1 if config.method == "noise2noise" or not config.equivariance_weight else 2
+    calls = 2 if config.equivariance_weight else 1
     kept = n_cubes * math.prod(config.cube_shape) * views * calls * config.maps_per_voxel * _KEPT[dtype]
     return kept * IN_BACKWARD * (_CHECKPOINTED if checkpointing or config.checkpointing else 1.0)
