@@ -21,9 +21,11 @@ from equitomo import (
     Noise2NoiseLoss,
     PaddedMissingWedgeOperator,
     ScaleEquivariantUNet3D,
+    TrainingConfig,
     TwoViewReconstructor,
 )
 from equitomo.loss import mean_square, measured_inside, measured_mean_square
+from equitomo.methods import method_of
 
 GEOMETRY = (-60.0, 60.0)
 ROUNDS = 7
@@ -68,6 +70,7 @@ def main(side: int = 48, width: int = 16, batch: int = 2) -> None:
     plain = ScaleEquivariantUNet3D(width=width, fused=False)
     fused = ScaleEquivariantUNet3D(width=width).to(memory_format=torch.channels_last_3d)
     fused.load_state_dict(plain.state_dict())
+    blocks = method_of(TrainingConfig.preset("fast")).network().to(memory_format=torch.channels_last_3d)
     print(f"side {side}, width {width}, batch {batch}, torch {torch.__version__}, one thread, {ROUNDS} rounds")
     print(f"{'':34}{'reference':>12}{'ours':>12}{'ratio':>8}   [lowest, highest]")
     residual = y.clone().requires_grad_()
@@ -78,6 +81,10 @@ def main(side: int = 48, width: int = 16, batch: int = 2) -> None:
     _compare("network, bfloat16", _calls(plain, y, 4), _calls(fused, y, 2, torch.bfloat16))
     _compare("whole step, float32", theirs(plain), ours(fused))
     _compare("whole step, bfloat16", theirs(plain), ours(fused, torch.bfloat16))
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        _compare(f"network of fast, {name}", _calls(plain, y, 4), _calls(blocks, y, 2, dtype))
+        _compare(f"whole step of fast, {name}", theirs(plain), ours(blocks, dtype))
     _print_saved("saved activations, float32", plain, fused, y, torch.float32)
     _print_saved("saved activations, bfloat16", plain, fused, y, torch.bfloat16)
     print("\ntwo forms of ours")
