@@ -7,10 +7,10 @@ signal-to-noise ratio after a colon. Each is trained from the network with ``--p
 
 Of the results for the halves, the power of the error relative to that of the signal is measured with the best filter
 that depends on the radius in Fourier space alone, with the untrained network, after ``--judged`` steps, and at the end
-with every share of the starting weights: on the voxels of the training, as the program does, and on a block that it did
-not see. The results at the end and, with ``--scratch``, that of a training from scratch are scored by the truth. A line
-of JSON is added to FILE for each; specimens that FILE holds are skipped.
-Markdown tables of all are printed at the end. One thread is used.
+with every share of the starting weights: on the voxels of the training, as the program does, and with ``--held-out``
+also on a block that it did not see. The results at the end and, with ``--scratch``, that of a training from scratch are
+scored by the truth. A line of JSON is added to FILE for each; specimens that FILE holds are skipped. Markdown tables of
+all are printed at the end. One thread is used.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--steps", type=int, help="of the training, in place of those of the preset")
     parser.add_argument("--judged", type=int, default=JUDGED_AT)
-    parser.add_argument("--held-out", type=int, default=24, help="side of the block that the training does not see")
+    parser.add_argument("--held-out", type=int, default=0, help="side of a block that the training does not see")
     parser.add_argument("--scratch", action="store_true", help="train from scratch too")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -109,12 +109,12 @@ def measured(specimen: Specimen, preset: str, change: Mapping[str, Any], judged:
     pair = specimen.pair.with_contrast("bright")
     config = TrainingConfig.preset(preset, start="cryo", **({"restart_steps": 0, "start_share": 0.0} | change))
     trainer = IcecreamTrainer(pair, config, init=shipped_network("cryo", [pair]))
-    assert trainer.dataset.held_out is not None
-    seen = StartJudge([pair], config.precision)
-    unseen = HeldOutJudge(trainer.dataset.held_out, pair.geometries, Path(), ())
+    seen, block = StartJudge([pair], config.precision), trainer.dataset.held_out
+    unseen = [] if block is None else [HeldOutJudge(block, pair.geometries, Path(), ())]
 
     def errors(network: nn.Module) -> list[float]:
-        return [seen.error(network), relative_error(unseen.error(network, config.precision), unseen.rows.nothing)]
+        on_block = [relative_error(one.error(network, config.precision), one.rows.nothing) for one in unseen]
+        return [seen.error(network), *on_block]
 
     found: dict[str, Any] = {"filter": filter_error(pair), "network": errors(trainer.network)}
     found["after"] = errors(trainer.train(until=judged).network)
@@ -161,8 +161,7 @@ def filter_error(pair: TomogramPair) -> float:
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a table, by how much the first steps lowered the error; of two errors, the second is of the
-    block."""
+    """Return the lines of a table, by how much the first steps lowered the error; second errors are of the block."""
     lines = [
         "| specimen | filter | network | first steps | lowered by | without training | best share | from scratch |",
         "| --- " * 8 + "|",
@@ -170,10 +169,10 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     for line in sorted(found, key=lambda line: line["after"][0] - line["network"][0]):
         lowered = [before - after for before, after in zip(line["network"], line["after"], strict=True)]
         errors = " | ".join(_pair(line[name]) for name in ("network", "after"))
-        share = max(line["shares"], key=lambda share: line["shares"][share][2])
-        best = f"{share}: {_slashed(line['shares'][share][2:])}"
+        share = max(line["shares"], key=lambda share: line["shares"][share][-3])
+        best = f"{share}: {_slashed(line['shares'][share][-3:])}"
         scratch = _slashed(line["scratch"]) if "scratch" in line else ""
-        untrained = _slashed(line["shares"]["1.0"][2:])
+        untrained = _slashed(line["shares"]["1.0"][-3:])
         row = (line["specimen"], f"{line['filter']:.3f}", errors, _pair(lowered), untrained, best, scratch)
         lines.append(f"| {' | '.join(row)} |")
     return lines
@@ -183,12 +182,12 @@ def shares(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of rules for the share: the means of what they choose, and of its scores."""
     head = ("judged on", "largest share", "within", "mean share", "mean score", "worst, against the best share")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    best = [max(values[2] for values in line["shares"].values()) for line in found]
-    for judged, place in enumerate(("its voxels", "the block")):
+    best = [max(values[-3] for values in line["shares"].values()) for line in found]
+    for judged, place in enumerate(("its voxels", "the block")[: len(found[0]["network"])]):
         for largest in (0.6, 0.8, 1.0):
             for within in (0.0, 0.0025, 0.005, 0.01, 0.02):
                 chosen = [_chosen(line["shares"], judged, largest, within) for line in found]
-                scores = [line["shares"][share][2:] for line, share in zip(found, chosen, strict=True)]
+                scores = [line["shares"][share][-3:] for line, share in zip(found, chosen, strict=True)]
                 worst = min(score[0] - top for score, top in zip(scores, best, strict=True))
                 mean, means = sum(map(float, chosen)) / len(chosen), np.mean(scores, axis=0).tolist()
                 row = (place, f"{largest}", f"{within:.2%}", f"{mean:.2f}", _slashed(means), f"{worst:.3f}")

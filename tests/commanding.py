@@ -12,6 +12,8 @@ TINY = [
         "tiny",
         "--side",
         "16",
+        "--batch",
+        "2",
         "--width",
         "4",
         "--levels",

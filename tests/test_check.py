@@ -404,7 +404,7 @@ def test_a_gpu_must_hold_one_cube_and_better_those_that_were_asked_for(pair, mon
         ("tiny", {"width": 16, "levels": 4, "unshuffle": 1, "side": 24, "precision": "float32"}),
         ("tiny", {"width": 8, "levels": 4, "unshuffle": 1, "side": 32, "precision": "bfloat16"}),
         ("paper", {"width": 8, "side": 32, "margin": 4, "precision": "float32", "checkpointing": True}),
-        ("tiny", {"precision": "float32"}),
+        ("tiny", {"precision": "float32", "side": 32}),
     ],
 )
 def test_the_memory_of_a_step_is_known_without_a_trial(pair, preset, settings):
@@ -626,7 +626,7 @@ def test_the_time_grows_with_steps_and_cubes(pair, monkeypatch):
     monkeypatch.setattr("equitomo.run.checks.time.perf_counter", count(0, 4).__next__)
     source = TomogramPair(pair.first, pair.second, (-60.0, 40.0))
     settings = {"width": 4, "device": "cpu", "precision": "float32"}
-    small = TrainingConfig.preset("tiny", side=24, **settings)
+    small = TrainingConfig.preset("tiny", side=24, batch=2, **settings)
     large = TrainingConfig.preset("tiny", side=32, batch=8, **settings)
     one, many = (Trial.of(source, config) for config in (small, large))
     assert many.seconds / one.seconds == pytest.approx((8 * 32**3) / (2 * 24**3))

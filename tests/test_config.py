@@ -259,3 +259,20 @@ def test_steps_and_minutes_together_are_refused():
 def test_minutes_are_a_number(value):
     with pytest.raises(ValueError, match="`minutes` must be a number"):
         TrainingConfig(minutes=value)
+
+
+def test_cubes_shrink_to_the_shortest_side_of_all_tomograms_where_a_preset_chose_them():
+    fast = TrainingConfig.preset("fast", start="cryo")
+    assert fast.fitted([(64, 64, 64), (41, 300, 300)]).side == 40
+    assert fast.fitted([(48, 48, 48)]) == fast
+    # What is too small for any cube is refused where cubes are cut.
+    assert fast.fitted([(7, 300, 300)]) == fast
+
+
+@pytest.mark.parametrize("start", [None, "cryo"])
+def test_cubes_that_were_asked_for_do_not_shrink(start):
+    for settings in ({"side": 64}, {"side": 48}, {"side": (32, 64, 64)}):
+        config = TrainingConfig.preset("fast", start=start, **settings)
+        assert config.fitted([(24, 24, 24)]) == config
+    assert TrainingConfig.preset("paper").fitted([(24, 24, 24)]).side == 72
+    assert TrainingConfig.preset("fast", start=start, side=64, fit_cubes=True).fitted([(24, 24, 24)]).side == 24

@@ -161,7 +161,8 @@ def _(command: options.Train | options.Reconstruct, call: Call) -> Job:
 
 @prepare.register
 def _(command: options.Demo, call: Call) -> Job:
-    size, largest = command.specimen.size, max(command.config.cube_shape)
+    size = command.specimen.size
+    largest = max(command.config.fitted([(size, size, size)]).cube_shape)
     if size < largest:
         raise ValueError(f"`size` {size} is less than the side of a training cube, {largest}")
     folder = call.hold(command.folder, DEMO_FILES)

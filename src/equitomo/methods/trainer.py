@@ -75,7 +75,8 @@ class IcecreamTrainer(Trainer):
         preview: Preview | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        config = TrainingConfig() if config is None else config
+        pairs = (pairs,) if isinstance(pairs, TomogramPair) else tuple(pairs)
+        config = (TrainingConfig() if config is None else config).fitted(pair.shape for pair in pairs)
         method = method_of(config)
         if network is not None:
             method = replace(method, network=network)

@@ -134,6 +134,7 @@ def _attempt(subject: str, act: Callable[[], Found]) -> Generator[Finding, None,
 
 def _of_cubes(pair: TomogramPair, config: TrainingConfig) -> Finding:
     """Return how many different cubes of the configured side can be cut from a tomogram, or why none can."""
+    config = config.fitted([pair.shape])
     side = " x ".join(map(str, dict.fromkeys(config.cube_shape)))
     try:
         cubes = SubtomogramDataset(
@@ -154,6 +155,7 @@ def _of_cubes(pair: TomogramPair, config: TrainingConfig) -> Finding:
 
 def _of_machine(pairs: Sequence[TomogramPair], config: TrainingConfig, out: str | Path) -> Iterator[Finding]:
     """Yield whether memory and disk suffice for a training, and how long it will take; a few steps are timed."""
+    config = config.fitted(pair.shape for pair in pairs)
     if not config.mixed_voxel_sizes:
         try:
             require_one_voxel_size(pairs)

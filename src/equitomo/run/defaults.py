@@ -11,7 +11,7 @@ from equitomo.training.presets import SHIPPED, STARTED, unsuited
 
 # The settings of the network, and all that the defaults depend on.
 SIZES = ("width", "levels", "unshuffle", "negative_slope")
-CHOICES = ("preset", "method", *SIZES, "normalization", "init", "steps", "out", "resume")
+CHOICES = ("preset", "method", *SIZES, "normalization", "side", "init", "steps", "out", "resume")
 # The presets that start from a network of the package by themselves, and that network.
 _STARTING, _NETWORK = tuple(STARTED), "cryo"
 # A demonstration ends within three minutes; training is most of it.
@@ -62,6 +62,9 @@ def training_defaults(chosen: Mapping[str, Any], *, is_demo: bool = False) -> di
         init = _NETWORK
     if is_demo and "steps" not in chosen:
         changes["minutes"] = _DEMO_MINUTES
+    if "side" in chosen:
+        # What was asked for is not changed.
+        changes["fit_cubes"] = False
     start = init if init in SHIPPED else None
     settings = TrainingConfig.preset(preset, start=start, **changes).as_dict()
     if settings["restart_steps"] and str(chosen.get("steps", "")).isdecimal() and int(chosen["steps"]):

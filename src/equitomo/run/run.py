@@ -169,6 +169,9 @@ class Run(RunNetwork):
         geometries = list(dict.fromkeys(pair.geometry for pair in pairs))
         run = cls(place.path, trainer.config, geometries, physics=physics, training=training)
         run.notes = start.notes
+        if trainer.config.side != start.config.side:
+            sides = f"{trainer.config.side} voxels per side and not {start.config.side}"
+            run.notes.append(f"Cubes have {sides}, because no larger ones fit into the smallest tomogram")
         return run
 
     @classmethod

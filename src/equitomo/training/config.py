@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -121,6 +121,8 @@ class CubeSettings(_Settings):
     side
         Voxels per side of a training cube, a multiple of ``unshuffle * 2 ** (levels - 1)``; three numbers ``(z, y, x)``
         where the sides differ, as for thin specimens.
+    fit_cubes
+        Take the largest smaller cubes that fit where a tomogram is too small for ``side``.
     batch
         Cubes in one step, each with both halves. Several processes share them.
     min_specimen
@@ -141,6 +143,7 @@ class CubeSettings(_Settings):
     """
 
     side: int | tuple[int, int, int] = 72
+    fit_cubes: bool = False
     batch: int = 8
     min_specimen: float = 0.3
     mixed_voxel_sizes: bool = False
@@ -419,8 +422,24 @@ class TrainingConfig(
         if started and "steps" in changes:
             # What is given is the number of steps in either case.
             started["restart_steps"] = changes["steps"]
+        if "side" in changes:
+            # What is asked for is not changed.
+            started["fit_cubes"] = False
         # An unknown method is refused by the constructor, as every other value is.
         return cls(**{**PRESETS[name], **started, **METHODS.get(method, {}), **changes})
+
+    def fitted(self, shapes: Iterable[Sequence[int]]) -> TrainingConfig:
+        """Return the configuration for tomograms of these shapes: with smaller cubes where ``fit_cubes`` asks for them.
+
+        Examples
+        --------
+        >>> [TrainingConfig.preset("fast").fitted([shape]).side for shape in ((64, 64, 64), (36, 300, 300))]
+        [48, 32]
+        """
+        shortest = min(min(shape) for shape in shapes)
+        if not self.fit_cubes or not isinstance(self.side, int) or not self.stride <= shortest < self.side:
+            return self
+        return dataclasses.replace(self, side=shortest // self.stride * self.stride)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainingConfig:

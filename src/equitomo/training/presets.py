@@ -21,8 +21,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 _QUICK: dict[str, Any] = {
     "method": "fast",
     **_BLOCKS,
-    "side": 32,
-    "batch": 2,
+    "side": 48,
+    "fit_cubes": True,
+    "batch": 1,
     "optimizer": "muon",
     "learning_rate": 2e-3,
     "warmup": 100,
