@@ -12,10 +12,10 @@ from making import noisy_halves
 from equitomo import TiledPredictor, TomogramPair, read_volume, resources
 from equitomo.confidence import TiledReconstructor, confidence_map
 from equitomo.run import ReconstructionSettings
-from equitomo.run.confidence import Confidence
+from equitomo.run.confidence import Confidence, is_calibrated
 
 RANGE = (-60.0, 60.0)
-ESTIMATES = ["bootstrap", "orbit", "halves"]
+ESTIMATES = ["learned", "bootstrap", "orbit", "halves"]
 
 
 @pytest.fixture
@@ -43,7 +43,18 @@ def test_the_map_is_in_the_unit_of_the_volume(predictor, estimate, shape):
     )
     assert one.shape == shape
     assert one.min() > 0
-    torch.testing.assert_close(other, 40 * one, rtol=2e-3, atol=1e-2)
+    # The learned one is computed with 16 bits where the processor can.
+    torch.testing.assert_close(other, 40 * one, rtol=2e-2 if estimate == "learned" else 2e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_a_specimen_whose_contrast_is_inverted_for_the_network_has_the_same_map(predictor, estimate):
+    halves = noisy_halves((16, 16, 16))
+    one = confidence_map(predictor, *halves, RANGE, estimate=estimate, n_samples=2)
+    other = confidence_map(
+        predictor, *(-half for half in halves), RANGE, estimate=estimate, n_samples=2, intensities=(0.0, -1.0)
+    )
+    torch.testing.assert_close(other, one)
 
 
 def test_the_map_of_halves_without_averaging_is_half_their_difference(predictor):
@@ -57,7 +68,8 @@ def test_the_noise_of_the_bootstrap_is_that_of_the_halves(predictor):
     mean = (first + second) / 2
     # The same estimate, from halves that tell of no noise.
     with_noise, without = (
-        confidence_map(predictor, *halves, RANGE).square().mean() for halves in ((first, second), (mean, mean))
+        confidence_map(predictor, *halves, RANGE, estimate="bootstrap").square().mean()
+        for halves in ((first, second), (mean, mean))
     )
     noise = predictor(mean - noisy_halves((16, 16, 16), noise=0.0)[0]).square().mean()
     assert float(with_noise - without) == pytest.approx(float(noise), rel=0.3)
@@ -66,14 +78,16 @@ def test_the_noise_of_the_bootstrap_is_that_of_the_halves(predictor):
 def test_the_orbit_needs_one_volume_and_the_others_two(predictor):
     volume, _ = noisy_halves((16, 16, 16))
     assert confidence_map(predictor, volume, None, RANGE, estimate="orbit", n_samples=2).shape == (16, 16, 16)
-    for estimate in ("bootstrap", "halves"):
+    for estimate in ("learned", "bootstrap", "halves"):
         with pytest.raises(ValueError, match="needs two halves, from which it takes the noise: take 'orbit'"):
             confidence_map(predictor, volume, None, RANGE, estimate=estimate)
 
 
 def test_a_seed_repeats_a_map(predictor):
     halves = noisy_halves((16, 16, 16))
-    one, same, other = (confidence_map(predictor, *halves, RANGE, n_samples=2, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (
+        confidence_map(predictor, *halves, RANGE, estimate="bootstrap", n_samples=2, seed=seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -113,6 +127,15 @@ def test_predict_names_the_map_after_its_result_and_lists_it(folder, halves, tmp
     assert files_in(tmp_path) == {"a.mrc", "a_confidence.mrc"}
     assert f"Wrote {tmp_path}/a_confidence.mrc" in capsys.readouterr().out
     assert f"standard deviation by {estimate}" in read_volume(tmp_path / "a_confidence.mrc").header.labels[-1]
+
+
+def test_a_learned_map_says_that_it_was_calibrated(folder, halves, tmp_path):
+    given = ["--run", folder, "--out", tmp_path / "a.mrc", *TILES, "--device", "cpu", "--confidence", "learned"]
+    assert run("predict", *halves, *given) == 0
+    found = read_volume(tmp_path / "a_confidence.mrc")
+    assert found.header.labels[-1] == "equitomo: learned standard deviation, calibrated on simulations"
+    assert is_calibrated(found)
+    assert np.min(found.data) > 0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ LAYERS = (
     ("geometry",),
     ("physics", "transform", "models", "symmetry"),
     ("loss", "datasets", "inference", "metrics", "simulate", "solvers < refinement", "filled", "spots"),
-    ("diagnosis", "training < methods < uncertainty < confidence"),
+    ("diagnosis", "training < methods < uncertainty < deviation < confidence"),
     ("report",),
     ("run",),
     ("cli < __main__",),

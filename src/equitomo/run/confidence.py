@@ -9,9 +9,16 @@ from equitomo.confidence import bytes_for_confidence, confidence_map
 from equitomo.datasets import TomogramPair
 from equitomo.geometry import Geometry
 from equitomo.inference import TiledPredictor
-from equitomo.io import read_volume, write_volume
+from equitomo.io import Volume, read_volume, write_volume
 from equitomo.run.finish import Finish
 from equitomo.run.settings import ReconstructionSettings
+
+_CALIBRATED = "calibrated on simulations"
+
+
+def is_calibrated(volume: Volume) -> bool:
+    """Return whether the header of a confidence map says that its intervals were calibrated."""
+    return any(_CALIBRATED in label for label in volume.header.labels)
 
 
 class Confidence(Finish):
@@ -65,7 +72,9 @@ class Confidence(Finish):
             n_samples=settings.confidence_samples,
             intensities=(pair.scale.mean, pair.scale.scale),
         )
-        samples = "" if self._estimate == "halves" else f", {settings.confidence_samples} samples"
+        samples = f", {settings.confidence_samples} samples" if self._estimate in ("bootstrap", "orbit") else ""
         header: dict[str, Any] = {"like": read_volume(self._source), "dtype": settings.dtype}
         label = f"equitomo: standard deviation by {self._estimate}{samples}, not calibrated"
+        if self._estimate == "learned":
+            label = f"equitomo: learned standard deviation, {_CALIBRATED}"
         return write_volume(self.paths[0], deviation.numpy(), label=label, overwrite=self._overwrite, **header)

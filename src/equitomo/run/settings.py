@@ -257,11 +257,11 @@ class ReconstructionSettings:
         Fourier coefficients (wedge_mask), and a table and a picture of spots that only the filled part shows
         (filled_spots).
     confidence
-        Also write the standard deviation of each voxel (confidence.mrc or NAME_confidence), estimated by reconstructing
-        the turned result from new measurements with new noise ("bootstrap"), or without noise ("orbit"), or from the
-        difference between the halves ("halves").
+        Also write the standard deviation of each voxel (confidence.mrc or NAME_confidence), predicted by a network that
+        learned it from simulations ("learned"), or estimated by reconstructing the turned result from new measurements
+        with new noise ("bootstrap"), or without noise ("orbit"), or from the difference between the halves ("halves").
     confidence_samples
-        How often the result is turned for it; each time takes one more prediction.
+        How often the result is turned for "bootstrap" and "orbit"; each time takes one more prediction.
 
     Raises
     ------
@@ -290,7 +290,7 @@ class ReconstructionSettings:
     spherical_aberration: float = 2.7
     amplitude_contrast: float = 0.07
     split_result: bool = False
-    confidence: Literal["none", "bootstrap", "orbit", "halves"] = "none"
+    confidence: Literal["none", "learned", "bootstrap", "orbit", "halves"] = "none"
     confidence_samples: int = 8
 
     def __post_init__(self) -> None:
