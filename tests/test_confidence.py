@@ -12,7 +12,7 @@ from making import noisy_halves
 from equitomo import TiledPredictor, TomogramPair, read_volume, resources
 from equitomo.confidence import TiledReconstructor, confidence_map
 from equitomo.run import ReconstructionSettings
-from equitomo.run.confidence import Confidence, is_calibrated
+from equitomo.run.confidence import Confidence, is_learned
 
 RANGE = (-60.0, 60.0)
 ESTIMATES = ["learned", "bootstrap", "orbit", "halves"]
@@ -129,12 +129,12 @@ def test_predict_names_the_map_after_its_result_and_lists_it(folder, halves, tmp
     assert f"standard deviation by {estimate}" in read_volume(tmp_path / "a_confidence.mrc").header.labels[-1]
 
 
-def test_a_learned_map_says_that_it_was_calibrated(folder, halves, tmp_path):
+def test_a_learned_map_says_from_what(folder, halves, tmp_path):
     given = ["--run", folder, "--out", tmp_path / "a.mrc", *TILES, "--device", "cpu", "--confidence", "learned"]
     assert run("predict", *halves, *given) == 0
     found = read_volume(tmp_path / "a_confidence.mrc")
-    assert found.header.labels[-1] == "equitomo: learned standard deviation, calibrated on simulations"
-    assert is_calibrated(found)
+    assert found.header.labels[-1] == "equitomo: standard deviation learned from simulations"
+    assert is_learned(found)
     assert np.min(found.data) > 0
 
 

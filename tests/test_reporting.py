@@ -320,7 +320,7 @@ def test_spots_lead_to_their_sections(tmp_path):
 
 
 def test_volumes_that_other_steps_left_in_the_folder_are_shown(copied):
-    label = "equitomo: learned standard deviation, calibrated on simulations"
+    label = "equitomo: standard deviation learned from simulations"
     write_volume(copied / "confidence.mrc", np.ones(SHAPE, np.float32), voxel_size=10.0, label=label)
     write_volume(copied / "refined.mrc", np.ones((4, 4, 4), np.float32), voxel_size=10.0)
     text = text_of(RunReport(copied).write())
@@ -329,7 +329,7 @@ def test_volumes_that_other_steps_left_in_the_folder_are_shown(copied):
     assert "in agreement with the projections" not in text.replace("the result in agreement with the projections", "")
 
 
-def test_a_confidence_map_that_is_not_calibrated_is_not_shown(copied):
+def test_a_confidence_map_that_was_not_learned_is_not_shown(copied):
     label = "equitomo: standard deviation by bootstrap, 8 samples, not calibrated"
     write_volume(copied / "confidence.mrc", np.ones(SHAPE, np.float32), voxel_size=10.0, label=label)
     assert "Confidence standard deviation" not in text_of(RunReport(copied).write())

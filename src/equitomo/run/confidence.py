@@ -13,12 +13,12 @@ from equitomo.io import Volume, read_volume, write_volume
 from equitomo.run.finish import Finish
 from equitomo.run.settings import ReconstructionSettings
 
-_CALIBRATED = "calibrated on simulations"
+_LEARNED = "learned from simulations"
 
 
-def is_calibrated(volume: Volume) -> bool:
-    """Return whether the header of a confidence map says that its intervals were calibrated."""
-    return any(_CALIBRATED in label for label in volume.header.labels)
+def is_learned(volume: Volume) -> bool:
+    """Return whether the header of a confidence map says that it was learned where the truth is known."""
+    return any(_LEARNED in label for label in volume.header.labels)
 
 
 class Confidence(Finish):
@@ -76,5 +76,5 @@ class Confidence(Finish):
         header: dict[str, Any] = {"like": read_volume(self._source), "dtype": settings.dtype}
         label = f"equitomo: standard deviation by {self._estimate}{samples}, not calibrated"
         if self._estimate == "learned":
-            label = f"equitomo: learned standard deviation, {_CALIBRATED}"
+            label = f"equitomo: standard deviation {_LEARNED}"
         return write_volume(self.paths[0], deviation.numpy(), label=label, overwrite=self._overwrite, **header)

@@ -12,7 +12,7 @@ from equitomo.diagnosis import Finding, diagnose
 from equitomo.geometry import Geometry, shared_axes
 from equitomo.io import Volume, read_volume, require_writable, valid_path, write_atomically
 from equitomo.report import Cut, Grey, Page, Shown, cut_volumes, spectra
-from equitomo.run.confidence import is_calibrated
+from equitomo.run.confidence import is_learned
 from equitomo.run.folder import REPORT, RESULTS, require_other
 from equitomo.run.halves.recording import recorded_ctf_state
 from equitomo.run.report_chapters import (
@@ -229,7 +229,7 @@ def _shown(folder: Path, pair: TomogramPair, after: Volume) -> list[Shown]:
     others: tuple[tuple[str, str, str, Grey], ...] = (
         ("refined.mrc", "Refined", "in agreement with the projections", "shared"),
         ("filled.mrc", *_FILLED),
-        ("confidence.mrc", "Confidence", "standard deviation; white is uncertain", "own"),
+        ("confidence.mrc", "Confidence", "standard deviation, learned from simulations; white is uncertain", "own"),
         ("truth.mrc", "Truth", "the simulated specimen", "shared"),
     )
     found = {}
@@ -237,8 +237,8 @@ def _shown(folder: Path, pair: TomogramPair, after: Volume) -> list[Shown]:
         if not (folder / file).is_file():
             continue
         volume = read_volume(folder / file)
-        # Intervals that are too narrow would be believed.
-        if volume.shape == pair.shape and (file != "confidence.mrc" or is_calibrated(volume)):
+        # The others have intervals that are wrong by factors, and would be believed.
+        if volume.shape == pair.shape and (file != "confidence.mrc" or is_learned(volume)):
             found[name] = Shown(name, volume, note, grey)
     computed = [] if _FILLED[0] in found else _filled(pair, after)
     return [Shown(_AFTER, after, "denoised, wedge filled"), *computed, *found.values()]
