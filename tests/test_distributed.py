@@ -219,7 +219,7 @@ def test_tasks_of_a_slurm_step_train_together(tmp_path, alone):
 # The command line ----------------------------------------------------------------------------------------
 
 TINY = [
-    *("--preset", "tiny", "--side", "16", "--width", "4"),
+    *("--preset", "tiny", "--side", "16", "--batch", "2", "--width", "4"),
     *("--levels", "2", "--unshuffle", "1", "--margin", "4"),
     *("--steps", "4"),
     *("--preview_every", "2", "--device", "cpu", "--precision", "float32", "--tilts", "-60,60"),

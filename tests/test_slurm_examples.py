@@ -14,7 +14,7 @@ from equitomo import read_volume, write_volume
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "slurm"
 SMALL = [
-    *("--preset", "tiny", "--side", "16", "--width", "2", "--levels", "2", "--unshuffle", "1"),
+    *("--preset", "tiny", "--side", "16", "--batch", "2", "--width", "2", "--levels", "2", "--unshuffle", "1"),
     *("--margin", "2", "--steps", "4"),
 ]
 HERE = ["--device", "cpu", "--no-test-time-mirrors"]
