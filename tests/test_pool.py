@@ -2,6 +2,7 @@
 
 import re
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -243,7 +244,8 @@ def slow(monkeypatch):
 
 
 def test_closing_ends_the_thread_and_drawing_goes_on_after_it(tomograms, monkeypatch):
-    expected = pool_of(tomograms).batch(range(60))[0]
+    with closing(pool_of(tomograms)) as whole:
+        expected = whole.batch(range(60))[0]
     pool = pool_of(tomograms)
     with monkeypatch.context() as patch:
         begun = slow(patch)
@@ -277,7 +279,8 @@ def test_a_file_that_was_cut_is_named_by_the_thread_that_read_it(tomograms, tmp_
     # Once it is whole again, so is what is drawn.
     for path, content in contents.items():
         path.write_bytes(content)
-    assert torch.equal(pool.batch(range(20))[0], pool_of(tomograms).batch(range(20))[0])
+    with closing(pool_of(tomograms)) as other:
+        assert torch.equal(pool.batch(range(20))[0], other.batch(range(20))[0])
     pool.close()
 
 
