@@ -229,7 +229,12 @@ def _shown(folder: Path, pair: TomogramPair, after: Volume) -> list[Shown]:
     others: tuple[tuple[str, str, str, Grey], ...] = (
         ("refined.mrc", "Refined", "in agreement with the projections", "shared"),
         ("filled.mrc", *_FILLED),
-        ("confidence.mrc", "Confidence", "standard deviation, learned from simulations; white is uncertain", "own"),
+        (
+            "confidence.mrc",
+            "Confidence",
+            "standard deviation, learned from simulations, too small for some specimens; white is uncertain",
+            "own",
+        ),
         ("truth.mrc", "Truth", "the simulated specimen", "shared"),
     )
     found = {}
