@@ -45,7 +45,7 @@ from equitomo.training.judging import JUDGED_AT, HeldOutJudge, StartJudge
 _SIZE = 64
 _SHAPE = (_SIZE, _SIZE, _SIZE)
 _GEOMETRY = TiltGeometry(range(-60, 61, 3))
-SHARES = tuple(tenths / 10 for tenths in range(11))
+_SHARES = tuple(tenths / 10 for tenths in range(11))
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in {line["specimen"] for line in _read(given.out)}:
             change = {"steps": given.steps} if given.steps else {}
             settings = change | {"held_out": given.held_out}
-            found = {"specimen": name} | measured(Specimen.of(name), given.preset, settings, given.judged)
+            specimen = Specimen.of(name)
+            found = {"specimen": name} | measured(specimen, given.preset, settings, given.judged)
             if given.scratch:
-                found["scratch"] = from_scratch(Specimen.of(name), given.preset, change)
+                found["scratch"] = from_scratch(specimen, given.preset, change)
             with given.out.open("a") as file:
                 file.write(json.dumps(found) + "\n")
             print(found, flush=True)
-    print("\n".join(["", *table(_read(given.out)), "", *shares(_read(given.out))]))
+    done = _read(given.out)
+    print("\n".join(["", *table(done), "", *shares(done)]))
 
 
 def measured(specimen: Specimen, preset: str, change: Mapping[str, Any], judged: int) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def measured(specimen: Specimen, preset: str, change: Mapping[str, Any], judged:
     network = trainer.train().network
     end = {key: value.clone() for key, value in network.state_dict().items()}
     found["shares"] = {}
-    for share in SHARES:
+    for share in _SHARES:
         network.load_state_dict(blended(end, start, share))
         found["shares"][str(share)] = [*errors(network), *_score(network, specimen, pair, config)]
     return found

@@ -9,10 +9,11 @@ import pytest
 import torch
 from commanding import run as command
 from kills import assert_equal_runs
-from making import noisy_halves
+from making import noisy_halves, noisy_pair
 from torch import nn
 
 from equitomo import (
+    IcecreamTrainer,
     MissingWedgeOperator,
     Noise2NoiseLoss,
     Run,
@@ -354,3 +355,21 @@ def test_halves_of_different_tilts_are_predicted_where_no_wedge_matters(files, t
         run.predict(pair, tmp_path / "a.mrc", TILES)
     one_pass = Prediction(tile=24, tile_margin=4, passes=1)
     assert run.predict(pair, tmp_path / "a.mrc", one_pass, devices="cpu").exists()
+
+
+def test_a_tomogram_too_thin_for_the_cubes_of_a_preset_gets_smaller_ones_and_is_told(tmp_path):
+    pair, config = noisy_pair((16, 20, 52)), TrainingConfig.preset("tiny", device="cpu", preview_every=0)
+    run = Run.create(tmp_path / "thin", pair, config)
+    assert run.config.side == 16
+    assert (
+        "Cubes have 16 voxels per side and not 48, because no larger ones fit into the smallest tomogram" in run.notes
+    )
+    run.train(until=1)
+    assert Run.create(tmp_path / "thin", pair, config, resume=True).trainer.step == 1
+    with pytest.raises(ValueError, match="cubes of 48 voxels do not fit"):
+        Run.create(tmp_path / "asked", pair, TrainingConfig.preset("tiny", side=48, device="cpu"))
+
+
+def test_a_training_without_tomograms_is_refused_for_that():
+    with pytest.raises(ValueError, match="at least one pair of half tomograms is needed"):
+        IcecreamTrainer([], TrainingConfig.preset("tiny", device="cpu"))

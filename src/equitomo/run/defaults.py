@@ -63,7 +63,7 @@ def training_defaults(chosen: Mapping[str, Any], *, is_demo: bool = False) -> di
     if is_demo and "steps" not in chosen:
         changes["minutes"] = _DEMO_MINUTES
     if "side" in chosen:
-        # What was asked for is not changed.
+        # As for a preset: cubes that are asked for do not shrink.
         changes["fit_cubes"] = False
     start = init if init in SHIPPED else None
     settings = TrainingConfig.preset(preset, start=start, **changes).as_dict()

@@ -422,11 +422,10 @@ class TrainingConfig(
         if started and "steps" in changes:
             # What is given is the number of steps in either case.
             started["restart_steps"] = changes["steps"]
-        if "side" in changes:
-            # What is asked for is not changed.
-            started["fit_cubes"] = False
+        # Cubes that are asked for do not shrink.
+        asked = {"fit_cubes": False} if "side" in changes else {}
         # An unknown method is refused by the constructor, as every other value is.
-        return cls(**{**PRESETS[name], **started, **METHODS.get(method, {}), **changes})
+        return cls(**{**PRESETS[name], **started, **METHODS.get(method, {}), **asked, **changes})
 
     def fitted(self, shapes: Iterable[Sequence[int]]) -> TrainingConfig:
         """Return the configuration for tomograms of these shapes: with smaller cubes where ``fit_cubes`` asks for them.
@@ -436,7 +435,7 @@ class TrainingConfig(
         >>> [TrainingConfig.preset("fast").fitted([shape]).side for shape in ((64, 64, 64), (36, 300, 300))]
         [48, 32]
         """
-        shortest = min(min(shape) for shape in shapes)
+        shortest = min((min(shape) for shape in shapes), default=0)
         if not self.fit_cubes or not isinstance(self.side, int) or not self.stride <= shortest < self.side:
             return self
         return dataclasses.replace(self, side=shortest // self.stride * self.stride)
