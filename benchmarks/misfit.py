@@ -74,6 +74,7 @@ class Specimen:
 
 
 def _scores(truth: Tensor, geometry: TiltGeometry | TiltUnion, volume: NDArray[np.float32]) -> list[float]:
+    """Return the correlations of a volume with the truth: overall, in the measured part, and in the wedge."""
     regions = region_masks(truth.shape, geometry)
     masks = (regions.overall, regions.measured, regions.wedge)
     return [fourier_correlation(torch.from_numpy(volume), truth, mask) for mask in masks]
@@ -138,6 +139,7 @@ def from_scratch(specimen: Specimen, preset: str, change: Mapping[str, Any]) -> 
 
 
 def _score(network: nn.Module, specimen: Specimen, pair: TomogramPair, config: TrainingConfig) -> list[float]:
+    """Return the scores of the result of a network."""
     predictor = predictor_for(network.eval(), pair.geometry, ReconstructionSettings(), config)
     result = pair.restore(predictor(*pair.volumes)).numpy()
     return [round(float(value), 4) for value in specimen.scores(result)]

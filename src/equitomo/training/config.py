@@ -122,7 +122,7 @@ class CubeSettings(_Settings):
         Voxels per side of a training cube, a multiple of ``unshuffle * 2 ** (levels - 1)``; three numbers ``(z, y, x)``
         where the sides differ, as for thin specimens.
     fit_cubes
-        Take the largest smaller cubes that fit where a tomogram is too small for ``side``.
+        Where a tomogram is too small for cubes of ``side``, take the largest ones that fit.
     batch
         Cubes in one step, each with both halves. Several processes share them.
     min_specimen
